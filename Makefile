@@ -1,0 +1,45 @@
+# `make` lists the targets. Everything runs in .venv, which every target sets up (or leaves alone) by itself.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+ARGS ?=
+# Small tensors: more threads than this cost time on large machines.
+TEST_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint format demo clean clean-env
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=/path/to/python3   the Python (>= 3.10) that .venv is made from; default: python3. If it has a"
+	@echo "                            Detectron2 already, its packages stay visible in .venv and that Detectron2 is kept,"
+	@echo "                            as is one that you installed into .venv yourself."
+	@echo "  VENV=DIR                  another folder for the environment"
+	@echo "  ARGS=...                  passed on by test (pytest) and demo (demo/shapes_demo.py), e.g. ARGS=--help"
+
+setup: ## create or update .venv from PyPI (a moment if nothing changed)
+	@$(PYTHON) tools/setup_env.py --venv $(VENV)
+
+test: setup ## run the tests
+	OMP_NUM_THREADS=$(TEST_THREADS) $(RUN) -m pytest $(ARGS)
+
+lint: setup ## ruff and the type checker
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ty check --python $(VENV)
+
+format: setup ## let ruff mend style and layout
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+demo: setup ## train, evaluate and show a small model on drawn shapes, then run the full-size one on a photograph
+	$(RUN) demo/shapes_demo.py $(ARGS)
+
+clean: ## remove what runs and tools wrote (output/, the shapes data, caches)
+	rm -rf output datasets/shapes build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+clean-env: ## remove .venv
+	rm -rf $(VENV)

@@ -1,0 +1,214 @@
+"""Creates or updates the virtual environment of this checkout: what ``make setup`` runs.
+
+Uses the standard library only, because it runs before anything is installed. Steps: a venv, the packages of pyproject.toml
+with the extras named in ``EXTRAS``, Detectron2 (kept when one is already importable), NATTEN (optional), one import check.
+A stamp in the environment records what it was made from, so that a call with nothing to do returns at once; the stamp is
+written last, so an interrupted call is taken up again by the next one.
+"""
+
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit(
+        "setup: Python 3.10 or newer is needed, but %s is %d.%d. Choose one with: make setup PYTHON=/path/to/python3"
+        % (sys.executable, sys.version_info[0], sys.version_info[1])
+    )
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DETECTRON2_REQUIREMENT = ROOT / "requirements" / "detectron2.txt"
+INPUTS = (ROOT / "pyproject.toml", DETECTRON2_REQUIREMENT, Path(__file__).resolve())
+EXTRAS = "demo,test,lint"
+NATTEN = "natten>=0.21"
+STAMP = "setup-stamp"
+LAYER_FILE = "_packages_of_the_base_environment.pth"
+
+# Prints what the interpreter that runs it knows about Detectron2 and its folders, without importing torch.
+PROBE = """
+import importlib.metadata, importlib.util, json, sys, sysconfig
+spec = importlib.util.find_spec("detectron2")
+try:
+    snapshot = importlib.metadata.version("sal-detectron2")
+except importlib.metadata.PackageNotFoundError:
+    snapshot = None
+print(json.dumps({
+    "detectron2": spec and spec.origin,
+    "snapshot": snapshot,
+    "purelib": sysconfig.get_path("purelib"),
+    "site": [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))],
+}))
+"""
+
+# The imports that fail when the parts do not fit each other (torch and torchvision, NumPy, setuptools).
+IMPORT_CHECK = """
+import torch, torchvision, numpy, detectron2
+import detectron2.data, detectron2.engine, detectron2.evaluation, detectron2.model_zoo
+device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU, the CPU is used"
+print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, numpy {numpy.__version__}, "
+      f"detectron2 {detectron2.__version__}; {device}")
+"""
+
+
+class SetupError(Exception):
+    """A step failed; the message says what the user can do."""
+
+
+def say(message: str) -> None:
+    """Print one line of progress."""
+    print(f"setup: {message}", flush=True)
+
+
+def fingerprint() -> str:
+    """Hash of everything the environment depends on: inputs, interpreter, place of the checkout."""
+    digest = hashlib.sha256(f"{sys.version}|{os.path.realpath(sys.executable)}|{ROOT}".encode())
+    for path in INPUTS:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def run(command: list, **kwargs) -> subprocess.CompletedProcess:
+    """Run ``command`` in the checkout and return the completed process, whatever its exit status."""
+    environment = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **kwargs.pop("env", {})}
+    return subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, text=True, check=False, **kwargs)
+
+
+def pip(python: Path, *arguments: object, what: str) -> None:
+    """Run pip's install in the environment; raise SetupError naming ``what`` if it fails."""
+    if run([python, "-m", "pip", "install", *arguments]).returncode != 0:
+        raise SetupError(f"pip could not install {what} (its message is above). After mending that, run it again.")
+
+
+def probe(python: Path) -> dict:
+    """Run ``PROBE`` under ``python``."""
+    result = run([python, "-c", PROBE], capture_output=True)
+    if result.returncode != 0:
+        raise SetupError(f"{python} does not run: {result.stderr.strip()}")
+    return json.loads(result.stdout)
+
+
+def create_environment(venv: Path, python: Path) -> None:
+    """Make the venv if it is not there or is broken (an interrupted start, a Python that is gone)."""
+    if python.exists() and run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0:
+        return
+    missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SetupError(
+            f"{sys.executable} has no module {' and '.join(missing)}, which makes virtual environments. On Debian and "
+            f"Ubuntu: apt install python3-venv. Or choose another Python: make setup PYTHON=/path/to/python3"
+        )
+    say(f"creating {venv} with Python {sys.version.split()[0]}")
+    result = run([sys.executable, "-m", "venv", "--clear", venv], capture_output=True)
+    if result.returncode != 0:
+        raise SetupError(f"python -m venv failed:\n{result.stdout}{result.stderr}".rstrip())
+
+
+def layer_on_base(python: Path) -> None:
+    """Let the environment see the packages of ``sys.executable`` if these include a Detectron2."""
+    base = probe(Path(sys.executable))
+    own = probe(python)
+    if base["detectron2"] is None or own["detectron2"] is not None:
+        return
+    say(f"{sys.executable} already has Detectron2 ({base['detectron2']}); its packages stay visible and it is kept")
+    lines = [f"import site; site.addsitedir({path!r})" for path in base["site"]]
+    (Path(own["purelib"]) / LAYER_FILE).write_text("\n".join(lines) + "\n")
+
+
+def install_detectron2(venv: Path, python: Path) -> None:
+    """Install the hash-checked snapshot, unless a Detectron2 that is not the snapshot is importable."""
+    wanted = re.search(r"^sal-detectron2==(\S+)", DETECTRON2_REQUIREMENT.read_text(), re.MULTILINE)
+    if wanted is None:
+        raise SetupError(f"{DETECTRON2_REQUIREMENT} has no line 'sal-detectron2==VERSION'")
+    found = probe(python)
+    if found["detectron2"] and found["snapshot"] in (None, wanted[1]):
+        say(f"Detectron2 is there and kept: {Path(found['detectron2']).parent}")
+        return
+    say("installing Detectron2 (snapshot of its main branch, checked by hash)")
+    # Beside site-packages, so that the moves below are renames: a kill leaves the whole package or none of it.
+    staging = venv / "detectron2-staging"
+    shutil.rmtree(staging, ignore_errors=True)
+    options = "--no-deps --require-hashes --only-binary=:all: --python-version 3.10 --implementation cp --abi none"
+    target = ("--platform", "any", "--target", staging, "-r", DETECTRON2_REQUIREMENT)
+    pip(python, "--quiet", *options.split(), *target, what="Detectron2")
+    # Ops compiled for one old Python and torch; without them every Python takes the same path.
+    for compiled in (staging / "detectron2").glob("_C*.so"):
+        compiled.unlink()
+    # The metadata first: without the package it counts as not installed. The wheel's top-level "tools" is left out.
+    for source in [*staging.glob("sal_detectron2-*.dist-info"), staging / "detectron2"]:
+        destination = Path(found["purelib"]) / source.name
+        shutil.rmtree(destination, ignore_errors=True)
+        source.rename(destination)
+    shutil.rmtree(staging)
+
+
+def install_natten(venv: Path, python: Path) -> None:
+    """Try to install NATTEN; a failure costs speed only, so it is one line and not an error."""
+    # NATTEN compiles its kernels where it sees a GPU, which can take an hour: only on request, by its own variable.
+    asked = bool(os.environ.get("NATTEN_CUDA_ARCH"))
+    environment = {} if asked else {"CUDA_VISIBLE_DEVICES": ""}
+    say(f"installing NATTEN (optional; {'with its CUDA kernels' if asked else 'pure Python'})")
+    log = venv / "natten-install.log"
+    with log.open("w") as stream:
+        command = [python, "-m", "pip", "install", "--no-build-isolation", NATTEN]
+        result = run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+    if result.returncode != 0:
+        say(f"NATTEN could not be installed: nothing needs it, the attention's own backends are used ({log})")
+
+
+def set_up(venv: Path) -> None:
+    """Bring the environment in the folder ``venv`` up to date.
+
+    Raises:
+        SetupError: a step failed.
+    """
+    python = venv / "bin" / "python"
+    stamp = venv / STAMP
+    state = fingerprint()
+    if stamp.exists() and stamp.read_text() == state and python.exists():
+        say(f"{venv} is up to date")
+        return
+    start = time.monotonic()
+    create_environment(venv, python)
+    stamp.unlink(missing_ok=True)
+    layer_on_base(python)
+    say("installing what pyproject.toml asks for from PyPI (1 to 10 minutes and about 7 GB of disk the first time)")
+    # pip itself decides what to reuse; setuptools and wheel are here for NATTEN's build, which needs this torch.
+    editable = f"{ROOT}[{EXTRAS}]"
+    pip(python, "wheel", "-e", editable, what="the dependencies")
+    install_detectron2(venv, python)
+    install_natten(venv, python)
+    result = run([python, "-c", IMPORT_CHECK], stdout=subprocess.PIPE)
+    if result.returncode != 0:
+        raise SetupError("the installed packages do not import (the reason is above); `make clean-env setup` starts afresh")
+    say(result.stdout.strip().splitlines()[-1])
+    stamp.write_text(state)
+    say(f"{venv} is ready ({time.monotonic() - start:.0f} s)")
+
+
+def main() -> int:
+    """Parse the command line and set up."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment (default: .venv)")
+    arguments = parser.parse_args()
+    try:
+        set_up(arguments.venv.absolute())
+    except SetupError as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("setup: interrupted; the next call goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
