@@ -1,0 +1,1 @@
+"""From files on disk to the dicts that the model takes: data sets, augmentation, targets, loaders."""

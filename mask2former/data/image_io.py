@@ -1,0 +1,92 @@
+"""Read photographs and label maps from disk.
+
+Photographs of every common kind come out as 8-bit colour; label maps come out as the numbers that are stored.
+Nothing here knows what the numbers mean.
+"""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+ChannelOrder = Literal["RGB", "BGR"]
+
+# What Pillow raises for files that are missing, cut off, damaged or no images at all.
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+_Result = TypeVar("_Result")
+
+
+class ImageReadError(ValueError):
+    """A file that can't be read as an image; the message names the file and the cause."""
+
+
+def read_image(path: str | Path, format: ChannelOrder = "RGB") -> NDArray[np.uint8]:
+    """Read a photograph as uint8 [H, W, 3], upright (its EXIF orientation is applied).
+
+    Grey images get three equal channels, palettes are looked up, CMYK is converted, an alpha channel is dropped,
+    and 16-bit values are scaled to 8 bits.
+
+    Raises:
+        ImageReadError: the file is missing, damaged, or holds something that has no obvious 8-bit form.
+        ValueError: `format` is neither "RGB" nor "BGR".
+    """
+    if format not in ("RGB", "BGR"):
+        raise ValueError(f"image format is {format!r}, expected 'RGB' or 'BGR'")
+    pixels = _decode(path, lambda image: np.array(_to_rgb(ImageOps.exif_transpose(image))))
+    return pixels if format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def read_label_map(path: str | Path) -> NDArray[np.uint8] | NDArray[np.int32]:
+    """Read a one-channel label image as the ids [H, W] it stores: uint8, or int32 where it has more than 8 bits.
+
+    A palette image gives its indices, not its colours.
+
+    Raises:
+        ImageReadError: the file is missing or damaged, or has more than one channel.
+    """
+    labels = _decode(path, np.array)
+    if labels.ndim != 2:
+        raise ImageReadError(f"{path}: expected a label map with one channel, found shape {labels.shape}")
+    return labels if labels.dtype == np.uint8 else labels.astype(np.int32)
+
+
+def read_panoptic_png(path: str | Path) -> NDArray[np.uint8]:
+    """Read the colours [H, W, 3] of a panoptic PNG in COCO's format; `targets.panoptic_ids` turns them into ids.
+
+    Raises:
+        ImageReadError: the file is missing or damaged, or isn't a colour image.
+    """
+    colors = _decode(path, np.array)
+    if colors.ndim != 3 or colors.shape[2] < 3 or colors.dtype != np.uint8:
+        raise ImageReadError(f"{path}: expected an 8-bit RGB panoptic PNG, found shape {colors.shape}")
+    return colors[:, :, :3]
+
+
+def _decode(path: str | Path, convert: Callable[[Image.Image], _Result]) -> _Result:
+    try:
+        with Image.open(path) as image:
+            return convert(image)
+    except FileNotFoundError as error:
+        raise ImageReadError(f"{path}: no such file") from error
+    except _DECODING_ERRORS as error:
+        raise ImageReadError(f"{path}: can't be read as an image ({error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit grey at 255 instead of scaling it; older releases open it as 32-bit "I".
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"grey values from {values.min()} to {values.max()}, expected at most 16 bits")
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point grey values have no fixed 8-bit range")
+    if image.mode == "P" and "transparency" in image.info:
+        # Straight to RGB, Pillow warns that it ignores the transparency.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
