@@ -20,7 +20,7 @@ help: ## list the targets
 	@echo "  ARGS=...                  passed on by test (pytest) and demo (demo/shapes_demo.py), e.g. ARGS=--help"
 
 setup: ## create or update .venv from PyPI (a moment if nothing changed)
-	@$(PYTHON) tools/setup_env.py --venv $(VENV)
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" $(if $(filter file,$(origin PYTHON)),,--chosen-python)
 
 test: setup ## run the tests
 	OMP_NUM_THREADS=$(TEST_THREADS) $(RUN) -m pytest $(ARGS)
@@ -42,4 +42,5 @@ clean: ## remove what runs and tools wrote (output/, the shapes data, caches)
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 clean-env: ## remove .venv
-	rm -rf $(VENV)
+	@if [ -e "$(VENV)" ] && [ ! -e "$(VENV)/setup-base" ]; then echo "$(VENV) was not made by make setup: left alone" >&2; exit 1; fi
+	rm -rf "$(VENV)"

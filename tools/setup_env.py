@@ -1,17 +1,17 @@
 """Creates or updates the virtual environment of this checkout: what ``make setup`` runs.
 
-Uses the standard library only, because it runs before anything is installed. Steps: a venv, the packages of pyproject.toml
-with the extras named in ``EXTRAS``, Detectron2 (kept when one is already importable), NATTEN (optional), one import check.
-A stamp in the environment records what it was made from, so that a call with nothing to do returns at once; the stamp is
-written last, so an interrupted call is taken up again by the next one.
+Uses the standard library only, because it runs before anything is installed. Steps: a venv, the packages of
+pyproject.toml with the extras in ``EXTRAS``, Detectron2 (kept when one is already importable), NATTEN (optional), one
+import check. A stamp in the environment records what it was made from, so that a call with nothing to do returns at
+once; the stamp is written last, so an interrupted call is taken up again by the next one.
 """
 
 import sys
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036 - this script is how a user of an older Python learns it
     sys.exit(
-        "setup: Python 3.10 or newer is needed, but %s is %d.%d. Choose one with: make setup PYTHON=/path/to/python3"
-        % (sys.executable, sys.version_info[0], sys.version_info[1])
+        f"setup: Python 3.10 or newer is needed, but {sys.executable} is {sys.version_info[0]}.{sys.version_info[1]}. "
+        "Choose one with: make setup PYTHON=/path/to/python3"
     )
 
 import argparse
@@ -30,7 +30,8 @@ DETECTRON2_REQUIREMENT = ROOT / "requirements" / "detectron2.txt"
 INPUTS = (ROOT / "pyproject.toml", DETECTRON2_REQUIREMENT, Path(__file__).resolve())
 EXTRAS = "demo,test,lint"
 NATTEN = "natten>=0.21"
-STAMP = "setup-stamp"
+STAMP = "setup-stamp"  # in the environment: fingerprint of what it was set up from
+BASE = "setup-base"  # in the environment: sys.prefix of the Python that made it; marks it as made by this script
 LAYER_FILE = "_packages_of_the_base_environment.pth"
 
 # Prints what the interpreter that runs it knows about Detectron2 and its folders, without importing torch.
@@ -69,8 +70,8 @@ def say(message: str) -> None:
 
 
 def fingerprint() -> str:
-    """Hash of everything the environment depends on: inputs, interpreter, place of the checkout."""
-    digest = hashlib.sha256(f"{sys.version}|{os.path.realpath(sys.executable)}|{ROOT}".encode())
+    """Hash of what the environment depends on: the inputs and the place of the checkout."""
+    digest = hashlib.sha256(str(ROOT).encode())
     for path in INPUTS:
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -96,18 +97,32 @@ def probe(python: Path) -> dict:
     return json.loads(result.stdout)
 
 
-def create_environment(venv: Path, python: Path) -> None:
-    """Make the venv if it is not there or is broken (an interrupted start, a Python that is gone)."""
-    if python.exists() and run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0:
-        return
+def works(python: Path) -> bool:
+    """Whether the environment's interpreter starts and has pip (false after an interrupted start, or a Python gone)."""
+    command = [python, "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec('pip') is None)"]
+    return python.exists() and run(command, capture_output=True).returncode == 0
+
+
+def create_environment(venv: Path) -> None:
+    """Make the virtual environment ``venv`` anew from the running Python.
+
+    Raises:
+        SetupError: this Python cannot make one, or the folder holds something that is no environment.
+    """
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
     if missing:
         raise SetupError(
             f"{sys.executable} has no module {' and '.join(missing)}, which makes virtual environments. On Debian and "
             f"Ubuntu: apt install python3-venv. Or choose another Python: make setup PYTHON=/path/to/python3"
         )
-    say(f"creating {venv} with Python {sys.version.split()[0]}")
-    result = run([sys.executable, "-m", "venv", "--clear", venv], capture_output=True)
+    if venv.exists():
+        if any(venv.iterdir()) and not any((venv / name).exists() for name in (BASE, "pyvenv.cfg")):
+            raise SetupError(f"{venv} exists and is no virtual environment: choose another folder with VENV=DIR")
+        shutil.rmtree(venv)
+    say(f"creating {venv} with Python {sys.version.split()[0]} ({sys.executable})")
+    venv.mkdir(parents=True)
+    (venv / BASE).write_text(sys.prefix)
+    result = run([sys.executable, "-m", "venv", venv], capture_output=True)
     if result.returncode != 0:
         raise SetupError(f"python -m venv failed:\n{result.stdout}{result.stderr}".rstrip())
 
@@ -142,6 +157,9 @@ def install_detectron2(venv: Path, python: Path) -> None:
     # Ops compiled for one old Python and torch; without them every Python takes the same path.
     for compiled in (staging / "detectron2").glob("_C*.so"):
         compiled.unlink()
+    # What it needs stands in pyproject.toml; its own list (numpy<2) would make pip complain at every later install.
+    for metadata in staging.glob("sal_detectron2-*.dist-info/METADATA"):
+        metadata.write_text(re.sub(r"^Requires-Dist:.*\n", "", metadata.read_text(), flags=re.MULTILINE))
     # The metadata first: without the package it counts as not installed. The wheel's top-level "tools" is left out.
     for source in [*staging.glob("sal_detectron2-*.dist-info"), staging / "detectron2"]:
         destination = Path(found["purelib"]) / source.name
@@ -164,33 +182,39 @@ def install_natten(venv: Path, python: Path) -> None:
         say(f"NATTEN could not be installed: nothing needs it, the attention's own backends are used ({log})")
 
 
-def set_up(venv: Path) -> None:
+def set_up(venv: Path, chosen_python: bool) -> None:
     """Bring the environment in the folder ``venv`` up to date.
 
+    Args:
+        venv: Folder of the environment.
+        chosen_python: Whether the user named the running Python: an environment made from another one is made anew.
+
     Raises:
-        SetupError: a step failed.
+        SetupError: A step failed.
     """
-    python = venv / "bin" / "python"
-    stamp = venv / STAMP
-    state = fingerprint()
-    if stamp.exists() and stamp.read_text() == state and python.exists():
+    python, stamp, base = venv / "bin" / "python", venv / STAMP, venv / BASE
+    usable = works(python) and not (chosen_python and base.exists() and base.read_text() != sys.prefix)
+    if usable and stamp.exists() and stamp.read_text() == fingerprint():
         say(f"{venv} is up to date")
         return
     start = time.monotonic()
-    create_environment(venv, python)
+    if not usable:
+        create_environment(venv)
     stamp.unlink(missing_ok=True)
     layer_on_base(python)
     say("installing what pyproject.toml asks for from PyPI (1 to 10 minutes and about 7 GB of disk the first time)")
-    # pip itself decides what to reuse; setuptools and wheel are here for NATTEN's build, which needs this torch.
-    editable = f"{ROOT}[{EXTRAS}]"
-    pip(python, "wheel", "-e", editable, what="the dependencies")
+    quiet = () if sys.stdout.isatty() else ("--quiet",)
+    # wheel is for NATTEN, which is built with this environment's torch.
+    pip(python, *quiet, "wheel", "-e", f"{ROOT}[{EXTRAS}]", what="the dependencies")
     install_detectron2(venv, python)
     install_natten(venv, python)
-    result = run([python, "-c", IMPORT_CHECK], stdout=subprocess.PIPE)
+    result = run([python, "-W", "ignore", "-c", IMPORT_CHECK], stdout=subprocess.PIPE)
     if result.returncode != 0:
-        raise SetupError("the installed packages do not import (the reason is above); `make clean-env setup` starts afresh")
+        raise SetupError(
+            "the installed packages do not import (the reason is above). `make clean-env setup` starts afresh."
+        )
     say(result.stdout.strip().splitlines()[-1])
-    stamp.write_text(state)
+    stamp.write_text(fingerprint())
     say(f"{venv} is ready ({time.monotonic() - start:.0f} s)")
 
 
@@ -198,9 +222,12 @@ def main() -> int:
     """Parse the command line and set up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment (default: .venv)")
+    parser.add_argument(
+        "--chosen-python", action="store_true", help="make the environment anew if another Python made it"
+    )
     arguments = parser.parse_args()
     try:
-        set_up(arguments.venv.absolute())
+        set_up(arguments.venv.absolute(), arguments.chosen_python)
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
