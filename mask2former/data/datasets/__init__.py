@@ -1,0 +1,26 @@
+"""Every data set of the settings, registered in Detectron2's catalogs when this package is imported.
+
+Nothing is read at that moment: annotations are loaded, and paths put together, when a data set is used.
+"""
+
+from mask2former.data.datasets import coco, shapes
+from mask2former.data.datasets.coco_layout import Category, CocoLayout, register_coco_layout
+from mask2former.data.datasets.registry import (
+    MissingDatasetError,
+    dataset_metadata,
+    datasets_root,
+    register_dataset,
+)
+
+for _dataset in (coco, shapes):
+    _dataset.register()
+
+__all__ = [
+    "Category",
+    "CocoLayout",
+    "MissingDatasetError",
+    "dataset_metadata",
+    "datasets_root",
+    "register_coco_layout",
+    "register_dataset",
+]
