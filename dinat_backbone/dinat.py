@@ -1,0 +1,266 @@
+"""The DiNAT backbone (Hassani and Shi, "Dilated Neighborhood Attention Transformer", arXiv 2209.15001).
+
+Maps are kept channels last, [B, H, W, C], between the tokenizer and the outputs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
+
+from .neighborhood_attention import NeighborhoodAttention2D
+
+
+class ConvTokenizer(nn.Module):
+    """Two 3x3 convolutions of stride 2: image [B, 3, H, W] to tokens [B, H/4, W/4, dim], sides rounded up."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.Conv2d(in_channels, dim // 2, kernel_size=3, stride=2, padding=1),
+            nn.Conv2d(dim // 2, dim, kernel_size=3, stride=2, padding=1),
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map [B, 3, H, W] to [B, H/4, W/4, dim]."""
+        return self.norm(self.proj(image).permute(0, 2, 3, 1))
+
+
+class ConvDownsampler(nn.Module):
+    """A 3x3 convolution of stride 2 that doubles the channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Conv2d(dim, 2 * dim, kernel_size=3, stride=2, padding=1, bias=False)
+        self.norm = nn.LayerNorm(2 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, H, W, C] to [B, H/2, W/2, 2C], sides rounded up."""
+        return self.norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., dim] to the same shape."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class DiNATBlock(nn.Module):
+    """Neighborhood attention and MLP, each behind a LayerNorm, with residual connections."""
+
+    def __init__(
+        self,
+        attention: NeighborhoodAttention2D,
+        dim: int,
+        *,
+        mlp_ratio: float,
+        drop: float,
+        drop_path: float,
+        layer_scale: float | None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+        for name in ("gamma1", "gamma2"):
+            gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
+            self.register_parameter(name, gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, H, W, C] to the same shape."""
+        x = x + self._branch(self.attn(self.norm1(x)), self.gamma1)
+        return x + self._branch(self.mlp(self.norm2(x)), self.gamma2)
+
+    def _branch(self, x: Tensor, gamma: Tensor | None) -> Tensor:
+        return self.drop_path(x if gamma is None else gamma * x)
+
+
+class DiNATLevel(nn.Module):
+    """Blocks of one resolution, then the step to the next level (none after the last)."""
+
+    def __init__(self, blocks: Sequence[DiNATBlock], downsample: ConvDownsampler | None, use_checkpoint: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map [B, H, W, C] to the level's output, and to the next level's input (the same after the last)."""
+        for block in self.blocks:
+            if self.use_checkpoint and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x, x if self.downsample is None else self.downsample(x)
+
+
+class DiNAT(Backbone):
+    """Four levels of neighborhood attention; maps of strides 4, 8, 16, 32, each behind a LayerNorm of its own."""
+
+    FEATURES = ("res2", "res3", "res4", "res5")
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        kernel_size: int,
+        dilations: Sequence[Sequence[int]] | None = None,
+        mlp_ratio: float = 3.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        rel_pos_bias: bool = True,
+        layer_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        in_channels: int = 3,
+        out_features: Sequence[str] = FEATURES,
+        freeze_at: int = 0,
+        attention_backend: str = "auto",
+        use_checkpoint: bool = False,
+    ) -> None:
+        """Make the backbone; `MODEL.DINAT` in config.py says what the settings mean.
+
+        `freeze_at` counts as in Detectron2's ResNet: 1 freezes the tokenizer, 2 also the first level, up to 5.
+
+        Raises:
+            ValueError: settings that contradict each other, naming them.
+        """
+        super().__init__()
+        dilations = [[1] * depth for depth in depths] if not dilations else dilations
+        _check_levels(depths, num_heads, dilations, out_features)
+        drop_paths = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        dims = [embed_dim * 2**level for level in range(len(depths))]
+
+        self.patch_embed = ConvTokenizer(in_channels, embed_dim)
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.levels = nn.ModuleList()
+        for level, dim in enumerate(dims):
+            blocks = []
+            for dilation, drop_path in zip(dilations[level], drop_paths[level].tolist(), strict=True):
+                attention = NeighborhoodAttention2D(
+                    dim,
+                    num_heads[level],
+                    kernel_size,
+                    dilation,
+                    qkv_bias=qkv_bias,
+                    qk_scale=qk_scale,
+                    rel_pos_bias=rel_pos_bias,
+                    attn_drop=attn_drop_rate,
+                    proj_drop=drop_rate,
+                    backend=attention_backend,
+                )
+                blocks.append(
+                    DiNATBlock(
+                        attention,
+                        dim,
+                        mlp_ratio=mlp_ratio,
+                        drop=drop_rate,
+                        drop_path=drop_path,
+                        layer_scale=layer_scale,
+                    )
+                )
+            downsample = ConvDownsampler(dim) if level + 1 < len(dims) else None
+            self.levels.append(DiNATLevel(blocks, downsample, use_checkpoint))
+
+        self._out_features = list(out_features)
+        self._out_feature_channels = dict(zip(self.FEATURES, dims, strict=False))
+        self._out_feature_strides = {name: 4 * 2**level for level, name in enumerate(self.FEATURES[: len(dims)])}
+        for level, name in enumerate(self.FEATURES[: len(dims)]):
+            if name in out_features:
+                self.add_module(f"norm{level}", nn.LayerNorm(dims[level]))
+        self.apply(_initialize)
+        self._frozen = self._freeze(freeze_at)
+
+    def _freeze(self, freeze_at: int) -> list[nn.Module]:
+        """Turn off gradients of the first `freeze_at` stages, and return them."""
+        frozen: list[nn.Module] = [self.patch_embed, self.pos_drop] if freeze_at >= 1 else []
+        for level in range(min(freeze_at - 1, len(self.levels))):
+            frozen.append(self.levels[level])
+            if self.FEATURES[level] in self._out_features:
+                frozen.append(self.get_submodule(f"norm{level}"))
+        for module in frozen:
+            module.requires_grad_(False)
+        return frozen
+
+    def train(self, mode: bool = True) -> "DiNAT":
+        """Set the mode, except that frozen stages stay in evaluation mode (without dropout)."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Map a normalised image [B, 3, H, W] to {"res2": [B, C, H/4, W/4], ..., "res5": [B, 8C, H/32, W/32]}.
+
+        Sides need not divide 32; they are rounded up at each step.
+        """
+        outputs = {}
+        x = self.pos_drop(self.patch_embed(image))
+        for level, (name, module) in enumerate(zip(self.FEATURES, self.levels, strict=False)):
+            output, x = module(x)
+            if name in self._out_features:
+                norm = self.get_submodule(f"norm{level}")
+                outputs[name] = norm(output).permute(0, 3, 1, 2).contiguous()
+        return outputs
+
+
+@BACKBONE_REGISTRY.register()
+class D2DiNAT(DiNAT):
+    """`DiNAT` made from a Detectron2 config (`MODEL.DINAT`, `MODEL.BACKBONE.FREEZE_AT`)."""
+
+    @configurable
+    def __init__(self, **settings: Any) -> None:
+        """See `DiNAT`."""
+        super().__init__(**settings)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Every key of `MODEL.DINAT` is the argument of `DiNAT` with its name in lower case."""
+        settings: dict[str, Any] = {key.lower(): value for key, value in cfg.MODEL.DINAT.items()}
+        return settings | {"in_channels": input_shape.channels, "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT}
+
+
+def _check_levels(
+    depths: Sequence[int],
+    num_heads: Sequence[int],
+    dilations: Sequence[Sequence[int]],
+    out_features: Sequence[str],
+) -> None:
+    levels = len(depths)
+    if not 1 <= levels <= len(DiNAT.FEATURES):
+        raise ValueError(f"depths must name 1 to {len(DiNAT.FEATURES)} levels, got {list(depths)}")
+    if len(num_heads) != levels:
+        raise ValueError(f"num_heads must have one entry a level ({levels}), got {list(num_heads)}")
+    if [len(level) for level in dilations] != list(depths):
+        raise ValueError(f"dilations must have one entry a block: lengths {list(depths)}, got {list(dilations)}")
+    unknown = set(out_features) - set(DiNAT.FEATURES[:levels])
+    if unknown or not out_features:
+        raise ValueError(f"out_features must be among {DiNAT.FEATURES[:levels]}, got {list(out_features)}")
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,282 @@
+"""Neighborhood attention as dense attention over tiles, in plain PyTorch, for every device.
+
+Residue groups become batch, queries are cut into Ty x Tx tiles, and all keys of a tile lie in one Wy x Wx window; the
+bias of a tile is gathered from `rpb`, with -inf at the keys that a query does not attend, and is shared by all tiles
+that see the border alike. Work and memory grow linearly with the map. The backward pass computes probabilities again.
+
+Shapes:
+    B: batch; N: batch x residue groups; n: heads; D: channels of a head; k: kernel size
+    H, W: height and width of the map; h, w: of one residue group
+    Ny, Nx: tiles per column and row; Ty, Tx: queries of a tile; Wy, Wx: keys of its window
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .windows import ResidueGroups, TilePattern, TilePlan, residue_groups, tile_plans
+
+# Larger tiles waste more on keys outside a query's window than they save on keys copied.
+_LARGEST_TILE_SIDE = 16
+# Copying a key and its value into a window takes about as long as computing this many scores.
+_SCORES_PER_COPIED_KEY = 12
+# Scores computed and map elements copied at a time: enough to occupy a device; on a CPU few enough for its cache, and
+# for buffers that the allocator keeps instead of asking the system for fresh pages each time.
+_CHUNK_SCORES = {"cpu": 1 << 18, "other": 1 << 26}
+_CHUNK_ELEMENTS = {"cpu": 1 << 20, "other": 1 << 28}
+
+
+class TiledNeighborhoodAttention(torch.autograd.Function):
+    """The differentiable form: `apply(query, key, value, rpb, kernel_size, dilation, scale)`."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        """Compute `tiled_forward` and keep its inputs and output."""
+        query, key, value, rpb, *ctx.settings = arguments
+        output = tiled_forward(query, key, value, rpb, *ctx.settings)
+        ctx.save_for_backward(query, key, value, rpb, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of query, key, value and rpb."""
+        *inputs, output = ctx.saved_tensors
+        gradients = tiled_backward(*inputs, output, gradient, *ctx.settings)
+        return *gradients, None, None, None
+
+
+def tiled_forward(
+    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, kernel_size: int, dilation: int, scale: float
+) -> Tensor:
+    """Neighborhood attention of [B, H, W, n, D] tensors; see `neighborhood_attention_2d`."""
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    table = _bias_table(rpb, kernel_size, query)
+    for heads, view in _group_views(dilation, query, key, value, output):
+        tiling = _Tiling.choose(view[0], kernel_size)
+        queries = tiling.queries(tiling.pad_queries(view[0]))
+        keys, values = (tiling.windows(tiling.pad_keys(x)) for x in view[1:3])
+        padded = tiling.empty_queries(view[0])
+        outputs = tiling.queries(padded)
+        for index, chunks in tiling.chunks(query.device):
+            bias = _bias(table[heads], index)[None]
+            for chunk in chunks:
+                q, k, v = (_batch(x[chunk]) for x in (queries, keys, values))
+                attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+                outputs[chunk] = attended.view(outputs[chunk].shape)
+        view[3].copy_(tiling.crop_queries(padded, view[3]))
+    return output
+
+
+def tiled_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    output: Tensor,
+    gradient: Tensor,
+    kernel_size: int,
+    dilation: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of query, key, value [B, H, W, n, D] and rpb, given those of the output."""
+    results = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
+    table = _bias_table(rpb, kernel_size, query)
+    table_gradient = torch.zeros_like(table, dtype=_accumulator(query.dtype))
+    # Softmax's backward needs, per query, the mean of the probabilities' gradients: sum(output * gradient).
+    mean = (output * gradient).sum(-1, keepdim=True)
+    for heads, view in _group_views(dilation, query, key, value, gradient, mean, *results):
+        tiling = _Tiling.choose(view[0], kernel_size)
+        sources = [tiling.queries(tiling.pad_queries(view[i])) for i in (0, 3, 4)]
+        sources += [tiling.windows(tiling.pad_keys(view[i])) for i in (1, 2)]
+        padded_query = tiling.empty_queries(view[0])
+        padded_keys = [tiling.empty_keys(x, _accumulator(x.dtype)).zero_() for x in view[1:3]]
+        targets = [tiling.queries(padded_query), *(tiling.windows(x) for x in padded_keys)]
+        for index, chunks in tiling.chunks(query.device):
+            bias = _bias(table[heads], index)
+            bias_gradient = torch.zeros_like(bias, dtype=table_gradient.dtype)
+            for chunk in chunks:
+                *parts, scores = _tile_gradients(*(_batch(x[chunk]) for x in sources), bias, scale)
+                parts = [part.view(target[chunk].shape) for part, target in zip(parts, targets, strict=True)]
+                targets[0][chunk] = parts[0]
+                for part, target in zip(parts[1:], targets[1:], strict=True):
+                    tiling.add_windows(target[chunk], part)
+                bias_gradient += scores.sum(0, dtype=bias_gradient.dtype)
+            if rpb is not None:
+                table_gradient[heads] += _bias_gradient(bias_gradient, index, kernel_size)
+        view[5].copy_(tiling.crop_queries(padded_query, view[5]))
+        for result, padded in zip(view[6:], padded_keys, strict=True):
+            result.copy_(tiling.crop_keys(padded, result))
+    rpb_gradient = None if rpb is None else table_gradient[:, :-1, :-1].to(rpb.dtype)
+    return results[0], results[1], results[2], rpb_gradient
+
+
+def _tile_gradients(
+    query: Tensor, gradient: Tensor, mean: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value and scores of a batch of tiles [t, n, queries or keys, D], in place of autograd."""
+    scores = (query * scale) @ key.transpose(-1, -2)
+    probabilities = scores.add_(bias).softmax(-1)
+    # In reduced precision this rounds the probabilities to what the forward pass multiplied the values with.
+    score_gradient = (gradient @ value.transpose(-1, -2)).sub_(mean).mul_(probabilities)
+    query_gradient = (score_gradient @ key).mul_(scale)
+    key_gradient = score_gradient.transpose(-1, -2) @ (query * scale)
+    value_gradient = probabilities.transpose(-1, -2) @ gradient
+    return query_gradient, key_gradient, value_gradient, score_gradient
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """Tiles over the residue groups of one size. Groups come as views [B, gy, gx, n, h, w, D]; padded maps are [N, n, ...]."""
+
+    vertical: TilePlan
+    horizontal: TilePlan
+    batch: int
+    heads: int
+
+    @classmethod
+    def choose(cls, groups: Tensor, kernel_size: int) -> "_Tiling":
+        """Take the pair of plans that computes least, counting scores and keys copied."""
+        height, width = groups.shape[4:6]
+        pairs = [
+            (y, x)
+            for y in tile_plans(height, kernel_size, _LARGEST_TILE_SIDE)
+            for x in tile_plans(width, kernel_size, _LARGEST_TILE_SIDE)
+        ]
+        y, x = min(pairs, key=lambda p: p[0].scores * p[1].scores + _SCORES_PER_COPIED_KEY * p[0].keys * p[1].keys)
+        return cls(y, x, batch=groups.shape[:3].numel(), heads=groups.shape[3])
+
+    def empty_queries(self, groups: Tensor) -> Tensor:
+        """Memory [N, n, Ny * Ty, Nx * Tx, D] for whole tiles of queries like `groups`."""
+        y, x = self.vertical, self.horizontal
+        return groups.new_empty(self.batch, self.heads, y.count * y.tile, x.count * x.tile, groups.shape[-1])
+
+    def crop_queries(self, padded: Tensor, groups: Tensor) -> Tensor:
+        """The part of padded queries that is not padding, as [B, gy, gx, n, h, w, D]."""
+        y, x = self.vertical, self.horizontal
+        cropped = padded[:, :, y.shift : y.shift + y.length, x.shift : x.shift + x.length]
+        return cropped.unflatten(0, groups.shape[:3])
+
+    def pad_queries(self, groups: Tensor) -> Tensor:
+        """Copy queries into whole tiles."""
+        padded = self.empty_queries(groups)
+        return _copy_between_zeros(groups, padded, self.crop_queries(padded, groups))
+
+    def empty_keys(self, groups: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory [N, n, Ny * Ty + margins, Nx * Tx + margins, D] for all that windows reach into."""
+        y, x = self.vertical, self.horizontal
+        rows, columns = y.count * y.tile + 2 * y.margin, x.count * x.tile + 2 * x.margin
+        return groups.new_empty(self.batch, self.heads, rows, columns, groups.shape[-1], dtype=dtype)
+
+    def crop_keys(self, padded: Tensor, groups: Tensor) -> Tensor:
+        """The part of padded keys that is not padding, as [B, gy, gx, n, h, w, D]."""
+        y, x = self.vertical, self.horizontal
+        top, left = y.shift + y.margin, x.shift + x.margin
+        return padded[:, :, top : top + y.length, left : left + x.length].unflatten(0, groups.shape[:3])
+
+    def pad_keys(self, groups: Tensor) -> Tensor:
+        """Copy keys between the margins."""
+        padded = self.empty_keys(groups, groups.dtype)
+        return _copy_between_zeros(groups, padded, self.crop_keys(padded, groups))
+
+    def queries(self, padded: Tensor) -> Tensor:
+        """View padded queries as tiles [N, Ny, Nx, n, Ty, Tx, D]."""
+        y, x = self.vertical, self.horizontal
+        tiles = padded.unflatten(3, (x.count, x.tile)).unflatten(2, (y.count, y.tile))
+        return tiles.permute(0, 2, 4, 1, 3, 5, 6)
+
+    def windows(self, padded: Tensor) -> Tensor:
+        """View padded keys as the overlapping windows of all tiles: [N, Ny, Nx, n, Wy, Wx, D]."""
+        y, x = self.vertical, self.horizontal
+        return padded.unfold(2, y.window, y.tile).unfold(3, x.window, x.tile).permute(0, 2, 3, 1, 5, 6, 4)
+
+    def add_windows(self, windows: Tensor, gradient: Tensor) -> None:
+        """Add to overlapping `windows` (a view of a padded map) in place."""
+        # Windows this many tiles apart do not overlap, so each addition writes an element at most once.
+        apart_y, apart_x = (-(-plan.window // plan.tile) for plan in (self.vertical, self.horizontal))
+        for row in range(min(apart_y, windows.shape[1])):
+            for column in range(min(apart_x, windows.shape[2])):
+                windows[:, row::apart_y, column::apart_x] += gradient[:, row::apart_y, column::apart_x]
+
+    def chunks(self, device: torch.device) -> Iterator[tuple[tuple[Tensor, Tensor], Iterator[tuple[slice, ...]]]]:
+        """For each kind of border: the bias-table indices (rows [Ty, Wy], columns [Tx, Wx]) and its chunks of tiles."""
+        y, x = self.vertical, self.horizontal
+        scores = _CHUNK_SCORES["cpu" if device.type == "cpu" else "other"]
+        limit = max(1, scores // (self.heads * y.tile * y.window * x.tile * x.window))
+        for rows in y.patterns():
+            for columns in x.patterns():
+                index = y.relative_index(rows.start).to(device), x.relative_index(columns.start).to(device)
+                yield index, _split(self.batch, rows, columns, limit)
+
+
+def _split(batch: int, rows: TilePattern, columns: TilePattern, limit: int) -> Iterator[tuple[slice, ...]]:
+    """Cut N x rows x columns of tiles into chunks of at most `limit` tiles, whole rows where possible."""
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    steps = max(1, limit // (width * height)), min(height, max(1, limit // width)), min(width, limit)
+    for n in range(0, batch, steps[0]):
+        for row in range(rows.start, rows.stop, steps[1]):
+            for column in range(columns.start, columns.stop, steps[2]):
+                row_end, column_end = min(row + steps[1], rows.stop), min(column + steps[2], columns.stop)
+                yield slice(n, n + steps[0]), slice(row, row_end), slice(column, column_end)
+
+
+def _group_views(dilation: int, *maps: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Cut `maps` [B, H, W, n, D] into residue groups of one size and some heads: those, and views [B, gy, gx, n, h, w, D]."""
+    batch, height, width, heads, channels = maps[0].shape
+    limit = _CHUNK_ELEMENTS["cpu" if maps[0].device.type == "cpu" else "other"]
+    step = max(1, limit // (batch * height * width * channels))
+    for rows in residue_groups(height, dilation):
+        for columns in residue_groups(width, dilation):
+            views = [_group_view(x, rows, columns, dilation) for x in maps]
+            for head in range(0, heads, step):
+                some = slice(head, head + step)
+                yield some, [view[:, :, :, some] for view in views]
+
+
+def _group_view(x: Tensor, rows: ResidueGroups, columns: ResidueGroups, dilation: int) -> Tensor:
+    x = x[:, rows.start :, columns.start :]
+    x = x.unfold(1, rows.stop - rows.start, dilation).unfold(2, columns.stop - columns.start, dilation)
+    return x.permute(0, 5, 6, 3, 1, 2, 4)
+
+
+def _batch(tiles: Tensor) -> Tensor:
+    """Copy a chunk of tiles [N, Ny, Nx, n, Ty, Tx, D] to a batch [t, n, queries or keys, D]."""
+    return tiles.flatten(4, 5).flatten(0, 2)
+
+
+def _copy_between_zeros(groups: Tensor, padded: Tensor, inner: Tensor) -> Tensor:
+    """Copy `groups` to `inner`, a view of `padded`, and zero the rest of `padded`, which is returned."""
+    if inner.numel() < padded.numel():
+        padded.zero_()
+    inner.copy_(groups)
+    return padded
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _bias_table(rpb: Tensor | None, kernel_size: int, like: Tensor) -> Tensor:
+    """`rpb` (or zeros) with one more row and column of -inf, which masked keys point at: [n, 2k, 2k]."""
+    size = 2 * kernel_size - 1
+    table = like.new_zeros(like.shape[3], size, size) if rpb is None else rpb.to(like.dtype)
+    return F.pad(table, (0, 1, 0, 1), value=float("-inf"))
+
+
+def _bias(table: Tensor, index: tuple[Tensor, Tensor]) -> Tensor:
+    """Bias of every query and key of a tile: [n, Ty * Tx, Wy * Wx]."""
+    bias = table[:, index[0]][:, :, :, index[1]]  # [n, Ty, Wy, Tx, Wx]
+    return bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _bias_gradient(gradient: Tensor, index: tuple[Tensor, Tensor], kernel_size: int) -> Tensor:
+    """Sum the gradient of a `_bias` [n, Ty * Tx, Wy * Wx] into that of its table [n, 2k, 2k]."""
+    (queries_y, keys_y), (queries_x, keys_x) = index[0].shape, index[1].shape
+    gradient = gradient.view(-1, queries_y, queries_x, keys_y, keys_x).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    one_hot_y, one_hot_x = (F.one_hot(i.flatten(), 2 * kernel_size).to(gradient.dtype) for i in index)
+    return one_hot_y.T @ (gradient @ one_hot_x)
