@@ -1,0 +1,7 @@
+"""Mask2Former on Detectron2; importing this registers its parts under the names that configs use."""
+
+from . import modeling
+from .config import ConfigError, add_maskformer2_config, setup_cfg
+from .maskformer_model import MaskFormer
+
+__all__ = ["ConfigError", "MaskFormer", "add_maskformer2_config", "modeling", "setup_cfg"]

@@ -1,0 +1,204 @@
+"""The Mask2Former meta-architecture: normalise, backbone, head, then losses or results.
+
+Shapes:
+    B: images; Q: queries; K: classes; M: targets; H, W: height and width of an image
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from .modeling.criterion import SetCriterion
+from .modeling.matcher import HungarianMatcher
+from .modeling.postprocessing import instance_inference, panoptic_inference, semantic_inference
+
+
+@META_ARCH_REGISTRY.register()
+class MaskFormer(nn.Module):
+    """Mask classification for semantic, instance and panoptic segmentation (Cheng et al., CVPR 2022)."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        criterion: SetCriterion,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int,
+        thing_ids: frozenset[int],
+        semantic_on: bool,
+        panoptic_on: bool,
+        instance_on: bool,
+        resize_masks_first: bool,
+        object_mask_threshold: float,
+        overlap_threshold: float,
+        detections_per_image: int,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            backbone: a Detectron2 backbone.
+            sem_seg_head: backbone maps to the outputs of a transformer decoder.
+            criterion: outputs and targets to losses.
+            pixel_mean: of each channel, in the units of the input.
+            pixel_std: likewise.
+            size_divisibility: pad images to a multiple of this (or of what the backbone wants, if negative).
+            thing_ids: contiguous ids of the thing classes.
+            semantic_on: return `sem_seg`.
+            panoptic_on: return `panoptic_seg`.
+            instance_on: return `instances`.
+            resize_masks_first: resize masks, not class maps, to the requested size.
+            object_mask_threshold: see `panoptic_inference`.
+            overlap_threshold: see `panoptic_inference`.
+            detections_per_image: see `instance_inference`.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
+        self.thing_ids = thing_ids
+        self.semantic_on = semantic_on
+        self.panoptic_on = panoptic_on
+        self.instance_on = instance_on
+        # Only a class map can be resized after inference: instances and segments need masks of the requested size.
+        self.resize_masks_first = resize_masks_first or panoptic_on or instance_on
+        self.object_mask_threshold = object_mask_threshold
+        self.overlap_threshold = overlap_threshold
+        self.detections_per_image = detections_per_image
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts; thing classes are those of the first training set's metadata."""
+        node = cfg.MODEL.MASK_FORMER
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "criterion": _build_criterion(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": node.SIZE_DIVISIBILITY,
+            "thing_ids": _thing_ids(cfg.DATASETS.TRAIN),
+            "semantic_on": node.TEST.SEMANTIC_ON,
+            "panoptic_on": node.TEST.PANOPTIC_ON,
+            "instance_on": node.TEST.INSTANCE_ON,
+            "resize_masks_first": node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+            "object_mask_threshold": node.TEST.OBJECT_MASK_THRESHOLD,
+            "overlap_threshold": node.TEST.OVERLAP_THRESHOLD,
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Compute losses in training mode, results otherwise.
+
+        Args:
+            batched_inputs: one dict an image.
+
+                * `image`: [3, H, W], channels in the order of `INPUT.FORMAT`, 0..255.
+                * `instances` (training): `Instances` with `gt_classes` int64 [M] and `gt_masks` bool [M, H, W]; stuff
+                  segments are targets like any other.
+                * `height`, `width` (inference, optional): size of the results; default that of `image`.
+
+        Returns:
+            In training the weighted losses. Otherwise one dict an image with those of these that are switched on:
+
+            * `sem_seg`: [K, height, width], the larger the likelier.
+            * `panoptic_seg`: int32 [height, width] and a list of segments, see `panoptic_inference`.
+            * `instances`: see `instance_inference`.
+        """
+        images = self._normalize(batched_inputs)
+        outputs = self.sem_seg_head(self.backbone(images.tensor))
+        if self.training:
+            targets = [inputs["instances"].to(self.device) for inputs in batched_inputs]
+            classes = [target.gt_classes for target in targets]
+            return self.criterion(outputs, classes, [_pad_masks(target, images) for target in targets])
+        logits, masks = outputs["pred_logits"].float(), outputs["pred_masks"].float()
+        del outputs
+        return [
+            self._results(*prediction, size, images.tensor.shape[-2:], inputs)
+            for *prediction, size, inputs in zip(logits, masks, images.image_sizes, batched_inputs, strict=True)
+        ]
+
+    def _normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        images = [(inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std for inputs in batched_inputs]
+        return ImageList.from_tensors(images, self.size_divisibility)
+
+    def _results(
+        self,
+        logits: Tensor,
+        masks: Tensor,
+        image_size: tuple[int, int],
+        padded_size: tuple[int, int],
+        inputs: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Results of one image, from class logits [Q, K + 1] and mask logits [Q, h, w] of the padded input."""
+        height, width = inputs.get("height", image_size[0]), inputs.get("width", image_size[1])
+        masks = F.interpolate(masks[None], size=tuple(padded_size), mode="bilinear", align_corners=False)[0]
+        if self.resize_masks_first:
+            masks = sem_seg_postprocess(masks, image_size, height, width)
+        results: dict[str, Any] = {}
+        if self.semantic_on:
+            results["sem_seg"] = semantic_inference(logits, masks)
+            if not self.resize_masks_first:
+                results["sem_seg"] = sem_seg_postprocess(results["sem_seg"], image_size, height, width)
+        if self.panoptic_on:
+            results["panoptic_seg"] = panoptic_inference(
+                logits, masks, self.thing_ids, self.object_mask_threshold, self.overlap_threshold
+            )
+        if self.instance_on:
+            # A panoptic model also predicts stuff, which has no instances.
+            classes = self.thing_ids if self.panoptic_on else None
+            results["instances"] = instance_inference(logits, masks, self.detections_per_image, classes)
+        return results
+
+
+def _pad_masks(target: Instances, images: ImageList) -> Tensor:
+    """Target masks on the padded input: bool [M, H, W]."""
+    height, width = images.tensor.shape[-2:]
+    masks = target.gt_masks
+    return F.pad(masks, (0, width - masks.shape[-1], 0, height - masks.shape[-2]))
+
+
+def _thing_ids(dataset_names: Sequence[str]) -> frozenset[int]:
+    if not dataset_names:
+        raise ValueError("DATASETS.TRAIN is empty; its first data set says which classes are things")
+    metadata = MetadataCatalog.get(dataset_names[0])
+    return frozenset(metadata.get("thing_dataset_id_to_contiguous_id", {}).values())
+
+
+def _build_criterion(cfg: CfgNode) -> SetCriterion:
+    node = cfg.MODEL.MASK_FORMER
+    matcher = HungarianMatcher(node.CLASS_WEIGHT, node.MASK_WEIGHT, node.DICE_WEIGHT, node.TRAIN_NUM_POINTS)
+    return SetCriterion(
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        matcher,
+        class_weight=node.CLASS_WEIGHT,
+        mask_weight=node.MASK_WEIGHT,
+        dice_weight=node.DICE_WEIGHT,
+        no_object_weight=node.NO_OBJECT_WEIGHT,
+        num_points=node.TRAIN_NUM_POINTS,
+        oversample_ratio=node.OVERSAMPLE_RATIO,
+        importance_sample_ratio=node.IMPORTANCE_SAMPLE_RATIO,
+        deep_supervision=node.DEEP_SUPERVISION,
+    )

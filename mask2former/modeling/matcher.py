@@ -1,0 +1,94 @@
+"""Bipartite matching of predictions and targets (Carion et al., DETR, ECCV 2020, section 3.1)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from detectron2.projects.point_rend.point_features import point_sample
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from .losses import class_cost, dice_cost, sigmoid_ce_cost
+
+
+class NonFiniteCostError(FloatingPointError):
+    """A matching cost is NaN or infinite; the message names the loss term."""
+
+
+class Match(NamedTuple):
+    """Matched pairs of one image: query `queries[i]` is given target `targets[i]`; int64 [min(Q, M)] each, on the CPU."""
+
+    queries: Tensor
+    targets: Tensor
+
+
+class HungarianMatcher(nn.Module):
+    """One-to-one assignment with the least sum of class, mask and dice cost, on points drawn once per image."""
+
+    def __init__(self, cost_class: float, cost_mask: float, cost_dice: float, num_points: int) -> None:
+        super().__init__()
+        self.weights = {"class": cost_class, "mask": cost_mask, "dice": cost_dice}
+        self.num_points = num_points
+
+    @torch.no_grad()
+    def forward(
+        self, logits: Tensor, masks: Tensor, classes: Sequence[Tensor], target_masks: Sequence[Tensor]
+    ) -> list[list[Match]]:
+        """Match the predictions of several layers.
+
+        Args:
+            logits: [layers, B, Q, K + 1].
+            masks: logits [layers, B, Q, H, W].
+            classes: int64 [M] for each image.
+            target_masks: [M, H', W'] for each image, over the same area as `masks`.
+
+        Returns:
+            for each layer, a match for each image.
+
+        Raises:
+            NonFiniteCostError: a cost is NaN or infinite.
+        """
+        per_image = [
+            self._costs(logits[:, image], masks[:, image], classes[image], target_masks[image])
+            for image in range(len(classes))
+        ]
+        # One copy to the host for all images and layers.
+        flat = torch.cat([torch.stack(list(costs.values())).flatten() for costs in per_image]).cpu()
+        sizes = [len(self.weights) * len(logits) * logits.shape[2] * len(target) for target in classes]
+        matches = []
+        for image, part in enumerate(flat.split(sizes)):
+            terms = part.view(len(self.weights), len(logits), logits.shape[2], len(classes[image]))
+            self._check_finite(terms, image)
+            matches.append([_assign(cost) for cost in terms.sum(0)])
+        return [list(layer) for layer in zip(*matches, strict=True)]
+
+    def _costs(self, logits: Tensor, masks: Tensor, classes: Tensor, target_masks: Tensor) -> dict[str, Tensor]:
+        """Weighted cost terms [layers, Q, M] of one image."""
+        points = torch.rand(1, self.num_points, 2, device=masks.device)
+        with torch.autocast(masks.device.type, enabled=False):
+            masks = masks.float()
+            predicted = point_sample(masks, points.expand(len(masks), -1, -1), align_corners=False)
+            labels = point_sample(target_masks[None].float(), points, align_corners=False)[0]
+            costs = {
+                "class": class_cost(logits.float(), classes),
+                "mask": sigmoid_ce_cost(predicted, labels),
+                "dice": dice_cost(predicted, labels),
+            }
+            return {name: self.weights[name] * cost for name, cost in costs.items()}
+
+    def _check_finite(self, terms: Tensor, image: int) -> None:
+        if terms.isfinite().all():
+            return
+        for name, cost in zip(self.weights, terms, strict=True):
+            broken = int((~cost.isfinite()).sum())
+            if broken:
+                raise NonFiniteCostError(
+                    f"the {name} cost of matching is NaN or infinite for {broken} of {cost.numel()} pairs of query and "
+                    f"target (image {image} of the batch): the predictions have diverged. A lower SOLVER.BASE_LR, or "
+                    "SOLVER.AMP.ENABLED False, usually helps"
+                )
+
+
+def _assign(cost: Tensor) -> Match:
+    queries, targets = linear_sum_assignment(cost.numpy())
+    return Match(torch.from_numpy(queries), torch.from_numpy(targets))
