@@ -1,0 +1,57 @@
+"""Names and colours of classes, from a data set's metadata or made up where it has none."""
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from detectron2.data.catalog import Metadata
+
+Color = tuple[int, int, int]
+Task = Literal["panoptic", "instance", "semantic"]
+
+# Steps of the golden ratio spread any number of values evenly over a circle (or the unit interval).
+_GOLDEN = 0.618033988749895
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """What class ids (contiguous, as models predict them) are called and how they are coloured (RGB, 0..255)."""
+
+    names: Sequence[str] = ()
+    colors: Sequence[Sequence[int]] = ()
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata, task: Task) -> "ClassTable":
+        """The classes that results of ``task`` are numbered by, in Detectron2's metadata of a data set.
+
+        Instances are numbered by ``thing_classes``; panoptic segments and pixels by ``stuff_classes``, which for
+        panoptic sets lists the things as well (Detectron2's "standard" panoptic format).
+        """
+        kind = "thing" if task == "instance" else "stuff"
+        return cls(metadata.get(f"{kind}_classes") or (), metadata.get(f"{kind}_colors") or ())
+
+    def name(self, class_id: int) -> str:
+        """Name of a class; ``class 7`` for one without."""
+        return str(self.names[class_id]) if 0 <= class_id < len(self.names) else f"class {class_id}"
+
+    def color(self, class_id: int) -> Color:
+        """Colour of a class; classes without one get well separated hues."""
+        if 0 <= class_id < len(self.colors):
+            red, green, blue = (int(channel) for channel in self.colors[class_id])
+            return red, green, blue
+        return _to_rgb(class_id * _GOLDEN % 1.0, 0.75, 0.9)
+
+    def instance_color(self, class_id: int, index: int) -> Color:
+        """Colour of the ``index``-th instance of a class: near the colour of its class, unlike its neighbours'."""
+        hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in self.color(class_id)))
+        if index == 0:
+            return self.color(class_id)
+        turn = index * _GOLDEN % 1.0 - 0.5
+        brightness = 0.55 + 0.45 * (index * _GOLDEN * _GOLDEN % 1.0)
+        return _to_rgb((hue + 0.3 * turn) % 1.0, max(saturation, 0.55), max(value, 0.8) * brightness)
+
+
+def _to_rgb(hue: float, saturation: float, value: float) -> Color:
+    red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
+    return red, green, blue
