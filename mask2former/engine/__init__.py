@@ -1,0 +1,30 @@
+"""Training, checkpoints and the start of processes, on top of Detectron2's engine."""
+
+from mask2former.engine.checkpoint import Checkpointer
+from mask2former.engine.cli import report_errors
+from mask2former.engine.device import DeviceError, available_device
+from mask2former.engine.launch import LaunchError, launch
+from mask2former.engine.train_loop import NonFiniteLossError, TrainLoop
+from mask2former.engine.trainer import BaseTrainer
+from mask2former.engine.weights import (
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    read_checkpoint,
+)
+
+__all__ = [
+    "BaseTrainer",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "CheckpointNotFoundError",
+    "Checkpointer",
+    "DeviceError",
+    "LaunchError",
+    "NonFiniteLossError",
+    "TrainLoop",
+    "available_device",
+    "launch",
+    "read_checkpoint",
+    "report_errors",
+]

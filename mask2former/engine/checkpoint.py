@@ -1,0 +1,160 @@
+"""Checkpoints of a run: always complete on disk, loaded by exact name."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from torch import nn
+
+from mask2former.engine.weights import (
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    StateDict,
+    backbone_weights,
+    compare,
+    read_checkpoint,
+)
+from mask2former.files import atomic_write
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with atomic writes and without its name-matching heuristics.
+
+    A run killed at any moment leaves `last_checkpoint` naming a complete file, or no `last_checkpoint`. A file whose
+    names or shapes are not the model's is refused unless `allow_partial` is set.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        allow_partial: bool = False,
+        allow_pickle: bool = False,
+        accept_backbone: bool = False,
+        **checkpointables: Any,
+    ):
+        """Set the model and what else is saved with it.
+
+        Args:
+            model: loaded and saved; of a DistributedDataParallel, the module inside.
+            save_dir: the folder of the run's checkpoints.
+            save_to_disk: whether `save` writes; by default on the main process only.
+            allow_partial: load what fits of a file that does not fit exactly.
+            allow_pickle: open `.pkl` files, which can run any code.
+            accept_backbone: a file may hold the backbone alone, as a training that starts from ImageNet wants it.
+            checkpointables: objects with `state_dict` and `load_state_dict`.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.logger = logging.getLogger(__name__)
+        self.allow_partial = allow_partial
+        self.allow_pickle = allow_pickle
+        self.accept_backbone = accept_backbone
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write `save_dir/name.pth` and make it the last checkpoint.
+
+        Args:
+            name: without folder and ending.
+            kwargs: what else to put into the file; weights, numbers, strings and containers of these.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        file_name = f"{name}.pth"
+        path = os.path.join(self.save_dir, file_name)
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path, "wb", durable=True) as file:
+            torch.save({"model": self.model.state_dict(), **states, **kwargs}, file)
+        self.tag_last_checkpoint(file_name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Make a file of `save_dir` the one that `resume_or_load` resumes from."""
+        with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), durable=True) as file:
+            file.write(last_filename_basename)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load the last checkpoint with all it holds if `resume` is set and there is one, else the weights of `path`.
+
+        Raises:
+            CheckpointError: as `load`.
+        """
+        if not resume:
+            return self.load(path, checkpointables=[])
+        found = comm.all_gather(self.has_checkpoint())
+        if not any(found):
+            self.logger.info("No checkpoint to resume from in %s: starting from MODEL.WEIGHTS", self.save_dir)
+            return self.load(path, checkpointables=[])
+        if not all(found):
+            raise CheckpointNotFoundError(
+                f"{os.path.join(self.save_dir, 'last_checkpoint')} is missing on some machines; "
+                "to resume there, copy it and the checkpoint that it names"
+            )
+        last = self.get_checkpoint_file()
+        self._require_file(last, named_by=os.path.join(self.save_dir, "last_checkpoint"))
+        return self.load(last)
+
+    def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:  # type: ignore[override]
+        """Load weights, and the states of other objects.
+
+        Args:
+            path: a local file (see `read_checkpoint`); empty: leave the model as it was initialised.
+            checkpointables: names of the objects to load besides the model; None: all, which must be in the file.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            CheckpointNotFoundError: no such file on this or another machine.
+            CheckpointMismatchError: other names or shapes than the model's.
+            CheckpointError: not a checkpoint, or it lacks the state of an object.
+        """
+        if not path:
+            self.logger.info("MODEL.WEIGHTS is empty: the model starts from random weights")
+            return {}
+        path = str(path)
+        self._require_file(path, named_by="MODEL.WEIGHTS")
+        self.logger.info("Loading %s", path)
+        checkpoint = read_checkpoint(path, allow_pickle=self.allow_pickle)
+        states = self.checkpointables if checkpointables is None else checkpointables
+        lacking = [key for key in states if key not in checkpoint]
+        if lacking:
+            raise CheckpointError(f"{path}: not a checkpoint to resume from; it lacks {', '.join(lacking)}")
+        self._load_weights(checkpoint.pop("model"), path)
+        for key in states:
+            self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        return checkpoint
+
+    @staticmethod
+    def _require_file(path: str, named_by: str) -> None:
+        if "://" in path:
+            raise CheckpointError(f"{named_by}: {path} is an address; download the file and give its path")
+        found = comm.all_gather(os.path.isfile(path))
+        if not all(found):
+            where = "" if not any(found) else f" on ranks {[rank for rank, has in enumerate(found) if not has]}"
+            raise CheckpointNotFoundError(f"{named_by}: no file {path}{where} (working directory {os.getcwd()})")
+
+    def _load_weights(self, state: StateDict, path: str) -> None:
+        model_state = self.model.state_dict()
+        backbone = backbone_weights(state, model_state) if self.accept_backbone else None
+        if backbone is not None:
+            state = backbone
+            self.logger.info("%s holds a backbone: the rest of the model starts from random weights", path)
+            model_state = {name: value for name, value in model_state.items() if name in state}
+        comparison = compare(state, model_state)
+        if not comparison.exact:
+            report = f"{comparison.summary()}\n{comparison.table()}"
+            if not self.allow_partial or not comparison.fitting:
+                raise CheckpointMismatchError(
+                    f"{path} is a checkpoint of another setting: {report}\n"
+                    "Give the config it was trained with; --allow-partial loads what fits."
+                )
+            self.logger.warning("%s is loaded in part: %s", path, report)
+        self.model.load_state_dict({name: state[name] for name in comparison.fitting}, strict=False)
+        self.logger.info("Loaded %d of %d weights", len(comparison.fitting), len(self.model.state_dict()))

@@ -1,0 +1,22 @@
+"""What command lines share: expected errors as one message, no traceback."""
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+
+
+@contextmanager
+def report_errors(expected: tuple[type[Exception], ...], *, debug: bool = False) -> Generator[None, None, None]:
+    """Turn errors that a user can mend into a message on stderr and exit code 1; any other error keeps its traceback.
+
+    Args:
+        expected: the types of such errors.
+        debug: raise them like any other.
+    """
+    try:
+        yield
+    except expected as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)

@@ -1,0 +1,166 @@
+"""Starting a function once, or in several processes on one or several machines, with a GPU each or on the CPU."""
+
+import argparse
+import logging
+import os
+import pickle
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+
+# As Detectron2's launcher: one process may be busy (evaluating, say) that long while the others wait.
+_TIMEOUT = timedelta(minutes=30)
+
+Main = Callable[[argparse.Namespace], Any]
+
+
+class LaunchError(ValueError):
+    """Options that do not describe a set of processes this machine can start."""
+
+
+def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu") -> Any:
+    """Call `main(args)` in every process asked for.
+
+    Under `torchrun` the environment says which process this one is. Else `args` does, with Detectron2's options:
+    `num_gpus` processes per machine (on the CPU so many processes without a GPU), `num_machines`, `machine_rank` and
+    `dist_url` ("auto": a free port of this machine). NCCL connects GPUs, gloo CPUs; where several processes share a
+    CPU, its threads are divided among them unless OMP_NUM_THREADS says otherwise.
+
+    Args:
+        main: a function of a module (it is sent to other processes by name).
+        args: given to `main`; has the options above.
+        device: what the processes compute on, "cuda" or "cpu".
+
+    Returns:
+        What `main` returns, where it runs in this process; else None.
+
+    Raises:
+        LaunchError: options that contradict each other or ask for more GPUs than there are.
+        Exception: what `main` raised, also where that was in another process.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return _run_under_torchrun(main, args, device)
+    world_size = args.num_machines * args.num_gpus
+    if world_size < 1 or not 0 <= args.machine_rank < args.num_machines:
+        raise LaunchError(
+            f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} --machine-rank {args.machine_rank}: "
+            "expected at least one process, and a rank from 0 to one less than the machines"
+        )
+    _require_gpus(args.num_gpus, device)
+    if world_size == 1:
+        return main(args)
+    _spawn(main, args, world_size, device)
+    return None
+
+
+def _spawn(main: Main, args: argparse.Namespace, world_size: int, device: str) -> None:
+    dist_url = args.dist_url
+    if dist_url == "auto":
+        if args.num_machines > 1:
+            raise LaunchError("several machines need --dist-url tcp://HOST:PORT, an address of the first machine")
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    errors = mp.get_context("spawn").SimpleQueue()
+    try:
+        mp.start_processes(
+            _worker, args=(main, args, world_size, dist_url, device, errors), nprocs=args.num_gpus, start_method="spawn"
+        )
+    except (mp.ProcessRaisedException, mp.ProcessExitedException) as failure:
+        if errors.empty():
+            raise
+        raise pickle.loads(errors.get()) from failure  # noqa: S301 - written by our own process
+
+
+def _worker(
+    local_rank: int,
+    main: Main,
+    args: argparse.Namespace,
+    world_size: int,
+    dist_url: str,
+    device: str,
+    errors: Any,
+) -> None:
+    try:
+        rank = args.machine_rank * args.num_gpus + local_rank
+        _join(dist_url, world_size, rank, local_rank, args.num_gpus, device)
+        main(args)
+    except Exception as error:
+        _send(error, errors)
+        raise
+    # Not after an error: the others may still wait for this process, and its parent ends them.
+    _leave()
+
+
+def _run_under_torchrun(main: Main, args: argparse.Namespace, device: str) -> Any:
+    world_size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    if world_size == 1:
+        return main(args)
+    if args.num_machines > 1 or args.num_gpus > 1:
+        logging.getLogger(__name__).warning("torchrun set the processes: --num-gpus and --num-machines do not count")
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    _require_gpus(local_size, device)
+    _join("env://", world_size, rank, local_rank, local_size, device)
+    result = main(args)
+    _leave()
+    return result
+
+
+def _join(url: str, world_size: int, rank: int, local_rank: int, local_size: int, device: str) -> None:
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", init_method=url, world_size=world_size, rank=rank, timeout=_TIMEOUT
+    )
+    _make_local_group(world_size, rank, local_size)
+    comm.synchronize()
+
+
+def _make_local_group(world_size: int, rank: int, local_size: int) -> None:
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(local_size)
+        return
+    # Detectron2 0.6 makes it in its own launcher only. Every process takes part in making every group.
+    for first in range(0, world_size, local_size):
+        members = list(range(first, first + local_size))
+        group = dist.new_group(members)
+        if rank in members:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def _leave() -> None:
+    """End the process groups; one that outlives the interpreter may abort the process."""
+    comm.synchronize()
+    dist.destroy_process_group()
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+
+
+def _require_gpus(processes: int, device: str) -> None:
+    if device.startswith("cuda") and processes > torch.cuda.device_count():
+        raise LaunchError(
+            f"{processes} processes need a GPU each; this machine has {torch.cuda.device_count()} "
+            "(MODEL.DEVICE cpu runs them without)"
+        )
+
+
+def _send(error: Exception, errors: Any) -> None:
+    try:
+        message = pickle.dumps(error)
+        pickle.loads(message)  # noqa: S301 - just written
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return  # the parent then reports the traceback that PyTorch hands over
+    errors.put(message)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

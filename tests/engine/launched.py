@@ -1,0 +1,48 @@
+"""A script that starts processes with our launcher; each writes what it knows of the others."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+from mask2former.engine import CheckpointMismatchError, launch
+
+
+def describe(args):
+    total = torch.tensor([comm.get_rank() + 1.0])
+    dist.all_reduce(total)
+    facts = {
+        "rank": comm.get_rank(),
+        "local": [comm.get_local_rank(), comm.get_local_size()],
+        "world": comm.get_world_size(),
+        "sum": total.item(),
+        "gathered": comm.all_gather(comm.get_rank() * 10),
+        "threads": torch.get_num_threads(),
+    }
+    (args.output / f"{comm.get_rank()}.json").write_text(json.dumps(facts))
+
+
+def fail_on_one(args):
+    if comm.get_rank() == 1:
+        raise CheckpointMismatchError("message of rank 1")
+    comm.synchronize()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--num-gpus", type=int, default=1)
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0)
+    parser.add_argument("--dist-url", default="auto")
+    given = parser.parse_args()
+    launch(describe, given)
+    if given.num_machines == 1:
+        (given.output / "threads.txt").write_text(str(torch.get_num_threads()))
+        try:
+            launch(fail_on_one, given)
+        except CheckpointMismatchError as error:
+            (given.output / "error.txt").write_text(str(error))

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from mask2former.engine import NonFiniteLossError, TrainLoop
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.seen = []
+
+    def forward(self, batch):
+        output = self.layer(torch.stack([sample["image"] for sample in batch]))
+        self.seen.append(output.dtype)
+        target = torch.stack([sample["target"] for sample in batch])
+        return {"loss_a": (output - target).float().square().mean(), "loss_b": output.float().abs().mean()}
+
+
+def sample(name, target=1.0):
+    return {"image": torch.ones(4), "target": torch.full((4,), target), "file_name": name}
+
+
+def steps(batches, amp=False):
+    torch.manual_seed(0)
+    model = Model()
+    loop = TrainLoop(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), amp=amp)
+    with EventStorage() as storage:
+        for loop.iter in range(len(batches)):
+            loop.run_step()
+    return model, storage
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_losses_fall_in_float32_and_bfloat16(amp, dtype):
+    model, storage = steps([[sample("a.jpg"), sample("b.jpg")]] * 20, amp)
+    history = [value for value, _ in storage.history("total_loss").values()]
+    assert history[-1] < 0.5 * history[0]
+    assert set(model.seen) == {dtype}
+    assert model.layer.weight.dtype == torch.float32
+    assert {"loss_a", "loss_b", "data_time"} <= storage.histories().keys()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
+    batches = [[sample("a.jpg")], [sample("b.jpg", float("inf")), sample("c.jpg")]]
+    torch.manual_seed(0)
+    model = Model()
+    loop = TrainLoop(model, batches, torch.optim.SGD(model.parameters(), lr=0.1))
+    with EventStorage():
+        loop.iter = 0
+        loop.run_step()
+        weight = model.layer.weight.clone()
+        loop.iter = 1
+        with pytest.raises(NonFiniteLossError, match=r"iteration 1: loss_a = inf; images of the batch: b\.jpg, c\.jpg"):
+            loop.run_step()
+    assert torch.equal(model.layer.weight, weight)
