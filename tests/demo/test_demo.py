@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as mask_util
+
+import demo
+
+ROOT = Path(demo.__file__).resolve().parents[1]
+CONFIG = "configs/coco/panoptic-segmentation/dinat/maskformer2_dinat_large_IN21k_384_bs16_100ep.yaml"
+# A random model that runs in a moment, keeps every query's segments, and sees images at 64 pixels.
+TINY = (
+    "MODEL.WEIGHTS '' MODEL.DEVICE cpu MODEL.DINAT.EMBED_DIM 32 MODEL.DINAT.DEPTHS [1,1,1,1] "
+    "MODEL.DINAT.NUM_HEADS [1,2,4,8] MODEL.DINAT.DILATIONS [[1],[1],[1],[1]] MODEL.DINAT.KERNEL_SIZE 3 "
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM 32 MODEL.SEM_SEG_HEAD.MASK_DIM 32 MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS 1 "
+    "MODEL.MASK_FORMER.HIDDEN_DIM 32 MODEL.MASK_FORMER.DIM_FEEDFORWARD 32 MODEL.MASK_FORMER.DEC_LAYERS 2 "
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES 8 MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD 0.0 "
+    "INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 128"
+).split()
+
+
+def run(*arguments, opts=()):
+    return demo.main(["--config-file", str(ROOT / CONFIG), *map(str, arguments), *TINY, *opts])
+
+
+def photo(height=48, width=80):
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([255 * x // width, 255 * y // height, (x * y) % 256], axis=2).astype(np.uint8)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of photographs of every kind, one of them damaged, and a text file."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    image = Image.fromarray(photo())
+    image.save(folder / "plain.png")
+    image.convert("RGBA").save(folder / "alpha.png")
+    image.convert("L").save(folder / "grey.jpg")
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(photo()[:, :, 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    image.save(folder / "turned.jpg", exif=exif)
+    (folder / "damaged.jpg").write_bytes((folder / "grey.jpg").read_bytes()[:100])
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_a_folder_of_every_kind_is_done_and_the_damaged_file_is_reported(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    status = run("--input", photos, "--output", out, "--json", "--confidence-threshold", "0")
+    printed = capsys.readouterr()
+    assert status == 1
+    assert "damaged.jpg" in printed.err and "Traceback" not in printed.err
+    assert "6 of 7 images done" in printed.out and "ETA" in printed.out and "peak memory" in printed.out
+    done = ["alpha", "cmyk", "deep", "grey", "plain", "turned"]
+    assert sorted(file.name for file in out.iterdir()) == sorted(
+        f"{n}_panoptic.{e}" for n in done for e in ("json", "png")
+    )
+    result = json.loads((out / "turned_panoptic.json").read_text())
+    assert (result["height"], result["width"], result["task"]) == (80, 48, "panoptic")
+    assert Image.open(out / "turned_panoptic.png").size == (48 * 8, 80 * 8)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_json_holds_masks_that_agree_with_areas_and_boxes(task, photos, tmp_path):
+    threshold = () if task == "semantic" else ("--confidence-threshold", "0")
+    status = run("--input", photos / "plain.png", "--output", tmp_path / "out", "--json", "--task", task, *threshold)
+    assert status == 0
+    result = json.loads((tmp_path / "out" / f"plain_{task}.json").read_text())
+    assert result["file_name"] == str(photos / "plain.png")
+    segments = result["segments_info"]
+    assert segments and len({segment["id"] for segment in segments}) == len(segments)
+    for segment in segments:
+        mask = mask_util.decode(segment["segmentation"]).astype(bool)
+        assert mask.shape == (48, 80) and mask.sum() == segment["area"]
+        x, y, width, height = segment["bbox"]
+        rows, columns = np.nonzero(mask)
+        if len(rows):
+            assert (x, y) == (columns.min(), rows.min())
+            assert (width, height) == (np.ptp(columns) + 1, np.ptp(rows) + 1)
+        assert segment["category_name"] and ("score" in segment) == (task != "semantic")
+    if task == "semantic":
+        assert sum(segment["area"] for segment in segments) == 48 * 80
+    if task == "instance":
+        assert all(segment["isthing"] and segment["category_id"] < 80 for segment in segments), "stuff is no instance"
+
+
+def test_nothing_found_is_status_1(tmp_path, capsys):
+    assert run("--input", tmp_path / "*.jpg", "--output", tmp_path / "out") == 1
+    assert f"no image found: {tmp_path}/*.jpg" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "opts", "message"),
+    [
+        ((), ("MODEL.NONSENSE", "1"), "MODEL.NONSENSE"),
+        ((), ("MODEL.WEIGHTS", "nowhere.pth"), "nowhere.pth"),
+        (("--confidence-threshold", "1.5"), (), "1.5"),
+        (("--task", "semantic", "--confidence-threshold", "0.5"), (), "no confidence threshold"),
+        (("--task", "panoptic"), ("DATASETS.TEST", "('shapes_val_instance',)"), "instance"),
+        ((), ("DATASETS.TEST", "('nowhere',)"), "nowhere"),
+    ],
+)
+def test_what_cannot_be_used_is_status_2(arguments, opts, message, photos, tmp_path, capsys):
+    assert run("--input", photos / "plain.png", "--output", tmp_path / "out", *arguments, opts=opts) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_wrong_command_line_is_status_2(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for arguments in (["--input", "x"], ["--config-file", "F", "--input", "x", "--output", str(tmp_path / "file")]):
+        with pytest.raises(SystemExit) as stopped:
+            demo.main(arguments)
+        assert stopped.value.code == 2
+    assert "expected a folder" in capsys.readouterr().err
+
+
+def test_options_may_stand_before_and_after_config_keys():
+    options = demo.parse_arguments("--config-file F --input a b --output o MODEL.DEVICE cpu --json A -1".split())
+    assert options.input == ["a", "b"] and options.json and options.opts == ["MODEL.DEVICE", "cpu", "A", "-1"]
+
+
+def test_inputs_are_files_folders_and_globs_each_image_once(tmp_path):
+    for name in ("b.JPG", "a.png", "[1].png", "text.txt", "sub/c.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    inputs = [tmp_path / "[1].png", tmp_path, tmp_path / "*.png", tmp_path / "**/*.webp", tmp_path / "none*"]
+    images, empty = demo.find_images([str(path) for path in inputs])
+    assert [image.name for image in images] == ["[1].png", "a.png", "b.JPG", "c.webp"]
+    assert empty == [str(tmp_path / "none*")]
+
+
+def test_results_never_share_a_name_nor_replace_an_input(tmp_path):
+    images = [tmp_path / name for name in ("a/x.png", "b/x.png", "x.jpg", "x_panoptic.png")]
+    stems = demo.output_stems(images, tmp_path, "panoptic")
+    assert [stem.name for stem in stems] == ["x_panoptic_2", "x_panoptic_3", "x_panoptic_4", "x_panoptic_panoptic"]
