@@ -15,18 +15,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 from detectron2.utils.logger import setup_logger
-from numpy.typing import NDArray
 
 from dinat_backbone import add_dinat_config
 from mask2former.config import ConfigError, setup_cfg
 from mask2former.data.image_io import ImageReadError, read_image
 from mask2former.engine import CheckpointError, DeviceError, available_device
-from mask2former.files import atomic_write, write_json
+from mask2former.files import write_json
 from mask2former.predictor import Predictor
+from mask2former.visualization import write_png
 
 # Files of these kinds are what a folder stands for; any file that Pillow reads can be named itself.
 IMAGE_ENDINGS = frozenset(
@@ -100,13 +98,6 @@ def output_stems(images: Sequence[Path], output: Path, task: str) -> list[Path]:
     return stems
 
 
-def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write an RGB picture as PNG, whole or not at all."""
-    encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-    with atomic_write(path, "wb") as file:
-        file.write(encoded.tobytes())
-
-
 def process(predictor: Predictor, image_file: Path, stem: Path, with_json: bool) -> str:
     """Predict one image, write its results, and return a line about them.
 
@@ -119,7 +110,7 @@ def process(predictor: Predictor, image_file: Path, stem: Path, with_json: bool)
     seconds = time.perf_counter() - start
     segments = prediction.segments() if with_json else None
     picture_file = stem.with_name(f"{stem.name}.png")
-    write_picture(picture_file, prediction.draw(image))
+    write_png(picture_file, prediction.draw(image))
     if segments is not None:
         result = {
             "file_name": str(image_file),

@@ -2,7 +2,7 @@
 
 from mask2former.visualization.classes import ClassTable
 from mask2former.visualization.draw import draw_instances, draw_panoptic, draw_semantic
-from mask2former.visualization.panels import contact_sheet, side_by_side
+from mask2former.visualization.panels import contact_sheet, side_by_side, write_png
 
 __all__ = [
     "ClassTable",
@@ -11,4 +11,5 @@ __all__ = [
     "draw_panoptic",
     "draw_semantic",
     "side_by_side",
+    "write_png",
 ]

@@ -1,12 +1,14 @@
-"""Pictures put together: side by side under captions, and contact sheets."""
+"""Pictures put together, side by side under captions or on contact sheets, and put on disk."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from mask2former.files import atomic_write
 from mask2former.visualization.labels import font, font_size
 
 _PAPER = (255, 255, 255)
@@ -53,6 +55,13 @@ def contact_sheet(pictures: Sequence[NDArray[np.uint8]], columns: int, width: in
             band[: picture.shape[0], index * cell : (index + 1) * cell] = picture
         rows.append(band)
     return np.concatenate(rows)
+
+
+def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
+    """Write an RGB picture, whole or not at all; folders are made where they are missing."""
+    encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    with atomic_write(path, "wb") as file:
+        file.write(encoded.tobytes())
 
 
 def _scaled(picture: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:

@@ -1,28 +1,19 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
 
-import demo
+from tests.conftest import config_path, load_script
+from tests.tiny import TINY
 
-ROOT = Path(demo.__file__).resolve().parents[1]
-CONFIG = "configs/coco/panoptic-segmentation/dinat/maskformer2_dinat_large_IN21k_384_bs16_100ep.yaml"
-# A random model that runs in a moment, keeps every query's segments, and sees images at 64 pixels.
-TINY = (
-    "MODEL.WEIGHTS '' MODEL.DEVICE cpu MODEL.DINAT.EMBED_DIM 32 MODEL.DINAT.DEPTHS [1,1,1,1] "
-    "MODEL.DINAT.NUM_HEADS [1,2,4,8] MODEL.DINAT.DILATIONS [[1],[1],[1],[1]] MODEL.DINAT.KERNEL_SIZE 3 "
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM 32 MODEL.SEM_SEG_HEAD.MASK_DIM 32 MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS 1 "
-    "MODEL.MASK_FORMER.HIDDEN_DIM 32 MODEL.MASK_FORMER.DIM_FEEDFORWARD 32 MODEL.MASK_FORMER.DEC_LAYERS 2 "
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES 8 MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD 0.0 "
-    "INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 128"
-).split()
+demo = load_script("demo/demo.py")
+CONFIG = config_path("coco-panoptic")
 
 
 def run(*arguments, opts=()):
-    return demo.main(["--config-file", str(ROOT / CONFIG), *map(str, arguments), *TINY, *opts])
+    return demo.main(["--config-file", str(CONFIG), *map(str, arguments), *TINY, *opts])
 
 
 def photo(height=48, width=80):

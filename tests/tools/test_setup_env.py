@@ -3,7 +3,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import setup_env
+
+from tests.conftest import load_script
+
+setup_env = load_script("tools/setup_env.py")
 
 
 @pytest.fixture

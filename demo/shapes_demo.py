@@ -1,0 +1,239 @@
+"""What `make demo` runs: a small DiNAT Mask2Former learns panoptic segmentation of drawn shapes, from nothing.
+
+Draws the data, trains and evaluates with train_net.py, writes metrics, a table and pictures to output/shapes/, then
+runs the full-size DiNAT-L setting of COCO on a photograph. The long steps are commands that a user could type; each is
+printed before it runs. Further arguments are config keys for the training, e.g. SOLVER.MAX_ITER 100.
+Exit status: 0; 1 if a step failed or a metric is below its target.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import skimage.data
+from detectron2.data import DatasetCatalog
+from detectron2.utils.logger import setup_logger
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from dinat_backbone import add_dinat_config
+from mask2former.config import setup_cfg
+from mask2former.data.datasets import dataset_metadata
+from mask2former.data.image_io import read_image, read_panoptic_png
+from mask2former.data.targets import panoptic_ids
+from mask2former.engine import available_device
+from mask2former.files import atomic_write, write_json
+from mask2former.predictor import Predictor
+from mask2former.visualization import ClassTable, contact_sheet, draw_panoptic, side_by_side, write_png
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAINING_CONFIG = "configs/shapes/panoptic-segmentation/dinat/maskformer2_dinat_pico_shapes.yaml"
+FULL_SIZE_CONFIG = "configs/coco/panoptic-segmentation/dinat/maskformer2_dinat_large_IN21k_384_bs16_100ep.yaml"
+
+# Metric -> (its name in the evaluation's results, target in percent; None: no target).
+METRICS: Mapping[str, tuple[str, float | None]] = {
+    "PQ": ("panoptic_seg/PQ", 60.0),
+    "PQ_th": ("panoptic_seg/PQ_th", 50.0),
+    "PQ_st": ("panoptic_seg/PQ_st", None),
+    "AP": ("segm/AP", 40.0),
+    "mIoU": ("sem_seg/mIoU", 75.0),
+}
+# Random class weights this many times larger make some segments confident enough to be drawn.
+CLASS_EMBED_SCALE = 6
+
+
+class DemoError(Exception):
+    """A step of the demo failed; the message says which."""
+
+
+def say(message: str) -> None:
+    """Print a headline."""
+    print(f"\n=== {message}", flush=True)
+
+
+def run(*command: object) -> None:
+    """Print a command and run it in the checkout, its output on this console.
+
+    Raises:
+        DemoError: it failed.
+    """
+    words = [str(word) for word in command]
+    print("$ python " + " ".join(words), flush=True)
+    status = subprocess.run([sys.executable, *words], cwd=ROOT, check=False).returncode
+    if status != 0:
+        raise DemoError(f"{words[0]} failed with exit status {status}; its message is above")
+
+
+def train(folder: Path, opts: Sequence[str]) -> None:
+    """Train and evaluate from scratch; the run's files go to ``folder``, in place of an earlier run's."""
+    shutil.rmtree(folder, ignore_errors=True)
+    run("train_net.py", "--config-file", TRAINING_CONFIG, "OUTPUT_DIR", folder, *opts)
+
+
+def read_metrics(log: Path) -> dict[str, float]:
+    """The last evaluation's metrics in percent, from the JSON lines that a training writes.
+
+    Raises:
+        DemoError: there is no evaluation in it.
+    """
+    try:
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+    except OSError as error:
+        raise DemoError(f"the training left no {log}: {error}") from error
+    evaluations = [line for line in lines if all(key in line for key, _ in METRICS.values())]
+    if not evaluations:
+        raise DemoError(f"{log} holds no evaluation with {', '.join(key for key, _ in METRICS.values())}")
+    return {name: round(float(evaluations[-1][key]), 3) for name, (key, _) in METRICS.items()}
+
+
+def results_table(metrics: Mapping[str, float]) -> str:
+    """Metrics beside their targets, as a Markdown table."""
+    rows = [
+        (name, f"{metrics[name]:.1f}", "" if target is None else f">= {target:.0f}", _verdict(metrics[name], target))
+        for name, (_, target) in METRICS.items()
+    ]
+    headers = ("metric (%)", "value", "target", "")
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def missed_targets(metrics: Mapping[str, float]) -> list[str]:
+    """The metrics below their targets, in words."""
+    return [
+        f"{name} is {metrics[name]:.1f}, expected at least {target:.0f}"
+        for name, (_, target) in METRICS.items()
+        if _verdict(metrics[name], target) == "missed"
+    ]
+
+
+def _verdict(value: float, target: float | None) -> str:
+    if target is None:
+        return ""
+    # Written so that a metric that is not a number misses its target too.
+    return "reached" if value >= target else "missed"
+
+
+def draw_pictures(weights: Path, folder: Path, count: int, opts: Sequence[str]) -> list[Path]:
+    """Draw image, ground truth and prediction of the first validation images; a contact sheet comes first.
+
+    Args:
+        weights: checkpoint of the training.
+        folder: where the pictures go.
+        count: how many images.
+        opts: config keys of the training.
+
+    Returns:
+        The files.
+    """
+    cfg = setup_cfg(ROOT / TRAINING_CONFIG, [*opts, "MODEL.WEIGHTS", str(weights)], extend=(add_dinat_config,))
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in opts)
+    predictor = Predictor.from_config(cfg, "panoptic")
+    dataset = cfg.DATASETS.TEST[0]
+    classes = ClassTable.from_metadata(dataset_metadata(dataset), "panoptic")
+    files, rows = [], []
+    for record in DatasetCatalog.get(dataset)[:count]:
+        row = comparison(record, predictor, classes)
+        files.append(folder / f"{Path(record['file_name']).stem}.png")
+        write_png(files[-1], row)
+        rows.append(row)
+    sheet = folder / "overview.png"
+    write_png(sheet, contact_sheet(rows, columns=2))
+    return [sheet, *files]
+
+
+def comparison(record: Mapping[str, Any], predictor: Predictor, classes: ClassTable) -> NDArray[Any]:
+    """Image, ground truth and prediction of one panoptic dataset dict, side by side (RGB)."""
+    image = read_image(record["file_name"])
+    ids = panoptic_ids(read_panoptic_png(record["pan_seg_file_name"]))
+    return side_by_side(
+        {
+            "image": image,
+            "ground truth": draw_panoptic(image, ids, record["segments_info"], classes),
+            "prediction": predictor(image).draw(image),
+        }
+    )
+
+
+def run_full_size(folder: Path) -> None:
+    """Run DiNAT-L, COCO panoptic, on a photograph with weights made from names; the checkpoint is removed after."""
+    folder.mkdir(parents=True, exist_ok=True)
+    photo = folder / "astronaut.png"
+    write_png(photo, skimage.data.astronaut())
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        weights = Path(temporary, "deterministic.safetensors")
+        setting = ("--config-file", FULL_SIZE_CONFIG)
+        scale = ("--class-embed-scale", CLASS_EMBED_SCALE)
+        run("tools/deterministic_weights.py", *setting, "--output", weights, *scale)
+        run("demo/demo.py", *setting, "--input", photo, "--output", folder, "MODEL.WEIGHTS", weights)
+
+
+def write_results(folder: Path, metrics: Mapping[str, float], pictures: Iterable[Path]) -> None:
+    """Write metrics.json and results.md."""
+    numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    write_json(folder / "metrics.json", numbers, indent=2)
+    shown = "\n\n".join(f"![{picture.stem}]({picture.name})" for picture in pictures)
+    text = f"# Shapes: panoptic segmentation, validation images\n\n{results_table(metrics)}\n\n{shown}\n"
+    with atomic_write(folder / "results.md") as file:
+        file.write(text)
+
+
+def demo(options: argparse.Namespace) -> list[str]:
+    """Run all steps and return the targets that were missed, in words.
+
+    Raises:
+        DemoError: A step failed.
+    """
+    start = time.monotonic()
+    folder: Path = options.output
+    say("1/4  drawing the data set")
+    run("datasets/prepare_shapes.py")
+    say("2/4  training from scratch, then evaluating")
+    train(folder / "train", options.opts)
+    metrics = read_metrics(folder / "train" / "metrics.json")
+    say("3/4  drawing pictures of the results")
+    pictures = draw_pictures(folder / "train" / "model_final.pth", folder, options.pictures, options.opts)
+    write_results(folder, metrics, pictures)
+    print(f"{len(pictures)} pictures in {folder}")
+    if not options.skip_full_size:
+        say("4/4  the full-size model (DiNAT-L, COCO panoptic, 220 million parameters) on a photograph")
+        print(
+            "Its weights are made from the names of its parameters, not trained: the picture has no meaning. This only "
+            "shows that the full-size model runs here, how long it takes and how much memory."
+        )
+        run_full_size(folder / "full_size")
+    say(f"done in {(time.monotonic() - start) / 60:.1f} minutes")
+    print(f"{results_table(metrics)}\n\nmetrics   {folder / 'metrics.json'}\ntable     {folder / 'results.md'}")
+    print(f"pictures  {pictures[0]}, {pictures[1]} ...\ntraining  {folder / 'train'}", flush=True)
+    return missed_targets(metrics)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "shapes", help="default: output/shapes")
+    parser.add_argument("--pictures", type=int, default=8, metavar="N", help="validation images to draw; default: 8")
+    parser.add_argument("--skip-full-size", action="store_true", help="leave the full-size model out")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys for the training")
+    options = parser.parse_intermixed_args(arguments)
+    options.output = options.output.resolve()
+    setup_logger(name="mask2former")
+    try:
+        missed = demo(options)
+    except DemoError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    if missed:
+        print(f"demo: below target: {'; '.join(missed)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
