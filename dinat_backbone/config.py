@@ -15,6 +15,8 @@ def add_dinat_config(cfg: CfgNode) -> None:
     node.NUM_HEADS = [2, 4, 8, 16]
     # Neighbors per axis, and per level one dilation a block; an empty list: no dilation anywhere.
     node.KERNEL_SIZE = 7
+    # One kernel size a level instead, for maps that are small compared with KERNEL_SIZE; empty: KERNEL_SIZE everywhere.
+    node.KERNEL_SIZES = []
     node.DILATIONS = []
     # Hidden width of an MLP relative to its level's.
     node.MLP_RATIO = 3.0

@@ -123,8 +123,9 @@ class DiNAT(Backbone):
         embed_dim: int,
         depths: Sequence[int],
         num_heads: Sequence[int],
-        kernel_size: int,
-        dilations: Sequence[Sequence[int]] | None = None,
+        kernel_size: int = 7,
+        kernel_sizes: Sequence[int] = (),
+        dilations: Sequence[Sequence[int]] = (),
         mlp_ratio: float = 3.0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
@@ -147,9 +148,11 @@ class DiNAT(Backbone):
             ValueError: settings that contradict each other, naming them.
         """
         super().__init__()
-        dilations = [[1] * depth for depth in depths] if not dilations else dilations
-        _check_levels(depths, num_heads, dilations, out_features)
-        drop_paths = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        dilations = dilations or [[1] * depth for depth in depths]
+        kernel_sizes = kernel_sizes or [kernel_size] * len(depths)
+        _check_levels(depths, num_heads, kernel_sizes, dilations, out_features)
+        blocks_before = [sum(depths[:level]) for level in range(len(depths))]
+        drop_path_step = drop_path_rate / max(1, sum(depths) - 1)
         dims = [embed_dim * 2**level for level in range(len(depths))]
 
         self.patch_embed = ConvTokenizer(in_channels, embed_dim)
@@ -157,11 +160,11 @@ class DiNAT(Backbone):
         self.levels = nn.ModuleList()
         for level, dim in enumerate(dims):
             blocks = []
-            for dilation, drop_path in zip(dilations[level], drop_paths[level].tolist(), strict=True):
+            for index, dilation in enumerate(dilations[level], start=blocks_before[level]):
                 attention = NeighborhoodAttention2D(
                     dim,
                     num_heads[level],
-                    kernel_size,
+                    kernel_sizes[level],
                     dilation,
                     qkv_bias=qkv_bias,
                     qk_scale=qk_scale,
@@ -176,7 +179,7 @@ class DiNAT(Backbone):
                         dim,
                         mlp_ratio=mlp_ratio,
                         drop=drop_rate,
-                        drop_path=drop_path,
+                        drop_path=index * drop_path_step,
                         layer_scale=layer_scale,
                     )
                 )
@@ -244,14 +247,16 @@ class D2DiNAT(DiNAT):
 def _check_levels(
     depths: Sequence[int],
     num_heads: Sequence[int],
+    kernel_sizes: Sequence[int],
     dilations: Sequence[Sequence[int]],
     out_features: Sequence[str],
 ) -> None:
     levels = len(depths)
     if not 1 <= levels <= len(DiNAT.FEATURES):
         raise ValueError(f"depths must name 1 to {len(DiNAT.FEATURES)} levels, got {list(depths)}")
-    if len(num_heads) != levels:
-        raise ValueError(f"num_heads must have one entry a level ({levels}), got {list(num_heads)}")
+    for name, entries in (("num_heads", num_heads), ("kernel_sizes", kernel_sizes)):
+        if len(entries) != levels:
+            raise ValueError(f"{name} must have one entry a level ({levels}), got {list(entries)}")
     if [len(level) for level in dilations] != list(depths):
         raise ValueError(f"dilations must have one entry a block: lengths {list(depths)}, got {list(dilations)}")
     unknown = set(out_features) - set(DiNAT.FEATURES[:levels])

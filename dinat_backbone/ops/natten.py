@@ -24,9 +24,7 @@ def why_unavailable(rpb: Tensor | None) -> str | None:
     return None
 
 
-def natten_forward(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: int, dilation: int, scale: float
-) -> Tensor:
+def natten_forward(query: Tensor, key: Tensor, value: Tensor, kernel_size: int, dilation: int, scale: float) -> Tensor:
     """Neighborhood attention of [B, H, W, n, D] tensors without a bias; see `neighborhood_attention_2d`."""
     # Imported here: NATTEN is optional, and importing it takes seconds.
     from natten.functional import na2d

@@ -119,7 +119,7 @@ def tiled_backward(
 def _tile_gradients(
     query: Tensor, gradient: Tensor, mean: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and scores of a batch of tiles [t, n, queries or keys, D], in place of autograd."""
+    """Gradients of query, key, value and scores of a batch of tiles [t, n, queries or keys, D]."""
     scores = (query * scale) @ key.transpose(-1, -2)
     probabilities = scores.add_(bias).softmax(-1)
     # In reduced precision this rounds the probabilities to what the forward pass multiplied the values with.
@@ -132,7 +132,7 @@ def _tile_gradients(
 
 @dataclass(frozen=True)
 class _Tiling:
-    """Tiles over the residue groups of one size. Groups come as views [B, gy, gx, n, h, w, D]; padded maps are [N, n, ...]."""
+    """Tiles over residue groups of one size; groups come as views [B, gy, gx, n, h, w, D], copies are [N, n, ...]."""
 
     vertical: TilePlan
     horizontal: TilePlan
@@ -226,7 +226,7 @@ def _split(batch: int, rows: TilePattern, columns: TilePattern, limit: int) -> I
 
 
 def _group_views(dilation: int, *maps: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Cut `maps` [B, H, W, n, D] into residue groups of one size and some heads: those, and views [B, gy, gx, n, h, w, D]."""
+    """Cut `maps` [B, H, W, n, D] into residue groups of one size and some heads, as views [B, gy, gx, n, h, w, D]."""
     batch, height, width, heads, channels = maps[0].shape
     limit = _CHUNK_ELEMENTS["cpu" if maps[0].device.type == "cpu" else "other"]
     step = max(1, limit // (batch * height * width * channels))

@@ -8,8 +8,8 @@ from torch import nn
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = """
-Transformer decoders: called with (cfg, in_channels), they map a pixel decoder's multi-scale maps (coarse to fine) and mask
-features to a dict of predictions; see `MultiScaleMaskedTransformerDecoder.forward`.
+Transformer decoders: called with (cfg, in_channels), they map a pixel decoder's multi-scale maps (coarse to fine) and
+mask features to a dict of predictions; see `MultiScaleMaskedTransformerDecoder.forward`.
 """
 
 

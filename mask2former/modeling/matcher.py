@@ -16,7 +16,7 @@ class NonFiniteCostError(FloatingPointError):
 
 
 class Match(NamedTuple):
-    """Matched pairs of one image: query `queries[i]` is given target `targets[i]`; int64 [min(Q, M)] each, on the CPU."""
+    """Pairs of one image: query `queries[i]` is given target `targets[i]`; int64 [min(Q, M)] each, on the CPU."""
 
     queries: Tensor
     targets: Tensor

@@ -77,9 +77,7 @@ def _number_segments(rows: list[list[float]], thing_ids: Collection[int]) -> tup
             ids.append(stuff[category]["id"])
         else:
             is_thing = category in thing_ids
-            segments.append(
-                {"id": len(segments) + 1, "isthing": is_thing, "category_id": category, "score": score}
-            )
+            segments.append({"id": len(segments) + 1, "isthing": is_thing, "category_id": category, "score": score})
             ids.append(len(segments))
             if not is_thing:
                 stuff[category] = segments[-1]

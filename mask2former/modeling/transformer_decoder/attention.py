@@ -1,5 +1,7 @@
 """The three kinds of layer in the masked-attention decoder (Cheng et al., Mask2Former, CVPR 2022, section 3.2.1)."""
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -77,9 +79,7 @@ class CrossAttentionLayer(_ResidualLayer):
     ) -> Tensor:
         """Map queries [B, Q, C] to the same shape, given memory [B, S, C] and `blocked` bool [B, Q, S]."""
         x = self.before(queries)
-        return self.after(
-            queries, self.multihead_attn(x + query_position, memory + memory_position, memory, blocked)
-        )
+        return self.after(queries, self.multihead_attn(x + query_position, memory + memory_position, memory, blocked))
 
 
 class FFNLayer(_ResidualLayer):
@@ -103,7 +103,7 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
         dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in_dim] to [..., out_dim]."""

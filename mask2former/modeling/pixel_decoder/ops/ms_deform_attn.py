@@ -77,7 +77,7 @@ class MSDeformAttn(nn.Module):
     def forward(
         self, query: Tensor, reference_points: Tensor, source: Tensor, spatial_shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Attend `source` [B, S, C] from `query` [B, T, C] around `reference_points` [T, 2] ((x, y) in 0..1): [B, T, C]."""
+        """Attend `source` [B, S, C] from `query` [B, T, C] around `reference_points` [T, 2], (x, y) in 0..1."""
         shape = (self.num_heads, self.num_levels, self.num_points)
         value = self.value_proj(source).unflatten(-1, (self.num_heads, -1))
         offsets = self.sampling_offsets(query).unflatten(-1, (*shape, 2))

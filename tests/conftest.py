@@ -1,0 +1,60 @@
+"""Fixtures shared by all tests; nothing here or in a test touches the network."""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {
+    "coco-panoptic": "100ep",
+    "coco-instance": "100ep",
+    "ade20k-panoptic": "160k",
+    "ade20k-instance": "160k",
+    "ade20k-semantic": "160k",
+    "cityscapes-panoptic": "90k",
+    "cityscapes-instance": "90k",
+    "cityscapes-semantic": "90k",
+}
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def config_path(setting: str) -> Path:
+    """The published path of one of the eight settings."""
+    dataset, task = setting.split("-")
+    name = f"maskformer2_dinat_large_IN21k_384_bs16_{SETTINGS[setting]}.yaml"
+    return ROOT / "configs" / dataset / f"{task}-segmentation" / "dinat" / name
+
+
+def golden(kind: str, setting: str) -> dict:
+    """Golden `config` or `state_dict` entries of a setting: what all settings share, and its own."""
+    entries = json.loads((ROOT / "tests" / "golden" / f"{kind}.json").read_text())
+    return entries["common"] | entries[setting]
+
+
+def load_script(path: str) -> ModuleType:
+    """Import a script of the repository, such as `tools/deterministic_weights.py`, as a module."""
+    name = Path(path).stem
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def deterministic() -> ModuleType:
+    """The functions that make the inputs and weights of the parity fixtures."""
+    return load_script("tools/deterministic_weights.py")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,133 @@
+"""Post-processing against direct, slow transcriptions of the definitions."""
+
+import pytest
+import torch
+
+from mask2former.modeling.postprocessing import (
+    instance_inference,
+    mask_boxes,
+    panoptic_inference,
+    semantic_inference,
+)
+
+QUERIES, CLASSES, SIZE = 12, 6, (24, 31)
+THINGS = {0, 1, 2}
+
+
+def predictions(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Confident predictions with overlapping, smooth masks, so that every rule of the definitions bites."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(QUERIES, CLASSES + 1, generator=generator)
+    coarse = 6 * torch.randn(1, QUERIES, 4, 4, generator=generator)
+    return logits, torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear", align_corners=False)[0]
+
+
+def direct_panoptic(logits, masks, object_threshold, overlap_threshold):
+    """The definition, one query and one pixel set at a time."""
+    scores, classes = logits.softmax(-1).max(-1)
+    keep = [q for q in range(QUERIES) if classes[q] != CLASSES and scores[q] > object_threshold]
+    result, segments, stuff = torch.zeros(SIZE, dtype=torch.int32), [], {}
+    if not keep:
+        return result, segments
+    winner = torch.stack([scores[q] * masks[q].sigmoid() for q in keep]).argmax(0)
+    for position, query in enumerate(keep):
+        own = masks[query].sigmoid() >= 0.5
+        won = winner == position
+        pixels = won & own
+        if pixels.sum() == 0 or won.sum() / own.sum() < overlap_threshold:
+            continue
+        category = int(classes[query])
+        if category not in THINGS and category in stuff:
+            result[pixels] = stuff[category]
+            continue
+        segments.append({"id": len(segments) + 1, "isthing": category in THINGS, "category_id": category})
+        result[pixels] = len(segments)
+        if category not in THINGS:
+            stuff[category] = len(segments)
+    return result, segments
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("thresholds", [(0.0, 0.0), (0.5, 0.5), (0.7, 0.8), (1.0, 0.8)])
+def test_panoptic_equals_the_definition(seed, thresholds):
+    logits, masks = predictions(seed)
+    expected, expected_segments = direct_panoptic(logits, masks, *thresholds)
+    result, segments = panoptic_inference(logits, masks, THINGS, *thresholds)
+    assert torch.equal(result, expected)
+    assert [{k: v for k, v in segment.items() if k != "score"} for segment in segments] == expected_segments
+    assert set(result.unique().tolist()) - {0} == {segment["id"] for segment in segments}
+
+
+def test_rules_of_panoptic_bite_in_these_examples():
+    """Otherwise the test above would prove little: stuff merges, segments are dropped and thresholds matter."""
+    merged = dropped = filtered = False
+    for seed in range(8):
+        logits, masks = predictions(seed)
+        _, loose = panoptic_inference(logits, masks, THINGS, 0.0, 0.0)
+        _, strict = panoptic_inference(logits, masks, THINGS, 0.0, 0.8)
+        _, sure = panoptic_inference(logits, masks, THINGS, 0.7, 0.0)
+        _, all_things = panoptic_inference(logits, masks, range(CLASSES), 0.0, 0.0)
+        dropped |= len(strict) < len(loose)
+        filtered |= len(sure) < len(loose)
+        merged |= len(loose) < len(all_things)
+    assert merged and dropped and filtered
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_semantic_equals_the_definition(seed):
+    logits, masks = predictions(seed)
+    probabilities = logits.softmax(-1)
+    expected = torch.zeros(CLASSES, *SIZE)
+    for query in range(QUERIES):
+        for category in range(CLASSES):
+            expected[category] += probabilities[query, category] * masks[query].sigmoid()
+    torch.testing.assert_close(semantic_inference(logits, masks), expected)
+
+
+@pytest.mark.parametrize("classes", [None, THINGS])
+def test_instances_equal_the_definition(classes):
+    logits, masks = predictions(1)
+    probabilities = logits.softmax(-1)[:, :-1]
+    pairs = sorted(((float(probabilities[q, c]), q, c) for q in range(QUERIES) for c in range(CLASSES)), reverse=True)
+    expected = []
+    for score, query, category in pairs[:20]:
+        if classes is None or category in classes:
+            mask = masks[query] > 0
+            inside = float(masks[query].sigmoid()[mask].sum() / (mask.sum() + 1e-6))
+            expected.append((score * inside, category, int(mask.sum())))
+    expected.sort(reverse=True)
+    result = instance_inference(logits, masks, 20, classes)
+    assert result.scores.tolist() == pytest.approx([e[0] for e in expected], rel=1e-5)
+    assert result.pred_classes.tolist() == [e[1] for e in expected]
+    assert result.pred_masks.sum((1, 2)).tolist() == [e[2] for e in expected]
+    assert result.image_size == SIZE
+    assert len(result) == len(result.pred_boxes)
+
+
+def test_more_detections_than_pairs_are_harmless():
+    assert len(instance_inference(*predictions(0), QUERIES * CLASSES + 5)) == QUERIES * CLASSES
+
+
+def test_boxes_are_tight_and_empty_masks_have_zeros():
+    masks = torch.zeros(4, 8, 10, dtype=torch.bool)
+    masks[0, 2:5, 3:9] = True
+    masks[1, 7, 0] = True
+    masks[3] = True
+    assert mask_boxes(masks).tolist() == [[3, 2, 9, 5], [0, 7, 1, 8], [0, 0, 0, 0], [0, 0, 10, 8]]
+
+
+def test_no_query_is_looked_at_one_by_one(monkeypatch):
+    """Copies to the host (each a wait for the device) do not grow with the number of queries."""
+    copies = 0
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal copies
+            copies += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    logits, masks = predictions(2)
+    with Count():
+        panoptic_inference(logits, masks, THINGS, 0.0, 0.0)
+        instance_inference(logits, masks, 20, THINGS)
+    assert copies == 0

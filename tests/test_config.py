@@ -1,0 +1,97 @@
+"""The config keys, and the eight published settings, as contracts."""
+
+import pytest
+from detectron2.config import CfgNode
+
+from dinat_backbone import add_dinat_config
+from mask2former.config import ConfigError, setup_cfg
+
+from .conftest import ROOT, SETTINGS, config_path, golden
+
+# Keys that the published settings do not know; their defaults reproduce the published runs.
+OWN_KEYS = {
+    "INPUT.DROP_EMPTY_TARGETS": False,
+    "SOLVER.WEIGHT_DECAY_RPB": None,
+    "MODEL.DINAT.ATTENTION_BACKEND": "auto",
+    "MODEL.DINAT.KERNEL_SIZES": [],
+    "MODEL.DINAT.LAYER_SCALE": None,
+    "MODEL.DINAT.REL_POS_BIAS": True,
+    "MODEL.DINAT.USE_CHECKPOINT": False,
+}
+# Where a resolved setting differs from the published one, and why. (Nothing does.)
+DEVIATIONS: dict[str, str] = {}
+
+
+def read(path, *opts: str) -> CfgNode:
+    return setup_cfg(path, opts, extend=[add_dinat_config])
+
+
+def flat(node: CfgNode, prefix: str = "") -> dict:
+    values = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_setting_resolves_to_the_published_one(setting):
+    ours = flat(read(config_path(setting)))
+    published = golden("config", setting)
+    different = {key: (ours.get(key), value) for key, value in published.items() if ours.get(key) != value}
+    assert {key: pair for key, pair in different.items() if key not in DEVIATIONS} == {}
+    assert {key: ours[key] for key in OWN_KEYS} == OWN_KEYS
+    own = "MODEL.DINAT.", "MODEL.MASK_FORMER."
+    assert {key for key in ours if key.startswith(own) and key not in published} <= set(OWN_KEYS)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_file_is_read_with_safe_yaml_and_known_keys(path):
+    assert read(path).VERSION == 2
+
+
+def test_overrides_come_last():
+    cfg = read(config_path("coco-panoptic"), "SOLVER.MAX_ITER", "7", "DATASETS.TEST", "('a', 'b')")
+    assert cfg.SOLVER.MAX_ITER == 7
+    assert cfg.DATASETS.TEST == ("a", "b")
+    assert not cfg.is_frozen()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL: {MASK_FORMER: {NHEAD: 8}}", r"MODEL\.MASK_FORMER\.NHEAD.*did you mean MODEL\.MASK_FORMER\.NHEADS"),
+        ("SOLVER: {MAX_ITER: [1, 2]}", "MAX_ITER"),
+        ("A: !!python/object/apply:os.getcwd []", "only safe YAML"),
+        ("_BASE_: nowhere.yaml", r"not found: .*nowhere\.yaml \(a _BASE_ of"),
+        ("{", "not a YAML config file"),
+        ("- 1", "not a YAML config file|expected a mapping"),
+        ("VERSION: 1", "VERSION is 1, expected 2"),
+    ],
+)
+def test_bad_file_is_named_with_what_was_expected(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        read(path)
+    assert "bad.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.MAX_ITERS", "1"], r"SOLVER\.MAX_ITERS \(did you mean SOLVER\.MAX_ITER\?\)"),
+        (["SOLVER.MAX_ITER"], "has no value"),
+        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER many"),
+    ],
+)
+def test_bad_override_is_named(opts, message):
+    with pytest.raises(ConfigError, match=message):
+        read(config_path("coco-panoptic"), *opts)
+
+
+def test_missing_file():
+    with pytest.raises(ConfigError, match=r"config file not found: no/such\.yaml"):
+        read("no/such.yaml")

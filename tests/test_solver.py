@@ -1,0 +1,109 @@
+"""Parameter groups, learning-rate curve and clipping of the published recipes."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from dinat_backbone import add_dinat_config
+from mask2former.config import setup_cfg
+from mask2former.solver import build_lr_scheduler, build_optimizer
+
+from .conftest import config_path
+
+
+@pytest.fixture
+def cfg():
+    cfg = setup_cfg(config_path("coco-panoptic"), extend=[add_dinat_config])
+    cfg.MODEL.DEVICE = "meta"
+    return cfg
+
+
+def settings_by_name(cfg) -> dict[str, tuple[float, float]]:
+    with torch.device("meta"):
+        model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    by_id = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    return {name: by_id[id(p)] for name, p in model.named_parameters()}
+
+
+# Rules of behaviour.md, section 3: backbone at a tenth of 1e-4; no decay on norms and embeddings, 0.05 elsewhere,
+# relative position biases and raw parameters included.
+EXPECTED = {
+    "backbone.levels.0.blocks.0.attn.qkv.weight": (1e-5, 0.05),
+    "backbone.levels.0.blocks.0.attn.qkv.bias": (1e-5, 0.05),
+    "backbone.levels.0.blocks.0.attn.rpb": (1e-5, 0.05),
+    "backbone.levels.0.blocks.0.norm1.weight": (1e-5, 0.0),
+    "backbone.patch_embed.proj.0.weight": (1e-5, 0.05),
+    "backbone.norm3.bias": (1e-5, 0.0),
+    "sem_seg_head.pixel_decoder.input_proj.0.0.weight": (1e-4, 0.05),
+    "sem_seg_head.pixel_decoder.input_proj.0.1.weight": (1e-4, 0.0),
+    "sem_seg_head.pixel_decoder.adapter_1.norm.weight": (1e-4, 0.0),
+    "sem_seg_head.pixel_decoder.transformer.level_embed": (1e-4, 0.05),
+    "sem_seg_head.predictor.query_embed.weight": (1e-4, 0.0),
+    "sem_seg_head.predictor.level_embed.weight": (1e-4, 0.0),
+    "sem_seg_head.predictor.class_embed.weight": (1e-4, 0.05),
+}
+
+
+def test_parameter_groups(cfg):
+    got = settings_by_name(cfg)
+    assert {name: got[name] for name in EXPECTED} == {
+        name: (pytest.approx(rate), decay) for name, (rate, decay) in EXPECTED.items()
+    }
+    assert len(got) == 705  # of 706 entries of the checkpoint; the other is a buffer
+
+
+def test_decay_of_position_biases_is_a_setting(cfg):
+    cfg.SOLVER.WEIGHT_DECAY_RPB = 0.0
+    got = settings_by_name(cfg)
+    assert got["backbone.levels.0.blocks.0.attn.rpb"] == (pytest.approx(1e-5), 0.0)
+    assert got["backbone.levels.0.blocks.0.attn.qkv.weight"] == (pytest.approx(1e-5), 0.05)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        # MultiStep: linear warm-up from factor 1.0, then a tenth from 655556 (88.9%) and from 710184 (96.3%).
+        ("coco-panoptic", {0: 1.0, 1: 1.0, 10: 1.0, 655555: 1.0, 655557: 0.1, 710185: 0.01, 737499: 0.01}),
+        # Poly: (1 - i / 90000) ** 0.9.
+        ("cityscapes-semantic", {0: 1.0, 1: (1 - 1 / 9e4) ** 0.9, 45000: 0.5**0.9, 81000: 0.1**0.9}),
+    ],
+)
+def test_learning_rate_curve(setting, expected):
+    cfg = setup_cfg(config_path(setting), extend=[add_dinat_config])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    got = {}
+    for iteration in expected:
+        scheduler.last_epoch = iteration - 1
+        optimizer.step()
+        scheduler.step()
+        got[iteration] = optimizer.param_groups[0]["lr"] / cfg.SOLVER.BASE_LR
+    assert got == pytest.approx(expected)
+
+
+def step(cfg, gradients):
+    layers = torch.nn.ModuleList(torch.nn.Linear(1, 1, bias=False) for _ in gradients)
+    optimizer = build_optimizer(cfg, layers)
+    for layer, gradient in zip(layers, gradients, strict=True):
+        layer.weight.grad = torch.full((1, 1), gradient)
+    optimizer.step()
+    return [float(layer.weight.grad) for layer in layers]
+
+
+def test_gradients_are_clipped_over_the_full_model(cfg):
+    assert step(cfg, [3.0, 4.0]) == pytest.approx([0.006, 0.008], rel=1e-4)
+    assert step(cfg, [0.003, 0.004]) == pytest.approx([0.003, 0.004])
+
+
+def test_other_clip_types_are_detectron2s(cfg):
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+    assert step(cfg, [3.0, 0.004]) == pytest.approx([0.01, 0.004], rel=1e-3)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    assert step(cfg, [3.0, 0.004]) == pytest.approx([3.0, 0.004])
+
+
+def test_unknown_optimizer(cfg):
+    cfg.SOLVER.OPTIMIZER = "LION"
+    with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER is 'LION', expected one of ADAMW, SGD"):
+        step(cfg, [1.0])
