@@ -1,0 +1,173 @@
+import contextlib
+import io
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mask2former.evaluation import EvaluationError, InstanceEvaluator, PanopticEvaluator, SemanticEvaluator
+
+
+def run(evaluator, dataset, batch=1):
+    evaluator.reset()
+    for first in range(0, len(dataset.inputs), batch):
+        evaluator.process(dataset.inputs[first : first + batch], dataset.outputs[first : first + batch])
+    return evaluator.evaluate()
+
+
+def quality_by_definition(dataset):
+    """PQ of each class as the paper defines it; void and crowd pixels do not count against a prediction."""
+    iou, counts = Counter(), Counter()
+    for truth, output in zip(dataset.scenes, dataset.outputs, strict=True):
+        predicted, segments = output["panoptic_seg"]
+        predicted = predicted.numpy()
+        kinds = {s["id"]: {0: 3, 1: 7, 2: 11, 3: 20}[s["category_id"]] for s in segments}
+        matched_truth, matched = set(), set()
+        for t, kind in truth.categories.items():
+            for p, predicted_kind in kinds.items():
+                a, b = truth.ids == t, (predicted == p) & (truth.ids != 0)
+                overlap = (a & b).sum() / (a | b).sum()
+                if t not in truth.crowd and kind == predicted_kind and overlap > 0.5:
+                    iou[kind] += overlap
+                    counts[kind, "tp"] += 1
+                    matched_truth.add(t)
+                    matched.add(p)
+        for t in truth.categories.keys() - matched_truth - truth.crowd:
+            counts[truth.categories[t], "missed"] += 1
+        for p in kinds.keys() - matched:
+            crowd = [t for t in truth.crowd if truth.categories[t] == kinds[p]]
+            ignored = np.isin(truth.ids[predicted == p], [0, *crowd]).mean()
+            counts[kinds[p], "missed"] += ignored <= 0.5
+    return {k: iou[k] / (counts[k, "tp"] + counts[k, "missed"] / 2) for k in (3, 7, 11, 20)}
+
+
+def test_panoptic_quality_is_the_papers(dataset, tmp_path):
+    metrics = run(PanopticEvaluator(dataset.name, tmp_path / "out"), dataset)["panoptic_seg"]
+    expected = quality_by_definition(dataset)
+    assert 0.1 < min(expected.values()) < max(expected.values()) < 1
+    for kind, name in ((3, "cat"), (7, "dog"), (11, "sky"), (20, "sea")):
+        assert metrics[f"PQ-{name}"] == pytest.approx(100 * expected[kind], abs=1e-9)
+    assert math.isnan(metrics["PQ-sand"])
+    assert metrics["PQ"] == pytest.approx(100 * np.mean(list(expected.values())), abs=1e-9)
+    assert metrics["PQ_th"] == pytest.approx(50 * (expected[3] + expected[7]), abs=1e-9)
+    assert metrics["PQ_st"] == pytest.approx(50 * (expected[11] + expected[20]), abs=1e-9)
+
+
+def test_panoptic_files_are_what_the_official_api_reads(dataset, tmp_path):
+    evaluation = pytest.importorskip("panopticapi.evaluation")
+    metrics = run(PanopticEvaluator(dataset.name, tmp_path / "out"), dataset)["panoptic_seg"]
+    metadata = MetadataCatalog.get(dataset.name)
+    with contextlib.redirect_stdout(io.StringIO()):
+        official = evaluation.pq_compute(
+            metadata.panoptic_json, str(tmp_path / "out" / "panoptic_predictions.json"), metadata.panoptic_root
+        )
+    for group, suffix in (("All", ""), ("Things", "_th"), ("Stuff", "_st")):
+        for key in ("pq", "sq", "rq"):
+            assert metrics[key.upper() + suffix] == pytest.approx(100 * official[group][key], abs=1e-9)
+
+
+def test_nothing_found_is_zero_and_not_an_error(dataset):
+    for output in dataset.outputs:
+        output["panoptic_seg"] = (torch.zeros_like(output["panoptic_seg"][0]), [])
+        output["instances"] = output["instances"][torch.zeros(len(output["instances"]), dtype=torch.bool)]
+    assert run(PanopticEvaluator(dataset.name), dataset)["panoptic_seg"]["PQ"] == 0
+    assert run(InstanceEvaluator(dataset.name), dataset)["segm"]["AP"] == 0
+
+
+def test_panoptic_images_that_are_missing_or_share_a_name_are_an_error(dataset, tmp_path):
+    evaluator = PanopticEvaluator(dataset.name, tmp_path)
+    evaluator.process(dataset.inputs[:2], dataset.outputs[:2])
+    with pytest.raises(EvaluationError, match=r"panoptic\.json.*no prediction.*52"):
+        evaluator.evaluate()
+    dataset.inputs[1]["file_name"] = "elsewhere/image0.jpg"
+    with pytest.raises(EvaluationError, match="5 share 4 names"):
+        run(evaluator, dataset)
+
+
+def test_average_precision_is_pycocotools(dataset, tmp_path):
+    metrics = run(InstanceEvaluator(dataset.name, tmp_path), dataset, batch=2)["segm"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(MetadataCatalog.get(dataset.name).json_file)
+        official = COCOeval(truth, truth.loadRes(str(tmp_path / "coco_instances_results.json")), "segm")
+        official.evaluate()
+        official.accumulate()
+        official.summarize()
+    assert 5 < metrics["AP"] < 95
+    for value, name in zip(official.stats, ("AP", "AP50", "AP75", "APs", "APm", "APl"), strict=False):
+        assert metrics[name] == 100 * value if value >= 0 else math.isnan(metrics[name])
+    for position, name in enumerate(("cat", "dog")):
+        assert metrics[f"AP-{name}"] == 100 * np.mean(official.eval["precision"][:, :, position, 0, -1])
+
+
+def test_class_iou_is_the_definition_and_detectron2s(dataset):
+    metrics = run(SemanticEvaluator(dataset.name), dataset, batch=3)["sem_seg"]
+    labels = np.stack([np.asarray(Image.open(dataset.root / "labels" / f"image{i}.png")) for i in range(5)])
+    predicted = np.stack([output["sem_seg"].argmax(0).numpy() for output in dataset.outputs])
+    known = labels != 255
+    ious = []
+    for k, name in enumerate(("cat", "dog", "sky", "sea")):
+        a, b = (labels == k) & known, (predicted == k) & known
+        ious.append(100 * (a & b).sum() / (a | b).sum())
+        assert metrics[f"IoU-{name}"] == pytest.approx(ious[-1], abs=1e-9)
+        assert metrics[f"ACC-{name}"] == pytest.approx(100 * (a & b).sum() / a.sum(), abs=1e-9)
+    assert math.isnan(metrics["IoU-sand"])
+    assert metrics["mIoU"] == pytest.approx(np.mean(ious), abs=1e-9)
+    assert metrics["pACC"] == pytest.approx(100 * (predicted == labels)[known].mean(), abs=1e-9)
+
+    MetadataCatalog.get(dataset.name).__dict__.pop("stuff_dataset_id_to_contiguous_id")
+    detectron2 = SemSegEvaluator(
+        dataset.name, sem_seg_loading_fn=lambda path, dtype: np.array(Image.open(path)).astype(dtype)
+    )
+    reference = run(detectron2, dataset)["sem_seg"]
+    for name in ("mIoU", "fwIoU", "mACC", "pACC"):
+        assert metrics[name] == pytest.approx(reference[name], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.full((48, 64), 5, np.uint8), "label 5; expected 0 to 4, or 255"),
+        (np.zeros((48, 64, 3), np.uint8), "found 3 channels"),
+        (np.zeros((40, 64), np.uint8), r"\(40, 64\) pixels"),
+        (None, "no label image"),
+    ],
+)
+def test_bad_label_files_are_named(dataset, labels, message):
+    path = dataset.root / "labels" / "image1.png"
+    path.write_bytes(b"no picture")
+    if labels is not None:
+        Image.fromarray(labels).save(path)
+    with pytest.raises(EvaluationError, match=rf"image1\.png: .*{message}"):
+        run(SemanticEvaluator(dataset.name), dataset)
+
+
+def test_results_do_not_depend_on_the_processes_that_saw_the_images(dataset, tmp_path, monkeypatch):
+    """Four and one images: the main process gets what both kept, in the order of ranks."""
+    from detectron2.utils import comm
+
+    for kind in (PanopticEvaluator, InstanceEvaluator, SemanticEvaluator):
+        alone = run(kind(dataset.name, tmp_path / "one"), dataset)
+        parts = []
+        monkeypatch.setattr(comm, "gather", lambda data, parts=parts: parts.append(data) or [])
+        monkeypatch.setattr(comm, "is_main_process", lambda: False)
+        for part in (slice(0, 4), slice(4, 5)):
+            evaluator = kind(dataset.name, tmp_path / "two")
+            evaluator.process(dataset.inputs[part], dataset.outputs[part])
+            assert evaluator.evaluate() is None
+        monkeypatch.setattr(comm, "gather", lambda data, parts=parts: parts)
+        monkeypatch.setattr(comm, "is_main_process", lambda: True)
+        together = kind(dataset.name, tmp_path / "two").evaluate()
+        assert json.dumps(together) == json.dumps(alone)
+        monkeypatch.undo()
+    written = [{p.relative_to(d): p.read_bytes() for p in Path(d).rglob("*.*")} for d in tmp_path.glob("[ot][nw][eo]")]
+    assert written[0] == written[1]
+    assert len(written[0]) == 7
