@@ -135,7 +135,8 @@ def draw_segments(image: Image, segments: Sequence[Segment]) -> Image:
     """Draw segments over ``image`` (RGB [H, W, 3]), later ones on top, and return the picture [S, T, 3]."""
     height, width = image.shape[:2]
     factor = enlargement(height, width)
-    picture = cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_CUBIC)
+    enlarged = cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_CUBIC)
+    picture = np.asarray(enlarged, dtype=np.uint8)
     line = max(1, round(max(picture.shape[:2]) / 500))
     labels = []
     for segment in segments:

@@ -66,4 +66,5 @@ def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
 
 def _scaled(picture: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+    scaled = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+    return np.asarray(scaled, dtype=np.uint8)
