@@ -8,7 +8,6 @@ import pytest
 
 from tests.conftest import ROOT
 
-
 # What an outer `make test VARIABLE=...` hands down.
 INHERITED = {"MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "PYTHON", "VENV", "ARGS"}
 
