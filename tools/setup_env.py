@@ -27,7 +27,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DETECTRON2_REQUIREMENT = ROOT / "requirements" / "detectron2.txt"
-INPUTS = (ROOT / "pyproject.toml", DETECTRON2_REQUIREMENT, Path(__file__).resolve())
+NO_DEPS_REQUIREMENTS = ROOT / "requirements" / "no_deps.txt"
+INPUTS = (ROOT / "pyproject.toml", DETECTRON2_REQUIREMENT, NO_DEPS_REQUIREMENTS, Path(__file__).resolve())
 EXTRAS = "demo,test,lint"
 NATTEN = "natten>=0.21"
 STAMP = "setup-stamp"  # in the environment: fingerprint of what it was set up from
@@ -138,6 +139,20 @@ def layer_on_base(python: Path) -> None:
     (Path(own["purelib"]) / LAYER_FILE).write_text("\n".join(lines) + "\n")
 
 
+def forget_requirements(folder: Path, name: str) -> None:
+    """Empty the list of dependencies of a package in ``folder``, or pip would complain about it at every install."""
+    for metadata in folder.glob(f"{name.replace('-', '_')}-*.dist-info/METADATA"):
+        metadata.write_text(re.sub(r"^Requires-Dist:.*\n", "", metadata.read_text(), flags=re.MULTILINE))
+
+
+def install_without_dependencies(python: Path) -> None:
+    """Install what requirements/no_deps.txt names."""
+    options = ("--quiet", "--no-deps", "--require-hashes")
+    pip(python, *options, "-r", NO_DEPS_REQUIREMENTS, what=f"what {NO_DEPS_REQUIREMENTS.name} names")
+    for name in re.findall(r"^([\w-]+)==", NO_DEPS_REQUIREMENTS.read_text(), re.MULTILINE):
+        forget_requirements(Path(probe(python)["purelib"]), name)
+
+
 def install_detectron2(venv: Path, python: Path) -> None:
     """Install the hash-checked snapshot, unless a Detectron2 that is not the snapshot is importable."""
     wanted = re.search(r"^sal-detectron2==(\S+)", DETECTRON2_REQUIREMENT.read_text(), re.MULTILINE)
@@ -157,9 +172,8 @@ def install_detectron2(venv: Path, python: Path) -> None:
     # Ops compiled for one old Python and torch; without them every Python takes the same path.
     for compiled in (staging / "detectron2").glob("_C*.so"):
         compiled.unlink()
-    # What it needs stands in pyproject.toml; its own list (numpy<2) would make pip complain at every later install.
-    for metadata in staging.glob("sal_detectron2-*.dist-info/METADATA"):
-        metadata.write_text(re.sub(r"^Requires-Dist:.*\n", "", metadata.read_text(), flags=re.MULTILINE))
+    # What it needs stands in pyproject.toml.
+    forget_requirements(staging, "sal-detectron2")
     # The metadata first: without the package it counts as not installed. The wheel's top-level "tools" is left out.
     for source in [*staging.glob("sal_detectron2-*.dist-info"), staging / "detectron2"]:
         destination = Path(found["purelib"]) / source.name
@@ -206,6 +220,7 @@ def set_up(venv: Path, chosen_python: bool) -> None:
     quiet = () if sys.stdout.isatty() else ("--quiet",)
     # wheel is for NATTEN, which is built with this environment's torch.
     pip(python, *quiet, "wheel", "-e", f"{ROOT}[{EXTRAS}]", what="the dependencies")
+    install_without_dependencies(python)
     install_detectron2(venv, python)
     install_natten(venv, python)
     result = run([python, "-W", "ignore", "-c", IMPORT_CHECK], stdout=subprocess.PIPE)

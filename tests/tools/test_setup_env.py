@@ -21,8 +21,9 @@ def calls(monkeypatch):
 
 @pytest.fixture
 def detectron2(monkeypatch):
-    """Replaces the step that installs Detectron2."""
+    """Replaces the steps that install Detectron2 and what has no dependencies."""
     monkeypatch.setattr(setup_env, "install_detectron2", lambda venv, python: None)
+    monkeypatch.setattr(setup_env, "install_without_dependencies", lambda python: None)
 
 
 def folder_with_package(path, name="detectron2"):
