@@ -1,0 +1,184 @@
+"""Draw the `shapes` data set: pictures with their panoptic, instance and semantic segmentation in COCO's layout.
+
+The same options always give the same files. A finished set is recognised by its manifest and left alone; one that was
+interrupted is completed; one of other options is replaced once the new one is complete.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.random import RandomState
+from PIL import Image
+from tqdm import tqdm
+
+from mask2former.data.coco_format import instance_annotation, panoptic_colors, segment_info
+from mask2former.data.datasets import datasets_root
+from mask2former.data.datasets.coco_layout import IGNORE_LABEL
+from mask2former.data.datasets.shapes import CATEGORIES
+from mask2former.data.datasets.shapes_scene import Segment, draw_scene
+from mask2former.files import atomic_write, write_json
+
+# Counts up when the same options draw other files than before.
+VERSION = 1
+SPLITS = ("train", "val")
+MANIFEST = "manifest.json"
+MIN_SIZE = 48
+
+
+class PrepareError(Exception):
+    """The data set can't be drawn here; the message says why."""
+
+
+def prepare(root: str | Path, *, train: int = 1200, val: int = 150, size: int = 128, seed: int = 0) -> Path:
+    """Draw the data set into `root`/shapes, unless it is there.
+
+    Args:
+        root: the folder that DETECTRON2_DATASETS names.
+        train: number of images to train on.
+        val: number of images to validate on, from another stream of random numbers.
+        size: height and width of the images in pixels.
+        seed: chooses the pictures.
+
+    Returns:
+        The folder of the data set.
+
+    Raises:
+        PrepareError: an option is out of range, or the folder exists and is not one of ours.
+    """
+    if min(train, val) < 1 or size < MIN_SIZE or seed < 0:
+        raise PrepareError(f"expected train >= 1, val >= 1, size >= {MIN_SIZE} and seed >= 0")
+    manifest = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
+    folder = Path(root, "shapes")
+    found = _read_manifest(folder)
+    if found == manifest:
+        print(f"{folder} is complete: {train} + {val} images of {size} x {size} pixels")
+        return folder
+    if found is None and folder.exists():
+        raise PrepareError(f"{folder} has no {MANIFEST} of this script: not touched, please move it away")
+    partial = folder.with_name("shapes.partial")
+    if _read_manifest(partial) != manifest:
+        shutil.rmtree(partial, ignore_errors=True)
+        write_json(partial / MANIFEST, manifest)
+    for split in SPLITS:
+        _draw_split(partial, split, manifest)
+    _move_into_place(partial, folder)
+    print(f"{folder}: {train} + {val} images of {size} x {size} pixels")
+    return folder
+
+
+def _draw_split(folder: Path, split: str, manifest: dict[str, int]) -> None:
+    """Draw the images that are missing, then write the annotation files of the split."""
+    records = folder / "records" / split
+    # Image ids of the splits differ, as COCO's do.
+    first_id = 1 + 1_000_000 * SPLITS.index(split)
+    progress = tqdm(range(manifest[split]), desc=f"shapes {split}", unit="image", mininterval=_report_interval())
+    for index in progress:
+        record = records / f"{index}.json"
+        if not record.exists():
+            rng = RandomState([manifest["seed"], SPLITS.index(split), index])
+            # Written last: an image that has a record is complete.
+            write_json(record, _draw_image(folder, split, first_id + index, rng, manifest["size"]))
+    drawn = [json.loads((records / f"{index}.json").read_text()) for index in range(manifest[split])]
+    images = [record["image"] for record in drawn]
+    categories = [
+        {"id": c.id, "name": c.name, "color": list(c.color), "isthing": int(c.isthing), "supercategory": "shape"}
+        for c in CATEGORIES
+    ]
+    panoptic = {"images": images, "annotations": [r["panoptic"] for r in drawn], "categories": categories}
+    instances = {
+        "images": images,
+        "annotations": [annotation for record in drawn for annotation in record["instances"]],
+        "categories": [category for category in categories if category["isthing"]],
+    }
+    write_json(folder / "annotations" / f"panoptic_{split}.json", panoptic)
+    write_json(folder / "annotations" / f"instances_{split}.json", instances)
+
+
+def _draw_image(folder: Path, split: str, image_id: int, rng: RandomState, size: int) -> dict[str, Any]:
+    """Write the three pictures of one image, and return its entries for the annotation files."""
+    scene = draw_scene(rng, size)
+    ids = np.zeros((size, size), np.int64)
+    labels = np.full((size, size), IGNORE_LABEL, np.uint8)
+    segments_info, instances = [], []
+    for segment_id, segment in _with_ids(scene.segments).items():
+        ids[segment.mask] = segment_id
+        labels[segment.mask] = CATEGORIES.index(segment.category)
+        mask, category, iscrowd = segment.mask, segment.category, segment.iscrowd
+        segments_info.append(segment_info(mask, segment_id, category.id, iscrowd))
+        if category.isthing:
+            annotation_id = 100 * image_id + len(instances)
+            instances.append(instance_annotation(mask, annotation_id, image_id, category.id, iscrowd))
+    name = f"{image_id:012d}"
+    _save(scene.image, folder / split / f"{name}.jpg", "JPEG", quality=95, subsampling=0)
+    _save(panoptic_colors(ids), folder / f"panoptic_{split}" / f"{name}.png", "PNG")
+    _save(labels, folder / f"panoptic_semseg_{split}" / f"{name}.png", "PNG")
+    return {
+        "image": {"id": image_id, "file_name": f"{name}.jpg", "height": size, "width": size},
+        "panoptic": {"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments_info},
+        "instances": instances,
+    }
+
+
+def _with_ids(segments: Sequence[Segment]) -> dict[int, Segment]:
+    """Segments by ids whose colours are close to those of their categories, as in COCO's panoptic PNGs."""
+    numbered: dict[int, Segment] = {}
+    for segment in segments:
+        red, green, blue = segment.category.color
+        while (segment_id := red + 256 * green + 65536 * blue) in numbered:
+            red, green, blue = (red + 31) % 256, (green + 23) % 256, (blue + 17) % 256
+        numbered[segment_id] = segment
+    return numbered
+
+
+def _save(pixels: np.ndarray, path: Path, format: str, **options: Any) -> None:
+    with atomic_write(path, "wb") as file:
+        Image.fromarray(pixels).save(file, format, **options)
+
+
+def _move_into_place(partial: Path, folder: Path) -> None:
+    shutil.rmtree(partial / "records")
+    replaced = folder.with_name("shapes.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _read_manifest(folder: Path) -> dict[str, int] | None:
+    try:
+        return json.loads((folder / MANIFEST).read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def _report_interval() -> float:
+    # Seconds; a log file gets a line for each report.
+    return 0.2 if sys.stderr.isatty() else 5.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=datasets_root(), help="default: DETECTRON2_DATASETS or datasets")
+    parser.add_argument("--train", type=int, default=1200, metavar="N", help="images to train on; default: 1200")
+    parser.add_argument("--val", type=int, default=150, metavar="N", help="images to validate on; default: 150")
+    parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of the images; default: 128")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    options = parser.parse_args(arguments)
+    try:
+        prepare(options.root, train=options.train, val=options.val, size=options.size, seed=options.seed)
+    except PrepareError as error:
+        print(f"prepare_shapes: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
