@@ -64,6 +64,9 @@ class Mlp(nn.Module):
 class DiNATBlock(nn.Module):
     """Neighborhood attention and MLP, each behind a LayerNorm, with residual connections."""
 
+    gamma1: Tensor | None
+    gamma2: Tensor | None
+
     def __init__(
         self,
         attention: NeighborhoodAttention2D,
@@ -213,7 +216,7 @@ class DiNAT(Backbone):
             module.eval()
         return self
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor) -> dict[str, Tensor]:  # ty: ignore[incompatible-method-override]
         """Map a normalised image [B, 3, H, W] to {"res2": [B, C, H/4, W/4], ..., "res5": [B, 8C, H/32, W/32]}.
 
         Sides need not divide 32; they are rounded up at each step.

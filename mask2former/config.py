@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
+from yaml.constructor import ConstructorError
 
 
 class ConfigError(ValueError):
@@ -143,7 +144,7 @@ def _load_yaml(config_file: str | Path) -> dict[str, Any]:
         missing = error.filename or config_file
         role = "" if str(missing) == str(config_file) else f" (a _BASE_ of {config_file})"
         raise ConfigError(f"config file not found: {missing}{role}") from error
-    except yaml.constructor.ConstructorError as error:
+    except ConstructorError as error:
         raise ConfigError(f"{config_file}: only safe YAML is read; {error.problem} ({error.problem_mark})") from error
     except (yaml.YAMLError, IsADirectoryError, UnicodeDecodeError, TypeError) as error:
         raise ConfigError(f"{config_file}: not a YAML config file: {error}") from error

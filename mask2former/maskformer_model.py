@@ -136,8 +136,10 @@ class MaskFormer(nn.Module):
         logits, masks = outputs["pred_logits"].float(), outputs["pred_masks"].float()
         del outputs
         return [
-            self._results(*prediction, size, images.tensor.shape[-2:], inputs)
-            for *prediction, size, inputs in zip(logits, masks, images.image_sizes, batched_inputs, strict=True)
+            self._results(image_logits, _upsample(image_masks, images), size, inputs)
+            for image_logits, image_masks, size, inputs in zip(
+                logits, masks, images.image_sizes, batched_inputs, strict=True
+            )
         ]
 
     def _normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -149,12 +151,10 @@ class MaskFormer(nn.Module):
         logits: Tensor,
         masks: Tensor,
         image_size: tuple[int, int],
-        padded_size: tuple[int, int],
         inputs: dict[str, Any],
     ) -> dict[str, Any]:
-        """Results of one image, from class logits [Q, K + 1] and mask logits [Q, h, w] of the padded input."""
+        """Results of one image, from class logits [Q, K + 1] and mask logits [Q, H', W'] of the padded input."""
         height, width = inputs.get("height", image_size[0]), inputs.get("width", image_size[1])
-        masks = F.interpolate(masks[None], size=tuple(padded_size), mode="bilinear", align_corners=False)[0]
         if self.resize_masks_first:
             masks = sem_seg_postprocess(masks, image_size, height, width)
         results: dict[str, Any] = {}
@@ -171,6 +171,12 @@ class MaskFormer(nn.Module):
             classes = self.thing_ids if self.panoptic_on else None
             results["instances"] = instance_inference(logits, masks, self.detections_per_image, classes)
         return results
+
+
+def _upsample(masks: Tensor, images: ImageList) -> Tensor:
+    """Mask logits [Q, h, w] at the size of the padded input."""
+    size = list(images.tensor.shape[-2:])
+    return F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 def _pad_masks(target: Instances, images: ImageList) -> Tensor:

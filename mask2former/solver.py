@@ -22,7 +22,8 @@ _NORMS = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
-_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"ADAMW": torch.optim.AdamW, "SGD": torch.optim.SGD}
+# Any: the base class does not declare the settings that all of these take.
+_OPTIMIZERS: dict[str, Any] = {"ADAMW": torch.optim.AdamW, "SGD": torch.optim.SGD}
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -39,7 +40,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(f"SOLVER.OPTIMIZER is {name!r}, expected one of {', '.join(_OPTIMIZERS)}")
     clip = cfg.SOLVER.CLIP_GRADIENTS
     full_model = clip.ENABLED and clip.CLIP_TYPE == "full_model" and clip.CLIP_VALUE > 0
-    kind = _OPTIMIZERS[name] if full_model else maybe_add_gradient_clipping(cfg, _OPTIMIZERS[name])
+    kind: Any = _OPTIMIZERS[name] if full_model else maybe_add_gradient_clipping(cfg, _OPTIMIZERS[name])
     settings: dict[str, Any] = {"momentum": cfg.SOLVER.MOMENTUM} if name == "SGD" else {}
     optimizer = kind(parameter_groups(cfg, model), lr=cfg.SOLVER.BASE_LR, **settings)
     if full_model:

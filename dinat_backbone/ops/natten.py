@@ -6,6 +6,7 @@ in memory, so `auto` takes this backend on CUDA devices only.
 """
 
 from importlib import metadata, util
+from typing import cast
 
 from torch import Tensor
 
@@ -29,4 +30,6 @@ def natten_forward(query: Tensor, key: Tensor, value: Tensor, kernel_size: int, 
     # Imported here: NATTEN is optional, and importing it takes seconds.
     from natten.functional import na2d
 
-    return na2d(query, key, value, kernel_size=kernel_size, dilation=dilation, scale=scale)
+    output = na2d(query, key, value, kernel_size=kernel_size, dilation=dilation, scale=scale)
+    # With return_lse, which is off, it would be a tuple.
+    return cast(Tensor, output)

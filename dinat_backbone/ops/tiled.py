@@ -10,6 +10,7 @@ Shapes:
     Ny, Nx: tiles per column and row; Ty, Tx: queries of a tile; Wy, Wx: keys of its window
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +47,8 @@ class TiledNeighborhoodAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of query, key, value and rpb."""
-        *inputs, output = ctx.saved_tensors
-        gradients = tiled_backward(*inputs, output, gradient, *ctx.settings)
+        query, key, value, rpb, output = ctx.saved_tensors
+        gradients = tiled_backward(query, key, value, rpb, output, gradient, *ctx.settings)
         return *gradients, None, None, None
 
 
@@ -149,7 +150,7 @@ class _Tiling:
             for x in tile_plans(width, kernel_size, _LARGEST_TILE_SIDE)
         ]
         y, x = min(pairs, key=lambda p: p[0].scores * p[1].scores + _SCORES_PER_COPIED_KEY * p[0].keys * p[1].keys)
-        return cls(y, x, batch=groups.shape[:3].numel(), heads=groups.shape[3])
+        return cls(y, x, batch=math.prod(groups.shape[:3]), heads=groups.shape[3])
 
     def empty_queries(self, groups: Tensor) -> Tensor:
         """Memory [N, n, Ny * Ty, Nx * Tx, D] for whole tiles of queries like `groups`."""

@@ -110,7 +110,7 @@ def instance_inference(
     inside = (chosen.sigmoid() * binary).flatten(1).sum(1) / (binary.flatten(1).sum(1) + 1e-6)
     scores = scores * inside
     order = scores.argsort(descending=True)
-    result = Instances(tuple(masks.shape[-2:]))
+    result = Instances((masks.shape[1], masks.shape[2]))
     result.pred_masks = binary[order]
     result.pred_boxes = Boxes(mask_boxes(result.pred_masks))
     result.scores = scores[order]

@@ -116,12 +116,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.lateral_features = by_stride[:steps][::-1]
 
         self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(_channels(input_shape, name), conv_dim, 1), nn.GroupNorm(32, conv_dim))
-            for name in self.encoder_features
+            _input_projection(_channels(input_shape, name), conv_dim) for name in self.encoder_features
         )
-        for projection in self.input_proj:
-            nn.init.xavier_uniform_(projection[0].weight)
-            nn.init.zeros_(projection[0].bias)
         num_levels = len(self.encoder_features)
         layers = [
             MSDeformAttnEncoderLayer(conv_dim, _ENCODER_DIM_FEEDFORWARD, dropout, num_levels, num_heads, num_points)
@@ -181,6 +177,13 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 upsampled = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
                 maps.append(self.get_submodule(f"layer_{index}")(lateral + upsampled))
             return self.mask_features(maps[-1]), maps[: self.NUM_FEATURE_LEVELS]
+
+
+def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
+    nn.init.xavier_uniform_(convolution.weight)
+    nn.init.zeros_(convolution.get_parameter("bias"))
+    return nn.Sequential(convolution, nn.GroupNorm(32, conv_dim))
 
 
 def _tokens(x: Tensor) -> Tensor:
