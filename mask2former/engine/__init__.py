@@ -4,6 +4,7 @@ from mask2former.engine.checkpoint import Checkpointer
 from mask2former.engine.cli import report_errors
 from mask2former.engine.device import DeviceError, available_device
 from mask2former.engine.launch import LaunchError, launch
+from mask2former.engine.run import set_up_run
 from mask2former.engine.train_loop import NonFiniteLossError, TrainLoop
 from mask2former.engine.trainer import BaseTrainer
 from mask2former.engine.weights import (
@@ -27,4 +28,5 @@ __all__ = [
     "launch",
     "read_checkpoint",
     "report_errors",
+    "set_up_run",
 ]

@@ -14,6 +14,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
+from mask2former.engine.device import divide_threads
+
 # As Detectron2's launcher: one process may be busy (evaluating, say) that long while the others wait.
 _TIMEOUT = timedelta(minutes=30)
 
@@ -29,8 +31,8 @@ def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu") -> Any:
 
     Under `torchrun` the environment says which process this one is. Else `args` does, with Detectron2's options:
     `num_gpus` processes per machine (on the CPU so many processes without a GPU), `num_machines`, `machine_rank` and
-    `dist_url` ("auto": a free port of this machine). NCCL connects GPUs, gloo CPUs; where several processes share a
-    CPU, its threads are divided among them unless OMP_NUM_THREADS says otherwise.
+    `dist_url` ("auto": a free port of this machine). NCCL connects GPUs, gloo CPUs; processes that share a CPU divide
+    its threads.
 
     Args:
         main: a function of a module (it is sent to other processes by name).
@@ -114,8 +116,8 @@ def _join(url: str, world_size: int, rank: int, local_rank: int, local_size: int
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
+    else:
+        divide_threads(local_size)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo", init_method=url, world_size=world_size, rank=rank, timeout=_TIMEOUT
     )

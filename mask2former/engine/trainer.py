@@ -1,23 +1,37 @@
-"""Detectron2's default trainer on any device, with our loop and checkpoints."""
+"""Detectron2's default trainer on any device, with our loop, checkpoints and reports."""
 
 import logging
+import os
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
+from detectron2.engine.hooks import EvalHook, HookBase
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
 
 from mask2former.engine.checkpoint import Checkpointer
+from mask2former.engine.device import reproducible_threads
 from mask2former.engine.train_loop import TrainLoop
+from mask2former.evaluation import json_ready, results_table
+from mask2former.files import write_json
+from mask2former.test_time_augmentation import SemanticSegmentorWithTTA
 
 
 class BaseTrainer(DefaultTrainer):
     """`DefaultTrainer` that also runs on CPUs, in one process or several.
 
     Differences: bfloat16 autocast instead of scaled float16 where SOLVER.AMP.ENABLED is set; DistributedDataParallel
-    without a GPU; our `Checkpointer`; a run that had finished is only evaluated when it is resumed.
+    without a GPU; our `Checkpointer`; data sets to evaluate on are looked for before the training; one table per data
+    set; a run that had finished is only evaluated when it is resumed. Subclasses say how to build what the config
+    names.
     """
 
     def __init__(self, cfg: CfgNode, *, allow_partial: bool = False, allow_pickle: bool = False):
@@ -32,10 +46,15 @@ class BaseTrainer(DefaultTrainer):
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self._last_eval_results: dict[str, Any] | None = None
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        for dataset_name in cfg.DATASETS.TEST:
+            # What is missing should be known now and not when the training is done.
+            DatasetCatalog.get(dataset_name)
+            self.build_evaluator(cfg, dataset_name)
         on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
         device_ids = [comm.get_local_rank()] if on_gpu else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
@@ -51,14 +70,84 @@ class BaseTrainer(DefaultTrainer):
         )
         self.register_hooks(self.build_hooks())
 
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model of `cfg` with random weights."""
+        model = build_model(cfg)
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        logging.getLogger(__name__).info("%s with %.1f million parameters", cfg.MODEL.META_ARCHITECTURE, millions)
+        return model
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Detectron2's hooks, but augmentation at test time is left to the evaluation after the training."""
+        periodic = self.cfg.clone()
+        periodic.defrost()
+        periodic.TEST.AUG.ENABLED = False
+
+        def evaluate() -> dict[str, Any]:
+            done = self.iter >= self.max_iter
+            self._last_eval_results = self.test(self.cfg if done else periodic, self._trainer.model)
+            return self._last_eval_results
+
+        hook = EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)
+        return [hook if isinstance(default, EvalHook) else default for default in super().build_hooks()]
+
     def train(self) -> dict[str, Any] | None:
         """Train to SOLVER.MAX_ITER, evaluating on the way and at the end.
 
         Returns:
-            The last evaluation's results on the main process; None where nothing was evaluated.
+            The last evaluation's results on the main process, see `test`.
         """
         if self.start_iter >= self.max_iter:
             logging.getLogger(__name__).info("Already trained for %d iterations: evaluating only", self.max_iter)
-            return self.test(self.cfg, self._trainer.model)
-        super().train()
-        return getattr(self, "_last_eval_results", None)
+            self.iter = self.max_iter
+            with EventStorage(self.iter) as self.storage:
+                self.after_train()
+        else:
+            super().train()
+        return self._last_eval_results
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """Evaluate a model on DATASETS.TEST; with TEST.AUG.ENABLED also semantic segmentation with augmentation.
+
+        The main process logs a table per data set and writes `OUTPUT_DIR/inference/metrics.json`:
+        {data set: {task: {metric: percent, or null where there was nothing to measure}}}.
+
+        Args:
+            cfg: the config.
+            model: with the weights to evaluate.
+            evaluators: one per data set, instead of those `build_evaluator` makes.
+
+        Returns:
+            On the main process {task: {metric: percent}}, by data set where there are several. What was augmented has
+            tasks that end in _TTA. Empty on other processes.
+        """
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        results = {}
+        with reproducible_threads(cfg.MODEL.DEVICE):
+            for index, name in enumerate(cfg.DATASETS.TEST):
+                evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
+                results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+                if cfg.TEST.AUG.ENABLED:
+                    results[name].update(cls._test_with_augmentation(cfg, model, name))
+        if not comm.is_main_process() or not results:
+            return {}
+        for name, tasks in results.items():
+            logging.getLogger(__name__).info(results_table(name, tasks))
+        write_json(os.path.join(cfg.OUTPUT_DIR, "inference", "metrics.json"), json_ready(results), indent=2)
+        return results if len(results) > 1 else next(iter(results.values()))
+
+    @classmethod
+    def _test_with_augmentation(cls, cfg: CfgNode, model: nn.Module, dataset_name: str) -> dict[str, Any]:
+        cfg = cfg.clone()
+        cfg.defrost()
+        tasks = cfg.MODEL.MASK_FORMER.TEST
+        tasks.PANOPTIC_ON, tasks.INSTANCE_ON, tasks.SEMANTIC_ON = False, False, True
+        evaluator = cls.build_evaluator(cfg, dataset_name)
+        augmented = SemanticSegmentorWithTTA(cfg, model)
+        results = inference_on_dataset(augmented, cls.build_test_loader(cfg, dataset_name), evaluator)
+        return {f"{task}_TTA": metrics for task, metrics in results.items()}
