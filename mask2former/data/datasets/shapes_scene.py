@@ -63,12 +63,13 @@ def draw_scene(rng: RandomState, size: int) -> Scene:
     segments = [Segment(category, owners == i) for i, category in enumerate(background)]
     kind = rng.rand()
     if kind < 0.05:
-        segments = _over(segments, _draw_crowd(rng, image))
+        crowd = _draw_crowd(rng, image)
+        segments = [*_without(segments, crowd.mask), crowd]
     if kind < 0.95:
         for segment in _draw_things(rng, image):
-            segments = _over(segments, segment)
+            segments = [*_without(segments, segment.mask), segment]
     if rng.rand() < 0.25:
-        segments = _over(segments, None, _draw_scribble(rng, image))
+        segments = _without(segments, _draw_scribble(rng, image))
     noisy = image + rng.normal(0, rng.uniform(0.005, 0.025), image.shape)
     kept = [segment for segment in segments if segment.mask.sum() >= _min_pixels(segment, size)]
     return Scene(np.rint(np.clip(noisy, 0, 1) * 255).astype(np.uint8), kept)
@@ -78,11 +79,8 @@ def _min_pixels(segment: Segment, size: int) -> float:
     return size**2 * (_MIN_AREA / 2 if segment.category.isthing else _MIN_STUFF_AREA)
 
 
-def _over(segments: list[Segment], front: Segment | None, hidden: NDArray[np.bool_] | None = None) -> list[Segment]:
-    """The segments with `front` before them, or with the pixels `hidden` taken away from all."""
-    taken = front.mask if front is not None else hidden
-    behind = [Segment(segment.category, segment.mask & ~taken, segment.iscrowd) for segment in segments]
-    return behind if front is None else [*behind, front]
+def _without(segments: list[Segment], hidden: NDArray[np.bool_]) -> list[Segment]:
+    return [Segment(segment.category, segment.mask & ~hidden, segment.iscrowd) for segment in segments]
 
 
 def _draw_background(rng: RandomState, size: int) -> tuple[Pixels, NDArray[np.int64], list[Category]]:
@@ -184,7 +182,11 @@ def _cover(outlines: list[NDArray[np.float64]], size: int) -> Pixels:
     """The fraction of each pixel [size, size] inside the outlines (even-odd rule)."""
     fine = np.zeros((size * _FINER, size * _FINER), np.uint8)
     cv2.fillPoly(fine, [np.rint(outline * _FINER).astype(np.int32) for outline in outlines], 1)
-    return cv2.resize(fine.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    return _coarse(fine, size)
+
+
+def _coarse(fine: NDArray[np.uint8], size: int) -> Pixels:
+    return np.asarray(cv2.resize(fine.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _paint(rng: RandomState, image: Pixels, cover: Pixels, color: NDArray[np.float32]) -> None:
@@ -218,6 +220,6 @@ def _draw_scribble(rng: RandomState, image: Pixels) -> NDArray[np.bool_]:
     points = np.cumsum(rng.normal(0, 0.08, (6, 2)), axis=0) + rng.uniform(0.1, 0.9, 2)
     fine = np.zeros((size * _FINER, size * _FINER), np.uint8)
     cv2.polylines(fine, [np.rint(points * size * _FINER).astype(np.int32)], False, 1, thickness=_FINER * size // 80)
-    cover = cv2.resize(fine.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    cover = _coarse(fine, size)
     image[:] = image * (1 - cover[:, :, None]) + rng.uniform(0, 1) * cover[:, :, None]
     return cover > 0.25

@@ -1,0 +1,120 @@
+"""From the config to mappers and loaders: which augmentation and which targets each training input has."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import transforms as T
+from torch.utils.data import DataLoader
+
+from mask2former.config import ConfigError
+from mask2former.data.augmentation import Crop, large_scale_jitter, resize_and_crop
+from mask2former.data.dataset_mapper import TargetKind, TestMapper, TrainingMapper
+from mask2former.data.datasets import dataset_metadata
+from mask2former.data.datasets.coco_layout import IGNORE_LABEL
+
+_FLIPS = ("none", "horizontal", "vertical")
+
+
+def build_train_mapper(cfg: CfgNode) -> TrainingMapper:
+    """Build the mapper that INPUT.DATASET_MAPPER_NAME names.
+
+    Raises:
+        ConfigError: there is no such mapper, or a value of INPUT can't be used with it.
+    """
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name not in _TRAINING_INPUTS:
+        raise ConfigError(f"INPUT.DATASET_MAPPER_NAME is {name!r}, expected one of {', '.join(_TRAINING_INPUTS)}")
+    if cfg.INPUT.RANDOM_FLIP not in _FLIPS:
+        raise ConfigError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}, expected one of {', '.join(_FLIPS)}")
+    choice = _TRAINING_INPUTS[name]
+    ignore_label = _build_ignore_label(cfg)
+    augmentations, needs_semantic_map = choice.build_augmentations(cfg, ignore_label)
+    if needs_semantic_map and choice.target_kind == "instance":
+        raise ConfigError(
+            f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA}: below 1 the crop needs "
+            f"semantic maps, which the data of {name} don't have"
+        )
+    return TrainingMapper(
+        augmentations,
+        choice.target_kind,
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        image_format=cfg.INPUT.FORMAT,
+        size_divisibility=cfg.INPUT.SIZE_DIVISIBILITY,
+        ignore_label=ignore_label,
+        drop_empty_targets=cfg.INPUT.DROP_EMPTY_TARGETS or choice.always_drops_empty_targets,
+        augment_with_semantic_map=needs_semantic_map,
+    )
+
+
+def build_train_loader(cfg: CfgNode) -> DataLoader:
+    """Build the endless loader of training batches (lists of dicts) of DATASETS.TRAIN.
+
+    Raises:
+        ConfigError: INPUT can't be used.
+        ValueError: an unknown data set.
+        MissingDatasetError: files of a data set are missing.
+    """
+    for name in cfg.DATASETS.TRAIN:
+        dataset_metadata(name)
+    return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """Build the loader that goes through a data set once, one image at a time.
+
+    Raises:
+        ValueError: an unknown data set.
+        MissingDatasetError: files of the data set are missing.
+    """
+    dataset_metadata(dataset_name)
+    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
+    mapper = TestMapper(T.AugmentationList([resize]), cfg.INPUT.FORMAT)
+    return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+
+def _build_ignore_label(cfg: CfgNode) -> int:
+    return dataset_metadata(cfg.DATASETS.TRAIN[0]).get("ignore_label", IGNORE_LABEL)
+
+
+def _build_large_scale_jitter(cfg: CfgNode, ignore_label: int) -> tuple[T.AugmentationList, bool]:
+    recipe = large_scale_jitter(
+        cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, flip=cfg.INPUT.RANDOM_FLIP
+    )
+    return recipe, False
+
+
+def _build_resize_and_crop(cfg: CfgNode, ignore_label: int) -> tuple[T.AugmentationList, bool]:
+    crop = None
+    if cfg.INPUT.CROP.ENABLED:
+        node = cfg.INPUT.CROP
+        crop = Crop(node.TYPE, node.SIZE, node.SINGLE_CATEGORY_MAX_AREA, ignore_label)
+    recipe = resize_and_crop(
+        cfg.INPUT.MIN_SIZE_TRAIN,
+        cfg.INPUT.MAX_SIZE_TRAIN,
+        cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+        crop,
+        color_format=cfg.INPUT.FORMAT if cfg.INPUT.COLOR_AUG_SSD else None,
+        flip=cfg.INPUT.RANDOM_FLIP,
+    )
+    return recipe, crop is not None and crop.needs_semantic_map
+
+
+@dataclass(frozen=True)
+class _TrainingInput:
+    """A training input: what targets are made from, how images are augmented, what becomes of emptied segments."""
+
+    target_kind: TargetKind
+    # Takes the config and the label of void; says also whether the augmentations look at the semantic map.
+    build_augmentations: Callable[[CfgNode, int], tuple[T.AugmentationList, bool]]
+    always_drops_empty_targets: bool = False
+
+
+_TRAINING_INPUTS: Mapping[str, _TrainingInput] = {
+    "mask_former_semantic": _TrainingInput("semantic", _build_resize_and_crop),
+    "mask_former_panoptic": _TrainingInput("panoptic", _build_resize_and_crop),
+    "mask_former_instance": _TrainingInput("instance", _build_resize_and_crop),
+    "coco_instance_lsj": _TrainingInput("instance", _build_large_scale_jitter, always_drops_empty_targets=True),
+    "coco_panoptic_lsj": _TrainingInput("panoptic", _build_large_scale_jitter),
+}
