@@ -9,6 +9,7 @@ Exit status: 0; 1 if a step failed or a metric is below its target.
 import argparse
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -38,13 +39,13 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAINING_CONFIG = "configs/shapes/panoptic-segmentation/dinat/maskformer2_dinat_pico_shapes.yaml"
 FULL_SIZE_CONFIG = "configs/coco/panoptic-segmentation/dinat/maskformer2_dinat_large_IN21k_384_bs16_100ep.yaml"
 
-# Metric -> (its name in the evaluation's results, target in percent; None: no target).
+# Metric -> (its task in the evaluation's results, target in percent; None: no target).
 METRICS: Mapping[str, tuple[str, float | None]] = {
-    "PQ": ("panoptic_seg/PQ", 60.0),
-    "PQ_th": ("panoptic_seg/PQ_th", 50.0),
-    "PQ_st": ("panoptic_seg/PQ_st", None),
-    "AP": ("segm/AP", 40.0),
-    "mIoU": ("sem_seg/mIoU", 75.0),
+    "PQ": ("panoptic_seg", 60.0),
+    "PQ_th": ("panoptic_seg", 50.0),
+    "PQ_st": ("panoptic_seg", None),
+    "AP": ("segm", 40.0),
+    "mIoU": ("sem_seg", 75.0),
 }
 # Random class weights this many times larger make some segments confident enough to be drawn.
 CLASS_EMBED_SCALE = 6
@@ -78,20 +79,18 @@ def train(folder: Path, opts: Sequence[str]) -> None:
     run("train_net.py", "--config-file", TRAINING_CONFIG, "OUTPUT_DIR", folder, *opts)
 
 
-def read_metrics(log: Path) -> dict[str, float]:
-    """The last evaluation's metrics in percent, from the JSON lines that a training writes.
+def read_metrics(results_file: Path) -> dict[str, float]:
+    """The demo's metrics in percent, out of those that train_net.py's last evaluation wrote; NaN for null.
 
     Raises:
-        DemoError: there is no evaluation in it.
+        DemoError: they are not there.
     """
     try:
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-    except OSError as error:
-        raise DemoError(f"the training left no {log}: {error}") from error
-    evaluations = [line for line in lines if all(key in line for key, _ in METRICS.values())]
-    if not evaluations:
-        raise DemoError(f"{log} holds no evaluation with {', '.join(key for key, _ in METRICS.values())}")
-    return {name: round(float(evaluations[-1][key]), 3) for name, (key, _) in METRICS.items()}
+        (results,) = json.loads(results_file.read_text()).values()
+        values = {name: results[task][name] for name, (task, _) in METRICS.items()}
+    except (OSError, ValueError, KeyError) as error:
+        raise DemoError(f"the training left no {results_file} with {', '.join(METRICS)}: {error!r}") from error
+    return {name: math.nan if value is None else round(value, 3) for name, value in values.items()}
 
 
 def results_table(metrics: Mapping[str, float]) -> str:
@@ -105,7 +104,7 @@ def results_table(metrics: Mapping[str, float]) -> str:
 
 
 def missed_targets(metrics: Mapping[str, float]) -> list[str]:
-    """The metrics below their targets, in words."""
+    """The metrics that miss their targets, in words."""
     return [
         f"{name} is {metrics[name]:.1f}, expected at least {target:.0f}"
         for name, (_, target) in METRICS.items()
@@ -196,7 +195,7 @@ def demo(options: argparse.Namespace) -> list[str]:
     run("datasets/prepare_shapes.py")
     say("2/4  training from scratch, then evaluating")
     train(folder / "train", options.opts)
-    metrics = read_metrics(folder / "train" / "metrics.json")
+    metrics = read_metrics(folder / "train" / "inference" / "metrics.json")
     say("3/4  drawing pictures of the results")
     pictures = draw_pictures(folder / "train" / "model_final.pth", folder, options.pictures, options.opts)
     write_results(folder, metrics, pictures)
@@ -224,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     options.output = options.output.resolve()
     setup_logger(name="mask2former")
+    os.chdir(ROOT)  # where the commands below run, and what the folder of the data sets is relative to
     try:
         missed = demo(options)
     except DemoError as error:

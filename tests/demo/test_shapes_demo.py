@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask2former.files import write_json
 from mask2former.predictions import PanopticPrediction
 from mask2former.visualization import ClassTable
 from tests.conftest import load_script
@@ -11,10 +12,6 @@ from tests.conftest import load_script
 shapes_demo = load_script("demo/shapes_demo.py")
 
 GOOD = {"PQ": 71.26, "PQ_th": 65.0, "PQ_st": 90.0, "AP": 55.5, "mIoU": 88.0}
-
-
-def evaluation(**metrics):
-    return {shapes_demo.METRICS[name][0]: value for name, value in metrics.items()}
 
 
 @pytest.fixture
@@ -28,11 +25,11 @@ def steps(monkeypatch, tmp_path):
     def run(*command):
         Steps.commands.append([str(word) for word in command])
         if command[0] == "train_net.py":
-            folder = tmp_path / "out" / "train"
-            folder.mkdir(parents=True)
-            lines = [{"iteration": 1}, evaluation(**dict.fromkeys(GOOD, 0.0)), evaluation(**Steps.metrics)]
-            (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            tasks = {"panoptic_seg": ("PQ", "PQ_th", "PQ_st"), "segm": ("AP",), "sem_seg": ("mIoU",)}
+            results = {task: {name: Steps.metrics[name] for name in names} for task, names in tasks.items()}
+            write_json(tmp_path / "out" / "train" / "inference" / "metrics.json", {"shapes": results})
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shapes_demo, "run", run)
     monkeypatch.setattr(
         shapes_demo, "draw_pictures", lambda weights, folder, count, opts: [folder / "overview.png", folder / "1.png"]
@@ -60,7 +57,7 @@ def test_the_steps_leave_metrics_and_table_and_pass_options_on(steps, tmp_path, 
     assert [path.name for path in (out / "full_size").iterdir()] == ["astronaut.png"], "the checkpoint is removed"
 
 
-@pytest.mark.parametrize("value", [49.9, float("nan")])
+@pytest.mark.parametrize("value", [49.9, None])
 def test_a_missed_target_is_named_and_status_1(value, steps, tmp_path, capsys):
     steps.metrics = GOOD | {"PQ_th": value}
     assert shapes_demo.main(["--output", str(tmp_path / "out"), "--skip-full-size"]) == 1
@@ -71,17 +68,18 @@ def test_a_missed_target_is_named_and_status_1(value, steps, tmp_path, capsys):
 
 
 def test_a_training_without_evaluation_is_reported(tmp_path):
-    log = tmp_path / "metrics.json"
-    with pytest.raises(shapes_demo.DemoError, match="the training left no"):
-        shapes_demo.read_metrics(log)
-    log.write_text('{"iteration": 1, "panoptic_seg/PQ": 3.0}\n')
-    with pytest.raises(shapes_demo.DemoError, match="holds no evaluation"):
-        shapes_demo.read_metrics(log)
+    file = tmp_path / "metrics.json"
+    with pytest.raises(shapes_demo.DemoError, match=r"left no .*metrics.json with PQ.*No such file"):
+        shapes_demo.read_metrics(file)
+    file.write_text('{"shapes": {"panoptic_seg": {"PQ": 3.0}}}')
+    with pytest.raises(shapes_demo.DemoError, match="PQ_th"):
+        shapes_demo.read_metrics(file)
 
 
 def test_a_failing_command_ends_the_demo(monkeypatch, tmp_path, capfd):
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "prepare_shapes.py").write_text("import sys; sys.exit(3)")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shapes_demo, "ROOT", tmp_path)
     assert shapes_demo.main(["--output", str(tmp_path / "out")]) == 1
     printed = capfd.readouterr()
