@@ -34,6 +34,8 @@ format: setup ## let ruff mend style and layout
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+# What Detectron2 and fvcore provoke at import in every process, and a user can do nothing about.
+demo: export PYTHONWARNINGS = ignore::FutureWarning:torch.jit._script,ignore::UserWarning:detectron2.model_zoo.model_zoo
 demo: setup ## train, evaluate and show a small model on drawn shapes, then run the full-size one on a photograph
 	$(RUN) demo/shapes_demo.py $(ARGS)
 

@@ -143,7 +143,7 @@ def draw_pictures(weights: Path, folder: Path, count: int, opts: Sequence[str]) 
         write_png(files[-1], row)
         rows.append(row)
     sheet = folder / "overview.png"
-    write_png(sheet, contact_sheet(rows, columns=2))
+    write_png(sheet, contact_sheet(rows, columns=2, width=2560))
     return [sheet, *files]
 
 
