@@ -3,7 +3,7 @@
 Nothing is read at that moment: annotations are loaded, and paths put together, when a data set is used.
 """
 
-from mask2former.data.datasets import coco, shapes
+from mask2former.data.datasets import ade20k, cityscapes, coco, shapes
 from mask2former.data.datasets.coco_layout import Category, CocoLayout, register_coco_layout
 from mask2former.data.datasets.registry import (
     MissingDatasetError,
@@ -12,7 +12,7 @@ from mask2former.data.datasets.registry import (
     register_dataset,
 )
 
-for _dataset in (coco, shapes):
+for _dataset in (ade20k, cityscapes, coco, shapes):
     _dataset.register()
 
 __all__ = [
