@@ -1,0 +1,283 @@
+"""train_net.py from the outside: what it trains, prints, writes and refuses."""
+
+import json
+import logging
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from .conftest import ROOT, config_path, load_script
+
+CONFIG = ROOT / "configs/shapes/panoptic-segmentation/dinat/maskformer2_dinat_pico_shapes.yaml"
+DATASET = "shapes_train_panoptic"  # five images, so that two processes get three and two
+# A model that learns these five images in seconds.
+SMALL = {
+    "DATASETS.TEST": f"('{DATASET}',)",
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.IMAGE_SIZE": 64,
+    "INPUT.MAX_SCALE": 1.0,
+    "INPUT.MIN_SCALE": 1.0,
+    "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.RANDOM_FLIP": "none",
+    "MODEL.DEVICE": "cpu",
+    "MODEL.DINAT.DEPTHS": "[1, 1, 1, 1]",
+    "MODEL.DINAT.DILATIONS": "[[1], [1], [1], [1]]",
+    "MODEL.MASK_FORMER.DEC_LAYERS": 2,
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.1,
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.1,
+    "SEED": 1,
+    "SOLVER.IMS_PER_BATCH": 4,
+    "SOLVER.MAX_ITER": 50,
+    "SOLVER.STEPS": "()",
+    "SOLVER.WARMUP_ITERS": 2,
+}
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def options(output, flags=(), **changes):
+    values = {**SMALL, "OUTPUT_DIR": output, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return ["--config-file", str(CONFIG), *flags, *(str(word) for pair in values.items() for word in pair)]
+
+
+def start(*words):
+    command = [sys.executable, "-W", "ignore", *words]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    printed, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return printed
+
+
+def metrics(output):
+    return json.loads((output / "inference" / "metrics.json").read_text())[DATASET]
+
+
+def iterations(output):
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    return [line["iteration"] for line in lines if "total_loss" in line]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    load_script("datasets/prepare_shapes.py").prepare(root, train=5, val=1, size=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run in one process of its own, with what it printed."""
+    output = tmp_path_factory.mktemp("trained")
+    printed = finish(start("train_net.py", *options(output, SOLVER__CHECKPOINT_PERIOD=20)))
+    return output, printed
+
+
+@pytest.fixture
+def run():
+    """The command line in this process; what Detectron2 does to the loggers is undone."""
+    loggers = [logging.getLogger(name) for name in ("fvcore", "detectron2", "mask2former", "dinat_backbone")]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    script = load_script("train_net.py")
+    yield script.run
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.level, logger.propagate, logger.handlers = level, propagate, handlers
+
+
+def test_a_training_learns_logs_and_evaluates(trained):
+    output, printed = trained
+    found = metrics(output)
+    assert found["panoptic_seg"]["PQ"] > 1
+    assert found["segm"]["AP"] > 1
+    assert found["sem_seg"]["mIoU"] > 20
+    for task, metric in (("panoptic_seg", "PQ_th"), ("segm", "AP50"), ("sem_seg", "mIoU")):
+        assert f"| {task:<12} | {metric:<8} | {found[task][metric]:8.4f} |" in printed
+    assert "eta: " in printed
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    losses = [line["total_loss"] for line in lines if "total_loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
+    assert lines[-1]["panoptic_seg/PQ"] == found["panoptic_seg"]["PQ"]
+    names = {path.name.split(".")[0] for path in output.iterdir()}
+    assert {"model_0000019", "model_0000039", "model_final", "last_checkpoint", "events", "log", "config"} <= names
+
+
+def test_evaluating_again_gives_the_same_numbers_to_the_last_digit(trained, run, tmp_path):
+    run(options(tmp_path, ["--eval-only"], MODEL__WEIGHTS=trained[0] / "model_final.pth"))
+    assert metrics(tmp_path) == metrics(trained[0])
+
+
+def test_two_processes_under_torchrun_measure_what_one_does(trained, tmp_path):
+    words = options(tmp_path, ["--eval-only"], MODEL__WEIGHTS=trained[0] / "model_final.pth")
+    finish(start(*TORCHRUN, "train_net.py", *words))
+    assert metrics(tmp_path) == metrics(trained[0])
+    for kind in ("coco_instances_results.json", "panoptic_predictions.json"):
+        assert (tmp_path / "inference" / kind).read_bytes() == (trained[0] / "inference" / kind).read_bytes()
+
+
+def test_two_processes_train_in_bfloat16_and_one_measures_the_same(run, tmp_path):
+    words = options(tmp_path / "two", ["--num-gpus", "2"], SOLVER__AMP__ENABLED=True, SOLVER__MAX_ITER=6)
+    printed = finish(start("train_net.py", *words))
+    assert printed.count("Results on") == 1
+    assert iterations(tmp_path / "two") == [5]
+    run(options(tmp_path / "one", ["--eval-only"], MODEL__WEIGHTS=tmp_path / "two" / "model_final.pth"))
+    assert metrics(tmp_path / "one") == metrics(tmp_path / "two")
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(run, tmp_path):
+    process = start("train_net.py", *options(tmp_path, SOLVER__MAX_ITER=100_000, SOLVER__CHECKPOINT_PERIOD=2))
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "model_0000003.pth").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+    last = torch.load(tmp_path / (tmp_path / "last_checkpoint").read_text(), weights_only=True)["iteration"]
+    run(options(tmp_path, ["--resume"], SOLVER__MAX_ITER=last + 4))
+    log = (tmp_path / "log.txt").read_text()
+    assert f"Starting training from iteration {last + 1}" in log
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert final["iteration"] == last + 3
+    assert final["trainer"]["_trainer"]["optimizer"]["state"][0]["step"] == last + 4
+    assert final["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == last + 4
+    assert metrics(tmp_path).keys() == {"panoptic_seg", "segm", "sem_seg"}
+
+
+def test_a_finished_run_is_evaluated_when_resumed(trained, run):
+    output, _ = trained
+    before = metrics(output)
+    (output / "inference" / "metrics.json").unlink()
+    run(options(output, ["--resume"]))
+    assert metrics(output) == before
+    assert iterations(output)[-1] == 49
+
+
+def test_resuming_nothing_starts_from_the_weights(trained, run, tmp_path):
+    changes = {"MODEL__WEIGHTS": trained[0] / "model_final.pth", "SOLVER__MAX_ITER": 1, "SOLVER__BASE_LR": 0.0}
+    run(options(tmp_path, ["--resume"], **changes))
+    assert "No checkpoint to resume from" in (tmp_path / "log.txt").read_text()
+    assert metrics(tmp_path) == metrics(trained[0])
+
+
+def test_the_backbone_of_a_classifier_starts_a_training_but_is_no_model_to_evaluate(trained, run, tmp_path, capsys):
+    weights = torch.load(trained[0] / "model_final.pth", weights_only=True)["model"]
+    prefix = "backbone."
+    backbone = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    torch.save(backbone, tmp_path / "backbone.pth")
+    changes = {"MODEL__WEIGHTS": tmp_path / "backbone.pth", "SOLVER__MAX_ITER": 1, "SOLVER__BASE_LR": 0.0}
+    run(options(tmp_path, **changes))
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    assert all(torch.equal(final[prefix + name], value) for name, value in backbone.items())
+    with pytest.raises(SystemExit):
+        run(options(tmp_path, ["--eval-only"], **changes))
+    assert "checkpoint of another setting" in capsys.readouterr().err
+
+
+def test_augmentation_at_test_time_is_reported_beside_the_plain_result(trained, run, tmp_path):
+    changes = {"TEST__AUG__ENABLED": True, "TEST__AUG__MIN_SIZES": "(64,)", "TEST__AUG__FLIP": False}
+    weights = trained[0] / "model_final.pth"
+    run(options(tmp_path, ["--eval-only"], MODEL__WEIGHTS=weights, **changes))
+    found = metrics(tmp_path)
+    # One size, the plain one, without flip: nothing is augmented.
+    assert found["sem_seg_TTA"] == found["sem_seg"] == metrics(trained[0])["sem_seg"]
+    assert found.keys() == {"panoptic_seg", "segm", "sem_seg", "sem_seg_TTA"}
+
+
+@pytest.mark.parametrize(("task", "key"), [("instance", "segm"), ("semantic", "sem_seg")])
+def test_the_other_tasks_train_and_evaluate(run, tmp_path, task, key):
+    config = str(CONFIG).replace("panoptic-segmentation", f"{task}-segmentation")
+    words = options(tmp_path, SOLVER__MAX_ITER=1, DATASETS__TEST=f"('shapes_val_{task}', 'shapes_train_{task}')")
+    run([config if word == str(CONFIG) else word for word in words])
+    found = json.loads((tmp_path / "inference" / "metrics.json").read_text())
+    assert {name: set(tasks) for name, tasks in found.items()} == {
+        f"shapes_val_{task}": {key},
+        f"shapes_train_{task}": {key},
+    }
+
+
+def other_setting(trained):
+    return {"MODEL__WEIGHTS": trained[0] / "model_final.pth", "MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": 7}
+
+
+def test_a_checkpoint_of_another_setting_needs_to_be_asked_for(trained, run, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(options(tmp_path, ["--eval-only"], **other_setting(trained)))
+    assert end.value.code == 1
+    errors = capsys.readouterr().err
+    row = next(line for line in errors.splitlines() if "query_feat" in line)
+    assert row.split() == ["sem_seg_head.predictor.query_feat.weight", "20x64", "7x64"]
+    assert "Traceback" not in errors
+    run(options(tmp_path, ["--eval-only", "--allow-partial"], **other_setting(trained)))
+    assert metrics(tmp_path).keys() == {"panoptic_seg", "segm", "sem_seg"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes", "message"),
+    [
+        ([], {"MODEL__WEIGHT": "x"}, r"unknown config key MODEL.WEIGHT .*MODEL.WEIGHTS"),
+        ([], {"MODEL__WEIGHTS": "absent.pth"}, "MODEL.WEIGHTS: no file absent.pth"),
+        (["--eval-only"], {"MODEL__WEIGHTS": "absent.pth"}, "MODEL.WEIGHTS: no file absent.pth"),
+        ([], {"DATASETS__TRAIN": "('nowhere_train',)"}, "unknown data set 'nowhere_train'"),
+        ([], {"DATASETS__TRAIN": "('coco_2017_train_panoptic',)"}, "DETECTRON2_DATASETS"),
+        ([], {"DATASETS__TEST": "('coco_2017_val_panoptic',)"}, "DETECTRON2_DATASETS"),
+        (["--eval-only"], {"DATASETS__TEST": "('coco_2017_val_panoptic',)"}, "DETECTRON2_DATASETS"),
+        ([], {"INPUT__DATASET_MAPPER_NAME": "lsj"}, "INPUT.DATASET_MAPPER_NAME is 'lsj'"),
+        (["--num-gpus", "0"], {}, "at least one process"),
+        (["--num-machines", "2"], {}, "--dist-url"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_message(run, tmp_path, capsys, monkeypatch, flags, changes, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run(options(tmp_path, flags, **changes))
+    assert end.value.code == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert errors.count("error: ") == 1
+    assert "Traceback" not in errors
+    assert re.search(message, errors), errors
+
+
+def test_a_missing_config_file_is_named(run, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(["--config-file", "absent.yaml"])
+    assert end.value.code == 1
+    assert "absent.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_machine_without_a_gpu_says_so_once_unless_the_device_was_chosen(run, tmp_path, capsys):
+    words = options(tmp_path, ["--eval-only"])
+    position = words.index("MODEL.DEVICE")
+    run(words[:position] + words[position + 2 :])
+    assert (tmp_path / "log.txt").read_text().count("No GPU found: running on the CPU") == 1
+    with pytest.raises(SystemExit):
+        run(options(tmp_path, ["--eval-only"], MODEL__DEVICE="cuda"))
+    assert "MODEL.DEVICE is cuda" in capsys.readouterr().err
+
+
+def test_errors_nobody_expects_keep_their_traceback(run, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="absent"):
+        run(options(tmp_path, ["--debug"], MODEL__WEIGHTS="absent.pth"))
+    script = sys.modules["script_train_net"]
+    monkeypatch.setattr(script.Trainer, "build_model", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(options(tmp_path))
+
+
+def test_get_config_gives_all_keys_and_can_be_changed():
+    script = load_script("train_net.py")
+    cfg = script.get_config(config_path("coco-panoptic"), ["SOLVER.MAX_ITER", "10"])
+    assert cfg.SOLVER.MAX_ITER == 10
+    assert cfg.MODEL.DINAT.KERNEL_SIZE == 11
+    cfg.SOLVER.MAX_ITER = 20
