@@ -107,6 +107,15 @@ class BaseTrainer(DefaultTrainer):
             super().train()
         return self._last_eval_results
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides the model: iteration, hooks, optimiser (which Detectron2 0.6 forgets)."""
+        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        TrainerBase.load_state_dict(self, state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
     @classmethod
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None

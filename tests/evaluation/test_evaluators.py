@@ -1,4 +1,5 @@
 import contextlib
+import inspect
 import io
 import json
 import math
@@ -108,7 +109,7 @@ def test_average_precision_is_pycocotools(dataset, tmp_path):
         assert metrics[f"AP-{name}"] == 100 * np.mean(official.eval["precision"][:, :, position, 0, -1])
 
 
-def test_class_iou_is_the_definition_and_detectron2s(dataset):
+def test_class_iou_is_the_definition(dataset):
     metrics = run(SemanticEvaluator(dataset.name), dataset, batch=3)["sem_seg"]
     labels = np.stack([np.asarray(Image.open(dataset.root / "labels" / f"image{i}.png")) for i in range(5)])
     predicted = np.stack([output["sem_seg"].argmax(0).numpy() for output in dataset.outputs])
@@ -123,13 +124,21 @@ def test_class_iou_is_the_definition_and_detectron2s(dataset):
     assert metrics["mIoU"] == pytest.approx(np.mean(ious), abs=1e-9)
     assert metrics["pACC"] == pytest.approx(100 * (predicted == labels)[known].mean(), abs=1e-9)
 
-    MetadataCatalog.get(dataset.name).__dict__.pop("stuff_dataset_id_to_contiguous_id")
-    detectron2 = SemSegEvaluator(
+
+@pytest.mark.skipif(
+    "sem_seg_loading_fn" not in inspect.signature(SemSegEvaluator).parameters,
+    reason="the evaluator of Detectron2 0.6 needs an older NumPy",
+)
+def test_class_iou_is_detectron2s(dataset):
+    metrics = run(SemanticEvaluator(dataset.name), dataset)["sem_seg"]
+    # It wants the map between ids to have all classes or not to be there.
+    del vars(MetadataCatalog.get(dataset.name))["stuff_dataset_id_to_contiguous_id"]
+    reference = SemSegEvaluator(
         dataset.name, sem_seg_loading_fn=lambda path, dtype: np.array(Image.open(path)).astype(dtype)
     )
-    reference = run(detectron2, dataset)["sem_seg"]
+    expected = run(reference, dataset)["sem_seg"]
     for name in ("mIoU", "fwIoU", "mACC", "pACC"):
-        assert metrics[name] == pytest.approx(reference[name], abs=1e-9)
+        assert metrics[name] == pytest.approx(expected[name], abs=1e-9)
 
 
 @pytest.mark.parametrize(
