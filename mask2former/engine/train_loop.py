@@ -11,7 +11,7 @@ from torch import nn
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss became NaN or infinite; the message names the loss, the iteration and the images."""
+    """A loss, or a cost inside the model, is NaN or infinite; the message names it, the iteration and the images."""
 
 
 class TrainLoop(SimpleTrainer):
@@ -36,14 +36,18 @@ class TrainLoop(SimpleTrainer):
         """Take one batch, compute the losses, update the weights.
 
         Raises:
-            NonFiniteLossError: a loss is NaN or infinite; the weights are as they were.
+            NonFiniteLossError: a loss or a matching cost is NaN or infinite; the weights are as they were.
         """
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
-        with torch.autocast(self._device_type, torch.bfloat16, enabled=self._amp):
-            losses = self.model(data)
+        try:
+            with torch.autocast(self._device_type, torch.bfloat16, enabled=self._amp):
+                losses = self.model(data)
+        except FloatingPointError as error:
+            # The model itself found something, as the matcher does.
+            raise self._error(str(error), data) from error
         self._require_finite(losses, data)
         self.optimizer.zero_grad()
         sum(losses.values()).backward()
@@ -55,8 +59,8 @@ class TrainLoop(SimpleTrainer):
         values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
         bad = {name: value for name, value in zip(losses, values, strict=True) if not math.isfinite(value)}
         if bad:
-            terms = ", ".join(f"{name} = {value}" for name, value in bad.items())
-            images = ", ".join(str(sample.get("file_name", "(no file name)")) for sample in data)
-            raise NonFiniteLossError(
-                f"loss not finite at iteration {self.iter}: {terms}; images of the batch: {images}"
-            )
+            raise self._error("loss not finite: " + ", ".join(f"{name} = {value}" for name, value in bad.items()), data)
+
+    def _error(self, found: str, data: Sequence[Mapping[str, Any]]) -> NonFiniteLossError:
+        images = ", ".join(str(sample.get("file_name", "(no file name)")) for sample in data)
+        return NonFiniteLossError(f"iteration {self.iter}: {found}; images of the batch: {images}")

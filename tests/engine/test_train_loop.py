@@ -53,6 +53,20 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
         loop.run_step()
         weight = model.layer.weight.clone()
         loop.iter = 1
-        with pytest.raises(NonFiniteLossError, match=r"iteration 1: loss_a = inf; images of the batch: b\.jpg, c\.jpg"):
+        with pytest.raises(
+            NonFiniteLossError, match=r"iteration 1: loss not finite: loss_a = inf; images.*: b\.jpg, c\.jpg"
+        ):
             loop.run_step()
     assert torch.equal(model.layer.weight, weight)
+
+
+def test_what_the_model_finds_itself_is_reported_with_the_images():
+    def forward(batch):
+        raise FloatingPointError("the dice cost is NaN")
+
+    model = Model()
+    loop = TrainLoop(model, [[sample("a.jpg")]], torch.optim.SGD(model.parameters()))
+    model.forward = forward
+    loop.iter = 7
+    with pytest.raises(NonFiniteLossError, match=r"iteration 7: the dice cost is NaN; images of the batch: a\.jpg"):
+        loop.run_step()
