@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,15 +133,29 @@ def test_two_processes_train_in_bfloat16_and_one_measures_the_same(run, tmp_path
     assert metrics(tmp_path / "one") == metrics(tmp_path / "two")
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(run, tmp_path):
-    process = start("train_net.py", *options(tmp_path, SOLVER__MAX_ITER=100_000, SOLVER__CHECKPOINT_PERIOD=2))
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "model_0000003.pth").exists():
-        assert process.poll() is None, process.communicate()[1]
+def workers(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    commands = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children}
+    return [child for child, command in commands.items() if "spawn_main" in command]
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(run, tmp_path):
+    changes = {"SOLVER__MAX_ITER": 100_000, "SOLVER__CHECKPOINT_PERIOD": 2}
+    process = start("train_net.py", *options(tmp_path, ["--num-gpus", "2"], **changes))
+    wait_for(lambda: (tmp_path / "model_0000003.pth").exists() or process.poll() is not None)
+    left = workers(process.pid)
+    assert len(left) == 2, process.communicate()[1]
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    # Nobody writes to the folder any more.
+    wait_for(lambda: not any(Path("/proc", pid).exists() for pid in left), seconds=10)
 
     last = torch.load(tmp_path / (tmp_path / "last_checkpoint").read_text(), weights_only=True)["iteration"]
     run(options(tmp_path, ["--resume"], SOLVER__MAX_ITER=last + 4))

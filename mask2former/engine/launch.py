@@ -1,10 +1,13 @@
 """Starting a function once, or in several processes on one or several machines, with a GPU each or on the CPU."""
 
 import argparse
+import ctypes
 import logging
 import os
 import pickle
+import signal
 import socket
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -16,6 +19,7 @@ from detectron2.utils import comm
 
 from mask2former.engine.device import divide_threads
 
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 # As Detectron2's launcher: one process may be busy (evaluating, say) that long while the others wait.
 _TIMEOUT = timedelta(minutes=30)
 
@@ -113,6 +117,7 @@ def _run_under_torchrun(main: Main, args: argparse.Namespace, device: str) -> An
 
 
 def _join(url: str, world_size: int, rank: int, local_rank: int, local_size: int, device: str) -> None:
+    _die_with_parent()
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(local_rank)
@@ -123,6 +128,16 @@ def _join(url: str, world_size: int, rank: int, local_rank: int, local_size: int
     )
     _make_local_group(world_size, rank, local_size)
     comm.synchronize()
+
+
+def _die_with_parent() -> None:
+    """Let the system end this process when the one that started it is killed.
+
+    It would go on, and write to a folder where another run may resume. PyTorch asks for SIGINT, which processes that
+    were started in the background ignore.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _make_local_group(world_size: int, rank: int, local_size: int) -> None:
