@@ -1,6 +1,5 @@
 """Average precision of masks, as COCO defines it."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,11 +7,10 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 from hotcoco import COCO, COCOeval, mask
 from numpy.typing import NDArray
 
+from mask2former.evaluation.base import PredictionEvaluator
 from mask2former.files import write_json
 
 # Positions along the axes of COCO's table of precisions: IoU thresholds 0.50, 0.55, ... 0.95; areas; detections.
@@ -29,9 +27,10 @@ _METRICS = {
 }
 
 
-class InstanceEvaluator(DatasetEvaluator):
+class InstanceEvaluator(PredictionEvaluator):
     """AP of the masks of `instances`, by hotcoco, which gives pycocotools' numbers in a fraction of its time.
 
+    Metrics are under "segm": AP, AP50, AP75, APs, APm, APl and AP-<class>; NaN where there is nothing to measure.
     Detectron2's evaluator wants thing ids without gaps and as many names as things, which panoptic data sets lack.
     Predictions are kept as run-length codes; the main process writes them to `coco_instances_results.json` in COCO's
     submission format.
@@ -46,15 +45,10 @@ class InstanceEvaluator(DatasetEvaluator):
             dataset_name: its metadata has `json_file` and `thing_dataset_id_to_contiguous_id`.
             output_dir: where to keep the predictions; None: nowhere.
         """
+        super().__init__(output_dir)
         metadata = MetadataCatalog.get(dataset_name)
         self._gt_json = metadata.json_file
         self._dataset_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
-        self._output_dir = output_dir
-        self._predictions: list[dict[str, Any]] = []
-
-    def reset(self) -> None:
-        """Forget all predictions."""
-        self._predictions = []
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Keep the predictions of some images.
@@ -78,16 +72,7 @@ class InstanceEvaluator(DatasetEvaluator):
                     }
                 )
 
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Compare the predictions of all processes with the ground truth.
-
-        Returns:
-            On the main process {"segm": metrics in percent}: AP, AP50, AP75, APs, APm, APl and AP-<class>; NaN where
-            there is nothing to measure. None on the others.
-        """
-        predictions = list(itertools.chain(*comm.gather(self._predictions)))
-        if not comm.is_main_process():
-            return None
+    def _compare(self, predictions: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         if self._output_dir is not None:
             write_json(Path(self._output_dir, "coco_instances_results.json"), predictions)
         ground_truth = COCO(self._gt_json)

@@ -1,7 +1,6 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), as the COCO panoptic API defines it."""
 
 import io
-import itertools
 import json
 import math
 import tempfile
@@ -11,12 +10,11 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 from hotcoco.panoptic import PanopticEval
 from numpy.typing import NDArray
 from PIL import Image
 
+from mask2former.evaluation.base import PredictionEvaluator
 from mask2former.evaluation.errors import EvaluationError
 from mask2former.files import atomic_write, write_json
 
@@ -24,11 +22,14 @@ _GROUPS = {"All": "", "Things": "_th", "Stuff": "_st"}
 _QUALITIES = {"pq": "PQ", "sq": "SQ", "rq": "RQ"}
 
 
-class PanopticEvaluator(DatasetEvaluator):
-    """PQ, SQ and RQ of `panoptic_seg`, for all classes, things, stuff and each class.
+class PanopticEvaluator(PredictionEvaluator):
+    """PQ, SQ and RQ of `panoptic_seg`.
 
-    Predictions are kept as PNG bytes and sent to the main process, which writes them in COCO's submission format:
-    `panoptic_predictions/*.png` (pixel id = R + 256 G + 65536 B, 0 void) and `panoptic_predictions.json`.
+    Metrics are under "panoptic_seg": PQ, SQ, RQ, the same of things and of stuff with _th and _st, and PQ-<class>,
+    SQ-<class>, RQ-<class>; NaN where there is nothing to measure. Predictions are kept as PNG bytes; the main process
+    writes them in COCO's submission format: `panoptic_predictions/*.png` (pixel id = R + 256 G + 65536 B, 0 void) and
+    `panoptic_predictions.json`. `evaluate` raises EvaluationError where an image of the ground truth was not predicted
+    or two predictions share a name.
     """
 
     needs = ("panoptic_json", "panoptic_root")
@@ -41,16 +42,11 @@ class PanopticEvaluator(DatasetEvaluator):
                 and contiguous ids.
             output_dir: where to keep the predictions; None: nowhere.
         """
+        super().__init__(output_dir)
         metadata = MetadataCatalog.get(dataset_name)
         self._gt_json, self._gt_root = metadata.panoptic_json, metadata.panoptic_root
         self._thing_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
         self._stuff_ids = {v: k for k, v in metadata.stuff_dataset_id_to_contiguous_id.items()}
-        self._output_dir = output_dir
-        self._predictions: list[dict[str, Any]] = []
-
-    def reset(self) -> None:
-        """Forget all predictions."""
-        self._predictions = []
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Keep the predictions of some images.
@@ -74,19 +70,7 @@ class PanopticEvaluator(DatasetEvaluator):
     def _dataset_id(self, segment: Mapping[str, Any]) -> int:
         return (self._thing_ids if segment["isthing"] else self._stuff_ids)[segment["category_id"]]
 
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Compare the predictions of all processes with the ground truth.
-
-        Returns:
-            On the main process {"panoptic_seg": metrics in percent}: PQ, SQ, RQ, the same with _th and _st, and
-            PQ-<class>, SQ-<class>, RQ-<class>; NaN where there is nothing to measure. None on the others.
-
-        Raises:
-            EvaluationError: an image of the ground truth was not predicted, or two predictions share a name.
-        """
-        predictions = list(itertools.chain(*comm.gather(self._predictions)))
-        if not comm.is_main_process():
-            return None
+    def _compare(self, predictions: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         with tempfile.TemporaryDirectory() as temporary:
             json_file = _write_submission(predictions, Path(self._output_dir or temporary))
             evaluation = PanopticEval(self._gt_json, json_file, gt_folder=self._gt_root)
