@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -61,72 +62,91 @@ def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu") -> Any:
     _require_gpus(args.num_gpus, device)
     if world_size == 1:
         return main(args)
-    _spawn(main, args, world_size, device)
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise LaunchError("several machines need --dist-url tcp://HOST:PORT, an address of the first machine")
+    dist_url = f"tcp://127.0.0.1:{_free_port()}" if args.dist_url == "auto" else args.dist_url
+    place = _Place(dist_url, world_size, args.machine_rank * args.num_gpus, 0, args.num_gpus, device)
+    if args.num_gpus == 1:
+        return _run_here(main, args, place)
+    _spawn(main, args, place)
     return None
 
 
-def _spawn(main: Main, args: argparse.Namespace, world_size: int, device: str) -> None:
-    dist_url = args.dist_url
-    if dist_url == "auto":
-        if args.num_machines > 1:
-            raise LaunchError("several machines need --dist-url tcp://HOST:PORT, an address of the first machine")
-        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+@dataclass(frozen=True)
+class _Place:
+    """A process among the others: where they meet, its number among all and on its machine, what it computes on."""
+
+    url: str
+    world_size: int
+    rank: int
+    local_rank: int
+    local_size: int
+    device: str
+
+
+def _spawn(main: Main, args: argparse.Namespace, first: _Place) -> None:
     errors = mp.get_context("spawn").SimpleQueue()
     try:
-        mp.start_processes(
-            _worker, args=(main, args, world_size, dist_url, device, errors), nprocs=args.num_gpus, start_method="spawn"
-        )
+        mp.start_processes(_worker, (main, args, first, errors), nprocs=first.local_size, start_method="spawn")
     except (mp.ProcessRaisedException, mp.ProcessExitedException) as failure:
         if errors.empty():
             raise
         raise pickle.loads(errors.get()) from failure  # noqa: S301 - written by our own process
 
 
-def _worker(
-    local_rank: int,
-    main: Main,
-    args: argparse.Namespace,
-    world_size: int,
-    dist_url: str,
-    device: str,
-    errors: Any,
-) -> None:
+def _worker(local_rank: int, main: Main, args: argparse.Namespace, first: _Place, errors: Any) -> None:
+    _die_with_parent()
     try:
-        rank = args.machine_rank * args.num_gpus + local_rank
-        _join(dist_url, world_size, rank, local_rank, args.num_gpus, device)
+        _join(replace(first, rank=first.rank + local_rank, local_rank=local_rank))
         main(args)
+        comm.synchronize()
     except Exception as error:
+        # And stay in the group: others that fail because this one left would hide the reason. The parent ends them.
         _send(error, errors)
         raise
-    # Not after an error: the others may still wait for this process, and its parent ends them.
     _leave()
 
 
 def _run_under_torchrun(main: Main, args: argparse.Namespace, device: str) -> Any:
-    world_size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-    if world_size == 1:
-        return main(args)
     if args.num_machines > 1 or args.num_gpus > 1:
         logging.getLogger(__name__).warning("torchrun set the processes: --num-gpus and --num-machines do not count")
-    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    _require_gpus(local_size, device)
-    _join("env://", world_size, rank, local_rank, local_size, device)
-    result = main(args)
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    place = _Place("env://", *(int(os.environ[name]) for name in names), device)
+    if place.world_size == 1:
+        return main(args)
+    _require_gpus(place.local_size, device)
+    _die_with_parent()
+    return _run_here(main, args, place)
+
+
+def _run_here(main: Main, args: argparse.Namespace, place: _Place) -> Any:
+    _join(place)
+    try:
+        result = main(args)
+    except Exception:
+        # NCCL would wait for processes that wait for this one.
+        if dist.get_backend() == "gloo":
+            _leave()
+        raise
+    comm.synchronize()
     _leave()
     return result
 
 
-def _join(url: str, world_size: int, rank: int, local_rank: int, local_size: int, device: str) -> None:
-    _die_with_parent()
-    on_gpu = device.startswith("cuda")
+def _join(place: _Place) -> None:
+    on_gpu = place.device.startswith("cuda")
     if on_gpu:
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(place.local_rank)
     else:
-        divide_threads(local_size)
+        divide_threads(place.local_size)
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo", init_method=url, world_size=world_size, rank=rank, timeout=_TIMEOUT
+        "nccl" if on_gpu else "gloo",
+        init_method=place.url,
+        world_size=place.world_size,
+        rank=place.rank,
+        timeout=_TIMEOUT,
     )
-    _make_local_group(world_size, rank, local_size)
+    _make_local_group(place)
     comm.synchronize()
 
 
@@ -140,21 +160,20 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _make_local_group(world_size: int, rank: int, local_size: int) -> None:
+def _make_local_group(place: _Place) -> None:
     if hasattr(comm, "create_local_process_group"):
-        comm.create_local_process_group(local_size)
+        comm.create_local_process_group(place.local_size)
         return
     # Detectron2 0.6 makes it in its own launcher only. Every process takes part in making every group.
-    for first in range(0, world_size, local_size):
-        members = list(range(first, first + local_size))
+    for first in range(0, place.world_size, place.local_size):
+        members = list(range(first, first + place.local_size))
         group = dist.new_group(members)
-        if rank in members:
+        if place.rank in members:
             comm._LOCAL_PROCESS_GROUP = group
 
 
 def _leave() -> None:
     """End the process groups; one that outlives the interpreter may abort the process."""
-    comm.synchronize()
     dist.destroy_process_group()
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()

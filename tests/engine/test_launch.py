@@ -36,7 +36,7 @@ def check_facts(folder, local):
 
 
 def test_processes_of_a_machine_share_its_threads_and_hand_over_errors(tmp_path):
-    finish(start(SCRIPT, tmp_path, "--num-gpus", "2"))
+    finish(start(SCRIPT, tmp_path, "--num-gpus", "2", "--fail"))
     facts = check_facts(tmp_path, local=[[0, 2], [1, 2]])
     alone = (tmp_path / "threads.txt").read_text()
     assert [fact["threads"] for fact in facts] == [max(1, int(alone) // 2)] * 2
