@@ -42,8 +42,8 @@ demo: export PYTHONWARNINGS = ignore::FutureWarning:torch.jit._script,ignore::Us
 demo: setup ## train, evaluate and show a small model on drawn shapes, then run the full-size one on a photograph
 	$(RUN) demo/shapes_demo.py $(ARGS)
 
-clean: ## remove what runs and tools wrote (output/, the shapes data, caches)
-	rm -rf output datasets/shapes build *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## remove what the demo wrote (output/shapes, datasets/shapes) and caches; other runs in output/ stay
+	rm -rf output/shapes datasets/shapes datasets/shapes.* build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 clean-env: ## remove .venv

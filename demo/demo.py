@@ -172,7 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, CheckpointError, DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    failed = process_all(predictor, images, options.output, options.json)
+    try:
+        failed = process_all(predictor, images, options.output, options.json)
+    except KeyboardInterrupt:
+        print("interrupted; the images reported above are done", file=sys.stderr)
+        return 130
     return 1 if failed or empty else 0
 
 

@@ -229,6 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DemoError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+        return 130
     if missed:
         print(f"demo: below target: {'; '.join(missed)}", file=sys.stderr)
         return 1

@@ -216,7 +216,7 @@ def set_up(venv: Path, chosen_python: bool) -> None:
         create_environment(venv)
     stamp.unlink(missing_ok=True)
     layer_on_base(python)
-    say("installing what pyproject.toml asks for from PyPI (1 to 10 minutes and about 7 GB of disk the first time)")
+    say("installing what pyproject.toml asks for from PyPI (1 to 10 minutes and about 6 GB of disk the first time)")
     quiet = () if sys.stdout.isatty() else ("--quiet",)
     # wheel is for NATTEN, which is built with this environment's torch.
     pip(python, *quiet, "wheel", "-e", f"{ROOT}[{EXTRAS}]", what="the dependencies")
