@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tabulate import tabulate
@@ -104,7 +104,9 @@ class FlexNeighborhoodAttention:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend arranged tokens."""
-        return self.attend(query, key, value, score_mod=self.bias, block_mask=self.block_mask)
+        attended = self.attend(query, key, value, score_mod=self.bias, block_mask=self.block_mask)
+        # With return_lse or return_aux, which are off, it would be a tuple.
+        return cast(Tensor, attended)
 
 
 def compare(size: int, heads: int, kernel_size: int, dilation: int, repeats: int) -> dict[str, Any]:

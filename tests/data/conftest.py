@@ -42,7 +42,7 @@ def cfg():
     cfg.INPUT.CROP.ENABLED = True
     cfg.INPUT.CROP.TYPE = "absolute"
     cfg.INPUT.CROP.SIZE = [50, 60]
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 10
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 7
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = 2
     return cfg

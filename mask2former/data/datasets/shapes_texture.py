@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.float32]
 
+_STUFF_HUES = {"stripes": 0.3, "checks": 0.05, "gradient": 0.65}
+
 
 def stuff_texture(rng: RandomState, kind: str, size: int) -> Pixels:
-    """The texture of a stuff category ("stripes", "checks", "speckle" or "gradient"), in two muted colours."""
-    dark, light = _muted_colors(rng)
+    """The texture of a stuff category ("stripes", "checks" or "gradient"), in two muted colours."""
+    dark, light = _muted_colors(rng, _STUFF_HUES[kind])
     across, along = rotated_grid(rng.uniform(0, np.pi), size)
     if kind == "stripes":
         period = size * rng.uniform(0.06, 0.12)
@@ -20,8 +22,6 @@ def stuff_texture(rng: RandomState, kind: str, size: int) -> Pixels:
     elif kind == "checks":
         cell = size * rng.uniform(0.05, 0.09)
         weight = np.clip(3 * np.sin(np.pi * across / cell) * np.sin(np.pi * along / cell) + 0.5, 0, 1)
-    elif kind == "speckle":
-        weight = np.clip(1.6 * _smooth_noise(rng, size, sigma=rng.uniform(0.8, 1.4)) + 0.5, 0, 1)
     elif kind == "gradient":
         weight = across / np.ptp(across) + 0.5 + 0.08 * _smooth_noise(rng, size, sigma=size / 16)
     else:
@@ -45,9 +45,15 @@ def thing_texture(rng: RandomState, color: NDArray[np.float32], size: int) -> Pi
 
 
 def vivid_color(rng: RandomState, hue: float) -> NDArray[np.float32]:
-    """A bright RGB colour: about every second time near `hue` (0..1), else of any hue."""
-    drawn = rng.normal(hue, 0.08) if rng.rand() < 0.5 else rng.rand()
-    return np.array(colorsys.hsv_to_rgb(drawn % 1, rng.uniform(0.45, 1), rng.uniform(0.55, 1)), np.float32)
+    """A bright RGB colour of a hue (0..1) that `_near` draws."""
+    color = colorsys.hsv_to_rgb(_near(rng, hue), rng.uniform(0.45, 1), rng.uniform(0.55, 1))
+    return np.array(color, np.float32)
+
+
+def _near(rng: RandomState, hue: float) -> float:
+    """A hue: most often near the typical one of a category, now and then any, so that colour alone does not decide."""
+    drawn = rng.normal(hue, 0.07) if rng.rand() < 0.8 else rng.rand()
+    return float(drawn % 1)
 
 
 def rotated_grid(angle: float, size: int) -> tuple[Pixels, Pixels]:
@@ -56,10 +62,10 @@ def rotated_grid(angle: float, size: int) -> tuple[Pixels, Pixels]:
     return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
 
-def _muted_colors(rng: RandomState) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    hue, value = rng.rand(), rng.uniform(0.2, 0.6)
-    dark = colorsys.hsv_to_rgb(hue, rng.uniform(0.05, 0.4), value)
-    light = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.1)) % 1, rng.uniform(0.05, 0.4), value + rng.uniform(0.2, 0.4))
+def _muted_colors(rng: RandomState, typical_hue: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    hue, value = _near(rng, typical_hue), rng.uniform(0.2, 0.6)
+    dark = colorsys.hsv_to_rgb(hue, rng.uniform(0.15, 0.4), value)
+    light = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.1)) % 1, rng.uniform(0.15, 0.4), value + rng.uniform(0.2, 0.4))
     return np.array(dark, np.float32), np.array(light, np.float32)
 
 
