@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -58,3 +60,15 @@ def deterministic() -> ModuleType:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def loggers_restored() -> Iterator[None]:
+    """For tests that run a script in this process: its logs go to a console that is gone when the test ends."""
+    loggers = [logging.getLogger(name) for name in ("fvcore", "detectron2", "mask2former", "dinat_backbone")]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers

@@ -1,7 +1,6 @@
 """train_net.py from the outside: what it trains, prints, writes and refuses."""
 
 import json
-import logging
 import re
 import signal
 import subprocess
@@ -84,14 +83,9 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def run():
-    """The command line in this process; what Detectron2 does to the loggers is undone."""
-    loggers = [logging.getLogger(name) for name in ("fvcore", "detectron2", "mask2former", "dinat_backbone")]
-    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
-    script = load_script("train_net.py")
-    yield script.run
-    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
-        logger.level, logger.propagate, logger.handlers = level, propagate, handlers
+def run(loggers_restored):
+    """The command line in this process."""
+    return load_script("train_net.py").run
 
 
 def test_a_training_learns_logs_and_evaluates(trained):
