@@ -22,7 +22,7 @@ def tree(folder):
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [draw_scene(RandomState([8, i]), 96) for i in range(60)]
+    return [draw_scene(RandomState([8, i]), 96) for i in range(100)]
 
 
 def test_segments_do_not_overlap_and_leave_little_void(scenes):
@@ -40,7 +40,7 @@ def test_segments_do_not_overlap_and_leave_little_void(scenes):
 def test_scenes_have_all_that_matters(scenes):
     segments = [segment for scene in scenes for segment in scene.segments]
     assert {segment.category for segment in segments} == set(CATEGORIES)
-    assert 0 < sum(segment.iscrowd for segment in segments) < 12
+    assert 0 < sum(segment.iscrowd for segment in segments) < 20
     things = [[s for s in scene.segments if s.category.isthing and not s.iscrowd] for scene in scenes]
     counts = [len(in_scene) for in_scene in things]
     assert min(counts) == 0
@@ -75,7 +75,8 @@ def test_color_does_not_give_the_class_away(scenes):
     distances = np.linalg.norm(np.array(colors)[:, None] - np.array(colors), axis=2)
     np.fill_diagonal(distances, np.inf)
     guesses = np.array(classes)[distances.argmin(axis=1)]
-    assert (guesses == classes).mean() < 0.7
+    # Colours lean towards a class on purpose, so that a small model learns in minutes; shape has to decide the rest.
+    assert (guesses == classes).mean() < 0.87
 
 
 def test_same_seed_same_scene():

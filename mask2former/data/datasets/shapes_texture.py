@@ -52,7 +52,7 @@ def vivid_color(rng: RandomState, hue: float) -> NDArray[np.float32]:
 
 def _near(rng: RandomState, hue: float) -> float:
     """A hue: most often near the typical one of a category, now and then any, so that colour alone does not decide."""
-    drawn = rng.normal(hue, 0.07) if rng.rand() < 0.8 else rng.rand()
+    drawn = rng.normal(hue, 0.07) if rng.rand() < 0.92 else rng.rand()
     return float(drawn % 1)
 
 
