@@ -25,7 +25,7 @@ from mask2former.data.datasets.shapes_scene import Segment, draw_scene
 from mask2former.files import atomic_write, write_json
 
 # Counts up when the same options draw other files than before.
-VERSION = 3
+VERSION = 4
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
 MIN_SIZE = 48

@@ -13,8 +13,8 @@ from .conftest import ROOT
 from .data.voc import NUM_CLASSES, make_voc_coco_layout
 
 CONFIG = ROOT / "configs" / "shapes" / "panoptic-segmentation" / "dinat" / "maskformer2_dinat_pico_shapes.yaml"
-SHORT_EDGE = 288
-STEPS = 200
+SHORT_EDGE = 224
+STEPS = 140
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def cfg(tmp_path):
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = NUM_CLASSES
     cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 40
-    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 4096
+    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 2048
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_panoptic"
@@ -59,4 +59,4 @@ def test_small_model_learns_a_photograph_by_heart(cfg):
         scheduler.step()
     with torch.no_grad():
         results = train_net.Trainer.test(cfg, model)
-    assert results["panoptic_seg"]["PQ"] >= 80, results
+    assert results["panoptic_seg"]["PQ"] >= 80, results["panoptic_seg"]

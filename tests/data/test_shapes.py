@@ -76,7 +76,7 @@ def test_color_does_not_give_the_class_away(scenes):
     np.fill_diagonal(distances, np.inf)
     guesses = np.array(classes)[distances.argmin(axis=1)]
     # Colours lean towards a class on purpose, so that a small model learns in minutes; shape has to decide the rest.
-    assert (guesses == classes).mean() < 0.87
+    assert (guesses == classes).mean() < 0.95
 
 
 def test_same_seed_same_scene():

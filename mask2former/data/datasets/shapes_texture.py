@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.float32]
 
-_STUFF_HUES = {"stripes": 0.3, "checks": 0.05, "gradient": 0.65}
+_STUFF_HUES = {"stripes": 0.33, "checks": 0.0, "gradient": 0.66}
 
 
 def stuff_texture(rng: RandomState, kind: str, size: int) -> Pixels:
@@ -52,7 +52,7 @@ def vivid_color(rng: RandomState, hue: float) -> NDArray[np.float32]:
 
 def _near(rng: RandomState, hue: float) -> float:
     """A hue: most often near the typical one of a category, now and then any, so that colour alone does not decide."""
-    drawn = rng.normal(hue, 0.07) if rng.rand() < 0.92 else rng.rand()
+    drawn = rng.normal(hue, 0.05) if rng.rand() < 0.95 else rng.rand()
     return float(drawn % 1)
 
 
@@ -64,8 +64,8 @@ def rotated_grid(angle: float, size: int) -> tuple[Pixels, Pixels]:
 
 def _muted_colors(rng: RandomState, typical_hue: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     hue, value = _near(rng, typical_hue), rng.uniform(0.2, 0.6)
-    dark = colorsys.hsv_to_rgb(hue, rng.uniform(0.15, 0.4), value)
-    light = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.1)) % 1, rng.uniform(0.15, 0.4), value + rng.uniform(0.2, 0.4))
+    dark = colorsys.hsv_to_rgb(hue, rng.uniform(0.25, 0.55), value)
+    light = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.05)) % 1, rng.uniform(0.25, 0.55), value + rng.uniform(0.2, 0.4))
     return np.array(dark, np.float32), np.array(light, np.float32)
 
 
