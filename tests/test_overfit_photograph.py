@@ -13,8 +13,8 @@ from .conftest import ROOT
 from .data.voc import NUM_CLASSES, make_voc_coco_layout
 
 CONFIG = ROOT / "configs" / "shapes" / "panoptic-segmentation" / "dinat" / "maskformer2_dinat_pico_shapes.yaml"
-SHORT_EDGE = 224
-STEPS = 140
+SHORT_EDGE = 320
+STEPS = 320
 
 
 @pytest.fixture
