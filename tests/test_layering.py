@@ -114,7 +114,9 @@ opened = []
 
 def watch(event, args):
     if event == "open" and isinstance(args[0], str) and args[0].startswith(sys.argv[1]):
-        opened.append(args[0])
+        # The environment may lie in the checkout: what libraries read is theirs.
+        if "site-packages" not in args[0]:
+            opened.append(args[0])
 
 sys.addaudithook(watch)
 for name in sys.argv[2:]:
