@@ -224,7 +224,7 @@ def test_a_checkpoint_of_another_setting_needs_to_be_asked_for(trained, run, tmp
     assert end.value.code == 1
     errors = capsys.readouterr().err
     row = next(line for line in errors.splitlines() if "query_feat" in line)
-    assert row.split() == ["sem_seg_head.predictor.query_feat.weight", "20x64", "7x64"]
+    assert row.split() == ["sem_seg_head.predictor.query_feat.weight", "16x64", "7x64"]
     assert "Traceback" not in errors
     run(options(tmp_path, ["--eval-only", "--allow-partial"], **other_setting(trained)))
     assert metrics(tmp_path).keys() == {"panoptic_seg", "segm", "sem_seg"}
