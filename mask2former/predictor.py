@@ -16,7 +16,6 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from torch import nn
 
-import mask2former.maskformer_model  # noqa: F401 - puts the meta-architecture into Detectron2's registry
 from mask2former.config import ConfigError
 from mask2former.data.datasets import dataset_metadata
 from mask2former.engine import Checkpointer

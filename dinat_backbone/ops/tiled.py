@@ -111,12 +111,13 @@ def _tile_gradients(
     query: Tensor, gradient: Tensor, mean: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and scores of a batch of tiles [t, n, queries or keys, D]."""
-    scores = (query * scale) @ key.transpose(-1, -2)
+    scaled = query * scale
+    scores = scaled @ key.transpose(-1, -2)
     probabilities = scores.add_(bias).softmax(-1)
     # In reduced precision this rounds the probabilities to what the forward pass multiplied the values with.
     score_gradient = (gradient @ value.transpose(-1, -2)).sub_(mean).mul_(probabilities)
     query_gradient = (score_gradient @ key).mul_(scale)
-    key_gradient = score_gradient.transpose(-1, -2) @ (query * scale)
+    key_gradient = score_gradient.transpose(-1, -2) @ scaled
     value_gradient = probabilities.transpose(-1, -2) @ gradient
     return query_gradient, key_gradient, value_gradient, score_gradient
 
