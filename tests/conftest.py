@@ -12,26 +12,16 @@ from types import ModuleType
 import pytest
 import torch
 
+from mask2former.settings import SETTINGS
+
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = {
-    "coco-panoptic": "100ep",
-    "coco-instance": "100ep",
-    "ade20k-panoptic": "160k",
-    "ade20k-instance": "160k",
-    "ade20k-semantic": "160k",
-    "cityscapes-panoptic": "90k",
-    "cityscapes-instance": "90k",
-    "cityscapes-semantic": "90k",
-}
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
 def config_path(setting: str) -> Path:
     """The published path of one of the eight settings."""
-    dataset, task = setting.split("-")
-    name = f"maskformer2_dinat_large_IN21k_384_bs16_{SETTINGS[setting]}.yaml"
-    return ROOT / "configs" / dataset / f"{task}-segmentation" / "dinat" / name
+    return ROOT / SETTINGS[setting].config_file
 
 
 def golden(kind: str, setting: str) -> dict:

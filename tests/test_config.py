@@ -5,8 +5,9 @@ from detectron2.config import CfgNode
 
 from dinat_backbone import add_dinat_config
 from mask2former.config import ConfigError, setup_cfg
+from mask2former.settings import SETTINGS
 
-from .conftest import ROOT, SETTINGS, config_path, golden
+from .conftest import ROOT, config_path, golden
 
 # Keys that the published settings do not know; their defaults reproduce the published runs.
 OWN_KEYS = {
@@ -95,3 +96,12 @@ def test_bad_override_is_named(opts, message):
 def test_missing_file():
     with pytest.raises(ConfigError, match=r"config file not found: no/such\.yaml"):
         read("no/such.yaml")
+
+
+def test_readme_has_the_published_numbers():
+    readme = (ROOT / "README.md").read_text()
+    for setting in SETTINGS.values():
+        numbers = ", ".join(f"{metric} {value}" for metric, value in setting.published.items())
+        folder = f"`{setting.dataset}/{setting.task}-segmentation` (`{setting.schedule}`)"
+        scales = " (ms)" if setting.multi_scale else ""
+        assert f"| {folder} | {numbers}{scales} | `{setting.checkpoint}` |" in readme

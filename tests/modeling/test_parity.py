@@ -6,8 +6,9 @@ from detectron2.modeling import build_model
 
 from dinat_backbone import add_dinat_config
 from mask2former import setup_cfg
+from mask2former.settings import SETTINGS
 
-from ..conftest import SETTINGS, config_path, golden
+from ..conftest import config_path, golden
 
 # Largest difference relative to the largest value of a map.
 TOLERANCE = 1e-4
