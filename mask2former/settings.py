@@ -1,4 +1,4 @@
-"""The eight published settings: where their configs are, their checkpoints, and the numbers they were published with."""
+"""The eight published settings: where their configs are, their checkpoints, and what they reached."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
