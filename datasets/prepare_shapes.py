@@ -17,11 +17,12 @@ from numpy.random import RandomState
 from PIL import Image
 from tqdm import tqdm
 
-from mask2former.data.coco_format import instance_annotation, panoptic_colors, segment_info
+from mask2former.data.coco_format import instance_annotation, panoptic_colors, segment_info, unused_segment_id
 from mask2former.data.datasets import datasets_root
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL
 from mask2former.data.datasets.shapes import CATEGORIES
 from mask2former.data.datasets.shapes_scene import Segment, draw_scene
+from mask2former.data.preparation.jobs import report_interval
 from mask2former.files import atomic_write, write_json
 
 # Counts up when the same options draw other files than before.
@@ -77,7 +78,7 @@ def _draw_split(folder: Path, split: str, manifest: dict[str, int]) -> None:
     records = folder / "records" / split
     # Image ids of the splits differ, as COCO's do.
     first_id = 1 + 1_000_000 * SPLITS.index(split)
-    progress = tqdm(range(manifest[split]), desc=f"shapes {split}", unit="image", mininterval=_report_interval())
+    progress = tqdm(range(manifest[split]), desc=f"shapes {split}", unit="image", mininterval=report_interval())
     for index in progress:
         record = records / f"{index}.json"
         if not record.exists():
@@ -129,10 +130,7 @@ def _with_ids(segments: Sequence[Segment]) -> dict[int, Segment]:
     """Segments by ids whose colours are close to those of their categories, as in COCO's panoptic PNGs."""
     numbered: dict[int, Segment] = {}
     for segment in segments:
-        red, green, blue = segment.category.color
-        while (segment_id := red + 256 * green + 65536 * blue) in numbered:
-            red, green, blue = (red + 31) % 256, (green + 23) % 256, (blue + 17) % 256
-        numbered[segment_id] = segment
+        numbered[unused_segment_id(segment.category.color, numbered)] = segment
     return numbered
 
 
@@ -156,11 +154,6 @@ def _read_manifest(folder: Path) -> dict[str, int] | None:
         return json.loads((folder / MANIFEST).read_text())
     except (OSError, json.JSONDecodeError):
         return None
-
-
-def _report_interval() -> float:
-    # Seconds; a log file gets a line for each report.
-    return 0.2 if sys.stderr.isatty() else 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

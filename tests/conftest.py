@@ -14,6 +14,8 @@ import torch
 
 from mask2former.settings import SETTINGS
 
+from .trees import DATASETS, draw_tree
+
 ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -45,6 +47,15 @@ def load_script(path: str) -> ModuleType:
 def deterministic() -> ModuleType:
     """The functions that make the inputs and weights of the parity fixtures."""
     return load_script("tools/deterministic_weights.py")
+
+
+@pytest.fixture(scope="session")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for DETECTRON2_DATASETS with prepared miniature trees of all three data sets; only to be read."""
+    root = tmp_path_factory.mktemp("trees")
+    for dataset in DATASETS:
+        draw_tree(root, dataset)
+    return root
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,8 @@
 `mask2former.data.targets` reads what this writes.
 """
 
+from collections.abc import Container
+from itertools import count
 from typing import Any
 
 import cv2
@@ -18,6 +20,22 @@ def panoptic_colors(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=2).astype(np.uint8)
 
 
+def unused_segment_id(color: tuple[int, int, int], taken: Container[int]) -> int:
+    """A segment's id whose colour in a panoptic PNG is, or starts from, that of its category.
+
+    Args:
+        color: RGB.
+        taken: ids of the image's other segments.
+    """
+    for step in range(256):
+        red, green, blue = ((value + step * stride) % 256 for value, stride in zip(color, (31, 23, 17), strict=True))
+        segment_id = red + 256 * green + 65536 * blue
+        # 0 is void.
+        if segment_id and segment_id not in taken:
+            return segment_id
+    return next(segment_id for segment_id in count(1) if segment_id not in taken)
+
+
 def segment_info(mask: Mask, segment_id: int, category_id: int, iscrowd: bool = False) -> dict[str, Any]:
     """An entry of `segments_info` in a panoptic JSON."""
     return {
@@ -30,14 +48,20 @@ def segment_info(mask: Mask, segment_id: int, category_id: int, iscrowd: bool = 
 
 
 def instance_annotation(
-    mask: Mask, annotation_id: int, image_id: int, category_id: int, iscrowd: bool = False
+    mask: Mask,
+    annotation_id: int,
+    image_id: int | str,
+    category_id: int,
+    iscrowd: bool = False,
+    *,
+    polygons: bool = True,
 ) -> dict[str, Any]:
     """An entry of `annotations` in an instances JSON.
 
-    Things are polygons unless a polygon can't say what they are (holes, or parts that meet at a corner); these are
-    compressed run lengths. Crowds are lists of run lengths, as in COCO's own files.
+    Things are polygons unless a polygon can't say what they are (holes, or parts that meet at a corner) or `polygons`
+    is false; these are compressed run lengths. Crowds are lists of run lengths, as in COCO's own files.
     """
-    segmentation = encode_runs(mask) if iscrowd else (trace_polygons(mask) or _encode_rle(mask))
+    segmentation = encode_runs(mask) if iscrowd else ((polygons and trace_polygons(mask)) or _encode_rle(mask))
     return {
         "id": annotation_id,
         "image_id": image_id,

@@ -7,7 +7,7 @@ Nothing here knows what the numbers mean.
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ def read_label_map(path: str | Path) -> NDArray[np.uint8] | NDArray[np.int32]:
     Raises:
         ImageReadError: the file is missing or damaged, or has more than one channel.
     """
-    labels = _decode(path, np.array)
+    labels = read_pixels(path)
     if labels.ndim != 2:
         raise ImageReadError(f"{path}: expected a label map with one channel, found shape {labels.shape}")
     return labels if labels.dtype == np.uint8 else labels.astype(np.int32)
@@ -61,10 +61,29 @@ def read_panoptic_png(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         ImageReadError: the file is missing or damaged, or isn't a colour image.
     """
-    colors = _decode(path, np.array)
+    colors = read_pixels(path)
     if colors.ndim != 3 or colors.shape[2] < 3 or colors.dtype != np.uint8:
         raise ImageReadError(f"{path}: expected an 8-bit RGB panoptic PNG, found shape {colors.shape}")
     return colors[:, :, :3]
+
+
+def read_pixels(path: str | Path) -> NDArray[Any]:
+    """Read an image as it is stored, [H, W] or [H, W, channels], without any conversion.
+
+    Raises:
+        ImageReadError: the file is missing or damaged.
+    """
+    return _decode(path, np.array)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width that an image file states; nothing is decoded.
+
+    Raises:
+        ImageReadError: the file is missing or no image.
+    """
+    width, height = _decode(path, lambda image: image.size)
+    return height, width
 
 
 def _decode(path: str | Path, convert: Callable[[Image.Image], _Result]) -> _Result:

@@ -16,9 +16,9 @@ INSTANCE_CATEGORIES = tuple(
 
 _ROOT = "ADEChallengeData2016"
 _FOLDERS = {"train": "training", "val": "validation"}
-_SOURCE = (
+SOURCE = (
     "ADE20K's images and annotations (ADEChallengeData2016 and annotations_instance) come from "
-    "http://sceneparsing.csail.mit.edu; datasets/README.md says how to make the other files."
+    "http://sceneparsing.csail.mit.edu; datasets/prepare_ade20k.py makes the other files. See datasets/README.md."
 )
 
 
@@ -36,18 +36,18 @@ def register() -> None:
             panoptic_root=f"{_ROOT}/ade20k_panoptic_{split}",
             sem_seg_root=sem_seg_root,
         )
-        register_coco_layout(f"ade20k_panoptic_{split}", "panoptic", CATEGORIES, panoptic, source=_SOURCE)
+        register_coco_layout(f"ade20k_panoptic_{split}", "panoptic", CATEGORIES, panoptic, source=SOURCE)
         register_coco_layout(
             f"ade20k_instance_{split}",
             "instance",
             INSTANCE_CATEGORIES,
             CocoLayout(image_root, json_file=instances_json),
-            source=_SOURCE,
+            source=SOURCE,
         )
         register_coco_layout(
             f"ade20k_sem_seg_{split}",
             "semantic",
             CATEGORIES,
             CocoLayout(image_root, sem_seg_root=sem_seg_root),
-            source=_SOURCE,
+            source=SOURCE,
         )

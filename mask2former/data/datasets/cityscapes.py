@@ -30,16 +30,16 @@ CATEGORIES = categories_from(CITYSCAPES_CATEGORIES)
 
 _THING_IDS = {name: i for i, name in enumerate(c.name for c in CATEGORIES if c.isthing)}
 # Crowds are labelled with the name of the class and this.
-_GROUP = "group"
+GROUP = "group"
 # Labels with a negative id: drawn nowhere, so they hide nothing.
 _INVISIBLE = {"license plate"}
 _IMAGE_SUFFIX = "_leftImg8bit.png"
 # From here on, reading polygons is worth starting processes.
 _MANY_FILES = 200
 
-_SOURCE = (
+SOURCE = (
     "Cityscapes (leftImg8bit_trainvaltest, gtFine_trainvaltest) comes from https://www.cityscapes-dataset.com; "
-    "datasets/README.md says how to make the labelTrainIds and cityscapes_panoptic files."
+    "datasets/prepare_cityscapes.py makes the labelTrainIds and cityscapes_panoptic files. See datasets/README.md."
 )
 
 
@@ -48,7 +48,7 @@ def register() -> None:
     for split in ("train", "val"):
         image_dir, gt_dir = f"cityscapes/leftImg8bit/{split}", f"cityscapes/gtFine/{split}"
         panoptic = f"cityscapes/gtFine/cityscapes_panoptic_{split}"
-        common = {"source": _SOURCE, "ignore_label": IGNORE_LABEL}
+        common = {"source": SOURCE, "ignore_label": IGNORE_LABEL}
         register_dataset(
             f"cityscapes_fine_panoptic_{split}",
             load_panoptic,
@@ -159,7 +159,7 @@ def read_polygons(image: str, stem: str) -> DatasetDict:
         if "deleted" in drawn or label in _INVISIBLE:
             continue
         outline = shapely.Polygon(np.asarray(drawn["polygon"], np.float32) + 0.5).buffer(0.5, quad_segs=4)
-        category = _THING_IDS.get(label, _THING_IDS.get(label.removesuffix(_GROUP)))
+        category = _THING_IDS.get(label, _THING_IDS.get(label.removesuffix(GROUP)))
         if category is not None:
             visible = outline.difference(in_front)
             if visible.is_empty:
@@ -209,7 +209,7 @@ def _read_json(path: str) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text())
     except FileNotFoundError as error:
-        raise MissingDatasetError(f"{path}: no such file. {_SOURCE}") from error
+        raise MissingDatasetError(f"{path}: no such file. {SOURCE}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not {"imgHeight", "imgWidth", "objects"} <= content.keys():
@@ -219,4 +219,4 @@ def _read_json(path: str) -> dict[str, Any]:
 
 def _check_first(dicts: list[DatasetDict], key: str) -> None:
     if dicts and not os.path.isfile(dicts[0][key]):
-        raise MissingDatasetError(f"{dicts[0][key]}: no such file. {_SOURCE}")
+        raise MissingDatasetError(f"{dicts[0][key]}: no such file. {SOURCE}")

@@ -6,9 +6,9 @@ from mask2former.data.datasets.coco_layout import CocoLayout, categories_from, r
 
 CATEGORIES = categories_from(COCO_CATEGORIES)
 
-_SOURCE = (
-    "COCO's images and annotations come from https://cocodataset.org (2017, panoptic included); datasets/README.md "
-    "says how to make the panoptic_semseg folders."
+SOURCE = (
+    "COCO's images and annotations come from https://cocodataset.org (2017 images, train/val annotations, panoptic "
+    "annotations); datasets/prepare_coco.py makes the panoptic_semseg folders. See datasets/README.md."
 )
 
 
@@ -22,15 +22,15 @@ def register() -> None:
             "panoptic_root": f"coco/panoptic_{split}2017",
         }
         register_coco_layout(
-            f"coco_2017_{split}", "instance", CATEGORIES, CocoLayout(image_root, instances_json), source=_SOURCE
+            f"coco_2017_{split}", "instance", CATEGORIES, CocoLayout(image_root, instances_json), source=SOURCE
         )
         register_coco_layout(
-            f"coco_2017_{split}_panoptic", "panoptic", CATEGORIES, CocoLayout(image_root, **panoptic), source=_SOURCE
+            f"coco_2017_{split}_panoptic", "panoptic", CATEGORIES, CocoLayout(image_root, **panoptic), source=SOURCE
         )
         register_coco_layout(
             f"coco_2017_{split}_panoptic_with_sem_seg",
             "panoptic",
             CATEGORIES,
             CocoLayout(image_root, instances_json, **panoptic, sem_seg_root=f"coco/panoptic_semseg_{split}2017"),
-            source=_SOURCE,
+            source=SOURCE,
         )

@@ -1,10 +1,11 @@
 """Data sets laid out as COCO's: images, an instances JSON, panoptic JSON and PNGs, semantic PNGs.
 
 One description of the files (`CocoLayout`) and of the categories serves three tasks. Detectron2's own functions read
-the annotations. Images have to be `.jpg`, label images `.png`, and share their stems.
+all but panoptic annotations. Images have to be `.jpg`, label images `.png`, and share their stems.
 """
 
 import json
+import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from typing import Any, Literal
 
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
-from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 
 from mask2former.data.datasets.registry import DatasetDict, register_dataset
 
@@ -133,15 +133,34 @@ def load_panoptic(metadata: Metadata) -> list[DatasetDict]:
     Raises:
         ValueError: the panoptic JSON is damaged, or has categories or files that the data set does not have.
     """
-    json_file = metadata.panoptic_json
-    with _errors_name(json_file):
-        dicts = load_coco_panoptic_json(json_file, metadata.image_root, metadata.panoptic_root, metadata.as_dict())
+    # Not by Detectron2's function, which wants numbers for image ids: those of ADE20K are names.
+    with _errors_name(metadata.panoptic_json):
+        annotations = json.loads(Path(metadata.panoptic_json).read_text())["annotations"]
+        dicts = [_panoptic_dict(annotation, metadata) for annotation in annotations]
+    for path in (dicts[0]["file_name"], dicts[0]["pan_seg_file_name"]) if dicts else ():
+        if not os.path.isfile(path):
+            raise ValueError(f"{metadata.panoptic_json}: does not fit the files beside it, no {path}")
+    return dicts
+
+
+def _panoptic_dict(annotation: Mapping[str, Any], metadata: Metadata) -> DatasetDict:
+    things, stuff = metadata.thing_dataset_id_to_contiguous_id, metadata.stuff_dataset_id_to_contiguous_id
+    label_name = annotation["file_name"]
+    segments_info = []
+    for segment in annotation["segments_info"]:
+        isthing = segment["category_id"] in things
+        category_id = (things if isthing else stuff)[segment["category_id"]]
+        segments_info.append({**segment, "category_id": category_id, "isthing": isthing})
+    record = {
+        "file_name": os.path.join(metadata.image_root, os.path.splitext(label_name)[0] + ".jpg"),
+        "image_id": annotation["image_id"],
+        "pan_seg_file_name": os.path.join(metadata.panoptic_root, label_name),
+        "segments_info": segments_info,
+    }
     sem_seg_root = metadata.get("sem_seg_root")
     if sem_seg_root is not None:
-        for record in dicts:
-            label_name = Path(record["pan_seg_file_name"]).relative_to(metadata.panoptic_root)
-            record["sem_seg_file_name"] = str(Path(sem_seg_root, label_name))
-    return dicts
+        record["sem_seg_file_name"] = os.path.join(sem_seg_root, label_name)
+    return record
 
 
 def load_instances(metadata: Metadata) -> list[DatasetDict]:

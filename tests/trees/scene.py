@@ -1,0 +1,138 @@
+"""Scenes from which all trees are written: outlines from back to front, and the picture that they make."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+Size = tuple[int, int]
+Kind = Literal["stuff", "thing", "crowd", "void"]
+
+SPLITS = ("train", "val")
+# Odd sides that no stride divides; taken in turn.
+ODD_SIZES = ((75, 97), (97, 71), (63, 101), (83, 85), (121, 67))
+# The image of each split that nothing is annotated on.
+WITHOUT_ANNOTATION = 2
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something drawn: its kind, the number of its class among those of its kind, its outline, and a hole in it.
+
+    Outlines are [N, 2] whole pixels (x, y); pixels on them belong to the item.
+    """
+
+    kind: Kind
+    slot: int
+    outline: NDArray[np.int64]
+    hole: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Items from back to front on an image of a size (height, width). Pixels of no item are void."""
+
+    size: Size
+    items: Sequence[Item]
+
+    def owners(self) -> NDArray[np.int64]:
+        """The index of the frontmost item at each pixel [H, W], -1 where there is none."""
+        owners = np.full(self.size, -1, np.int64)
+        for i, item in enumerate(self.items):
+            owners[self.mask(item)] = i
+        return owners
+
+    def mask(self, item: Item) -> NDArray[np.bool_]:
+        """All pixels [H, W] of an item, hidden ones too."""
+        canvas = Image.new("L", self.size[::-1], 0)
+        drawer = ImageDraw.Draw(canvas)
+        drawer.polygon([tuple(point) for point in item.outline.tolist()], fill=1)
+        if item.hole is not None:
+            drawer.polygon([tuple(point) for point in item.hole.tolist()], fill=0)
+        return np.asarray(canvas, bool)
+
+
+def compose(rng: np.random.RandomState, index: int, size: Size, things: int, stuff: int) -> Scene:
+    """The scene of the image with this index in its split.
+
+    In turn: things that hide parts of each other, a crowd, nothing (the third image only), one kind of stuff with a
+    thing that has a hole.
+
+    Args:
+        rng: chooses where things are and what.
+        index: from 0.
+        size: height and width.
+        things: how many classes of things there are to choose from.
+        stuff: the same of stuff.
+    """
+    if index == WITHOUT_ANNOTATION:
+        return Scene(size, [])
+    turn = index % 4
+    items = _background(rng, size, stuff, parts=1 if turn == 3 else 3)
+    for i in range(2 if turn == 3 else 4):
+        items.append(Item("thing", (index + i) % things, _blob(rng, size, rng.uniform(0.1, 0.22), corners=4 + 3 * i)))
+    if turn == 1:
+        items.insert(-1, Item("crowd", rng.randint(things), _blob(rng, size, 0.2, corners=9)))
+    if turn == 3:
+        outline = _blob(rng, size, 0.3, corners=12)
+        items.append(Item("thing", rng.randint(things), outline, hole=_shrunk(outline, 0.4)))
+    items.append(Item("void", 0, _rectangle(size, 0.0, 0.93, 0.4, 1.0)))
+    return Scene(size, items)
+
+
+def paint(rng: np.random.RandomState, scene: Scene) -> NDArray[np.uint8]:
+    """A picture, uint8 [H, W, 3], on which every item has the colour of its class, changed a little, and noise."""
+    owners = scene.owners()
+    palette = np.full((len(scene.items) + 1, 3), 100.0)  # the last is for pixels of no item
+    for i, item in enumerate(scene.items):
+        of_class = np.random.RandomState([("stuff", "thing", "crowd", "void").index(item.kind), item.slot])
+        palette[i] = of_class.uniform(30, 225, 3) + rng.uniform(-15, 15, 3)
+    return np.clip(palette[owners] + rng.normal(0, 8, (*scene.size, 1)), 0, 255).astype(np.uint8)
+
+
+def stream(seed: int, split: str, index: int) -> np.random.RandomState:
+    """The random numbers of one image."""
+    return np.random.RandomState([seed, SPLITS.index(split), index])
+
+
+def size_of(index: int, size: Size | None) -> Size:
+    """The size of the image with this index, unless one is given."""
+    return size or ODD_SIZES[index % len(ODD_SIZES)]
+
+
+def save(pixels: NDArray[Any], path: Path, **options: Any) -> None:
+    """Write an image file and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def _background(rng: np.random.RandomState, size: Size, stuff: int, parts: int) -> list[Item]:
+    first = rng.randint(stuff)
+    items = [Item("stuff", first, _rectangle(size, 0.0, 0.0, 1.0, 1.0))]
+    for i in range(1, parts):
+        edge = i / parts + rng.uniform(-0.08, 0.08)
+        items.append(Item("stuff", (first + i) % stuff, _rectangle(size, 0.0, edge, 1.0, 1.0)))
+    return items
+
+
+def _rectangle(size: Size, left: float, top: float, right: float, bottom: float) -> NDArray[np.int64]:
+    corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    return np.rint(corners * (size[1] - 1, size[0] - 1)).astype(np.int64)
+
+
+def _blob(rng: np.random.RandomState, size: Size, radius: float, corners: int) -> NDArray[np.int64]:
+    """An outline of this radius (of the shorter side) that lies in the image."""
+    angles = 2 * np.pi * (np.arange(corners) + rng.uniform(0, 1)) / corners
+    radii = min(size) * radius * rng.uniform(0.8, 1.2, corners)
+    center = rng.uniform(0.15, 0.85, 2) * size[::-1]
+    outline = center + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.rint(np.clip(outline, 0, (size[1] - 1, size[0] - 1))).astype(np.int64)
+
+
+def _shrunk(outline: NDArray[np.int64], factor: float) -> NDArray[np.int64]:
+    middle = outline.mean(axis=0)
+    return np.rint(middle + factor * (outline - middle)).astype(np.int64)
