@@ -17,13 +17,19 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from .modeling.criterion import SetCriterion
+from .modeling.mask_resizing import Resize, ResizedMasks, Size, class_map
 from .modeling.matcher import HungarianMatcher
-from .modeling.postprocessing import instance_inference, panoptic_inference, semantic_inference
+from .modeling.postprocessing import instance_inference, panoptic_inference, semantic_classes, semantic_inference
 
 
 @META_ARCH_REGISTRY.register()
 class MaskFormer(nn.Module):
-    """Mask classification for semantic, instance and panoptic segmentation (Cheng et al., CVPR 2022)."""
+    """Mask classification for semantic, instance and panoptic segmentation (Cheng et al., CVPR 2022).
+
+    Attributes:
+        semantic_scores: whether `sem_seg` holds scores. Otherwise it holds class ids, which take less memory: scores of
+            133 classes at 3000 x 4000 pixels are 6.4 GB.
+    """
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -81,6 +87,7 @@ class MaskFormer(nn.Module):
         self.object_mask_threshold = object_mask_threshold
         self.overlap_threshold = overlap_threshold
         self.detections_per_image = detections_per_image
+        self.semantic_scores = True
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -123,7 +130,7 @@ class MaskFormer(nn.Module):
         Returns:
             In training the weighted losses. Otherwise one dict an image with those of these that are switched on:
 
-            * `sem_seg`: [K, height, width], the larger the likelier.
+            * `sem_seg`: [K, height, width], the larger the likelier; int64 [height, width] without `semantic_scores`.
             * `panoptic_seg`: int32 [height, width] and a list of segments, see `panoptic_inference`.
             * `instances`: see `instance_inference`.
         """
@@ -135,9 +142,16 @@ class MaskFormer(nn.Module):
             return self.criterion(outputs, classes, [_pad_masks(target, images) for target in targets])
         logits, masks = outputs["pred_logits"].float(), outputs["pred_masks"].float()
         del outputs
+        padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
         return [
-            self._results(image_logits, _upsample(image_masks, images), size, inputs)
-            for image_logits, image_masks, size, inputs in zip(
+            self.postprocess(
+                image_logits,
+                image_masks,
+                padded_size,
+                image_size,
+                (inputs.get("height", image_size[0]), inputs.get("width", image_size[1])),
+            )
+            for image_logits, image_masks, image_size, inputs in zip(
                 logits, masks, images.image_sizes, batched_inputs, strict=True
             )
         ]
@@ -146,37 +160,39 @@ class MaskFormer(nn.Module):
         images = [(inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std for inputs in batched_inputs]
         return ImageList.from_tensors(images, self.size_divisibility)
 
-    def _results(
-        self,
-        logits: Tensor,
-        masks: Tensor,
-        image_size: tuple[int, int],
-        inputs: dict[str, Any],
+    def postprocess(
+        self, logits: Tensor, masks: Tensor, padded_size: Size, image_size: Size, result_size: Size
     ) -> dict[str, Any]:
-        """Results of one image, from class logits [Q, K + 1] and mask logits [Q, H', W'] of the padded input."""
-        height, width = inputs.get("height", image_size[0]), inputs.get("width", image_size[1])
-        if self.resize_masks_first:
-            masks = sem_seg_postprocess(masks, image_size, height, width)
+        """Results of one image, see `forward`.
+
+        Args:
+            logits: of classes [Q, K + 1].
+            masks: logits [Q, H', W'] of any size, over the whole padded input.
+            padded_size: height and width of the padded input.
+            image_size: of the image in its upper left corner.
+            result_size: of the results.
+        """
+        upsample = Resize(crop=(masks.shape[-2], masks.shape[-1]), size=padded_size)
+        to_result = Resize(crop=image_size, size=result_size)
+        resized = ResizedMasks(masks, [upsample, to_result])
         results: dict[str, Any] = {}
-        if self.semantic_on:
-            results["sem_seg"] = semantic_inference(logits, masks)
-            if not self.resize_masks_first:
-                results["sem_seg"] = sem_seg_postprocess(results["sem_seg"], image_size, height, width)
+        if self.semantic_on and self.resize_masks_first:
+            results["sem_seg"] = (semantic_inference if self.semantic_scores else semantic_classes)(logits, resized)
+        elif self.semantic_on:
+            scores = semantic_inference(logits, ResizedMasks(masks, [upsample]))
+            if self.semantic_scores:
+                results["sem_seg"] = sem_seg_postprocess(scores, image_size, *result_size)
+            else:
+                results["sem_seg"] = class_map(ResizedMasks(scores, [to_result]))
         if self.panoptic_on:
             results["panoptic_seg"] = panoptic_inference(
-                logits, masks, self.thing_ids, self.object_mask_threshold, self.overlap_threshold
+                logits, resized, self.thing_ids, self.object_mask_threshold, self.overlap_threshold
             )
         if self.instance_on:
             # A panoptic model also predicts stuff, which has no instances.
             classes = self.thing_ids if self.panoptic_on else None
-            results["instances"] = instance_inference(logits, masks, self.detections_per_image, classes)
+            results["instances"] = instance_inference(logits, resized, self.detections_per_image, classes)
         return results
-
-
-def _upsample(masks: Tensor, images: ImageList) -> Tensor:
-    """Mask logits [Q, h, w] at the size of the padded input."""
-    size = list(images.tensor.shape[-2:])
-    return F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 def _pad_masks(target: Instances, images: ImageList) -> Tensor:

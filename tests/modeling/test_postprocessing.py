@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mask2former.modeling.mask_resizing import ResizedMasks
 from mask2former.modeling.postprocessing import (
     instance_inference,
     mask_boxes,
@@ -20,6 +21,11 @@ def predictions(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     logits = 4 * torch.randn(QUERIES, CLASSES + 1, generator=generator)
     coarse = 6 * torch.randn(1, QUERIES, 4, 4, generator=generator)
     return logits, torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear", align_corners=False)[0]
+
+
+def in_groups(masks: torch.Tensor) -> ResizedMasks:
+    """Masks that are looked at five queries, or a few rows, at a time."""
+    return ResizedMasks(masks, values_at_once=5 * SIZE[0] * SIZE[1])
 
 
 def direct_panoptic(logits, masks, object_threshold, overlap_threshold):
@@ -52,7 +58,7 @@ def direct_panoptic(logits, masks, object_threshold, overlap_threshold):
 def test_panoptic_equals_the_definition(seed, thresholds):
     logits, masks = predictions(seed)
     expected, expected_segments = direct_panoptic(logits, masks, *thresholds)
-    result, segments = panoptic_inference(logits, masks, THINGS, *thresholds)
+    result, segments = panoptic_inference(logits, in_groups(masks), THINGS, *thresholds)
     assert torch.equal(result, expected)
     assert [{k: v for k, v in segment.items() if k != "score"} for segment in segments] == expected_segments
     assert set(result.unique().tolist()) - {0} == {segment["id"] for segment in segments}
@@ -63,10 +69,10 @@ def test_rules_of_panoptic_bite_in_these_examples():
     merged = dropped = filtered = False
     for seed in range(8):
         logits, masks = predictions(seed)
-        _, loose = panoptic_inference(logits, masks, THINGS, 0.0, 0.0)
-        _, strict = panoptic_inference(logits, masks, THINGS, 0.0, 0.8)
-        _, sure = panoptic_inference(logits, masks, THINGS, 0.7, 0.0)
-        _, all_things = panoptic_inference(logits, masks, range(CLASSES), 0.0, 0.0)
+        _, loose = panoptic_inference(logits, in_groups(masks), THINGS, 0.0, 0.0)
+        _, strict = panoptic_inference(logits, in_groups(masks), THINGS, 0.0, 0.8)
+        _, sure = panoptic_inference(logits, in_groups(masks), THINGS, 0.7, 0.0)
+        _, all_things = panoptic_inference(logits, in_groups(masks), range(CLASSES), 0.0, 0.0)
         dropped |= len(strict) < len(loose)
         filtered |= len(sure) < len(loose)
         merged |= len(loose) < len(all_things)
@@ -81,7 +87,7 @@ def test_semantic_equals_the_definition(seed):
     for query in range(QUERIES):
         for category in range(CLASSES):
             expected[category] += probabilities[query, category] * masks[query].sigmoid()
-    torch.testing.assert_close(semantic_inference(logits, masks), expected)
+    torch.testing.assert_close(semantic_inference(logits, in_groups(masks)), expected)
 
 
 @pytest.mark.parametrize("classes", [None, THINGS])
@@ -96,7 +102,7 @@ def test_instances_equal_the_definition(classes):
             inside = float(masks[query].sigmoid()[mask].sum() / (mask.sum() + 1e-6))
             expected.append((score * inside, category, int(mask.sum())))
     expected.sort(reverse=True)
-    result = instance_inference(logits, masks, 20, classes)
+    result = instance_inference(logits, in_groups(masks), 20, classes)
     assert result.scores.tolist() == pytest.approx([e[0] for e in expected], rel=1e-5)
     assert result.pred_classes.tolist() == [e[1] for e in expected]
     assert result.pred_masks.sum((1, 2)).tolist() == [e[2] for e in expected]
@@ -105,7 +111,8 @@ def test_instances_equal_the_definition(classes):
 
 
 def test_more_detections_than_pairs_are_harmless():
-    assert len(instance_inference(*predictions(0), QUERIES * CLASSES + 5)) == QUERIES * CLASSES
+    logits, masks = predictions(0)
+    assert len(instance_inference(logits, in_groups(masks), QUERIES * CLASSES + 5)) == QUERIES * CLASSES
 
 
 def test_boxes_are_tight_and_empty_masks_have_zeros():
@@ -128,6 +135,6 @@ def test_no_query_is_looked_at_one_by_one(monkeypatch):
 
     logits, masks = predictions(2)
     with Count():
-        panoptic_inference(logits, masks, THINGS, 0.0, 0.0)
-        instance_inference(logits, masks, 20, THINGS)
+        panoptic_inference(logits, in_groups(masks), THINGS, 0.0, 0.0)
+        instance_inference(logits, in_groups(masks), 20, THINGS)
     assert copies == 0
