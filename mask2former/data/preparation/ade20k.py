@@ -1,6 +1,6 @@
 """ADE20K: semantic maps from 0, instances in COCO's format, and both put together as panoptic segmentations."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,19 @@ from mask2former.data.coco_format import (
 )
 from mask2former.data.datasets.ade20k import CATEGORIES, INSTANCE_CATEGORIES, SOURCE
 from mask2former.data.image_io import image_size, read_label_map, read_panoptic_png
-from mask2former.data.preparation.jobs import Job, Part, Summary, run_parts
+from mask2former.data.preparation.jobs import Job, Make, Part, Summary, run_parts
 from mask2former.files import write_json
 
 SPLITS = ("train", "val")
 TASKS = ("semantic", "instance", "panoptic")
 
 _FOLDERS = {"train": "training", "val": "validation"}
+# What is read beside the images.
+_LABELS = {
+    "semantic": ("annotations",),
+    "instance": ("annotations_instance",),
+    "panoptic": ("annotations", "annotations_instance"),
+}
 Made = tuple[Sequence[NDArray[Any]], Any]
 
 
@@ -47,54 +53,39 @@ def prepare_ade20k(
         PreparationError: some are damaged.
     """
     folder = Path(root, "ADEChallengeData2016")
-    parts = [_PLANS[task](folder, split) for split in splits for task in tasks]
+    parts = [_plan(folder, split, task) for split in splits for task in tasks]
     return run_parts(folder, parts, source=SOURCE, workers=workers)
 
 
-def _plan_semantic(folder: Path, split: str) -> Part:
-    labels, outputs = (folder / name / _FOLDERS[split] for name in ("annotations", "annotations_detectron2"))
-    stems, missing = _stems(folder, split)
-    jobs = [Job(stem, (labels / f"{stem}.png",), (outputs / f"{stem}.png",)) for stem in stems]
-    return Part(f"ade20k semantic {split}", jobs, make_semantic, missing=missing)
-
-
-def _plan_instance(folder: Path, split: str) -> Part:
-    stems, missing = _stems(folder, split)
-    jobs = [Job(stem, _sources(folder, split, stem, "annotations_instance")) for stem in stems]
-    finish = partial(write_instances, folder / f"ade20k_instance_{split}.json")
-    return Part(f"ade20k instance {split}", jobs, make_instances, finish, missing)
-
-
-def _plan_panoptic(folder: Path, split: str) -> Part:
-    stems, missing = _stems(folder, split)
-    outputs = folder / f"ade20k_panoptic_{split}"
+def _plan(folder: Path, split: str, task: str) -> Part:
+    """What to do for one task; `folder` is that of the data set."""
+    split_folder = _FOLDERS[split]
+    outputs = {"semantic": f"annotations_detectron2/{split_folder}", "panoptic": f"ade20k_panoptic_{split}"}
+    source_folders = [folder / name / split_folder for name in ("images", *_LABELS[task])]
+    images = sorted(source_folders[0].glob("*.jpg"))
     jobs = [
-        Job(stem, _sources(folder, split, stem, "annotations", "annotations_instance"), (outputs / f"{stem}.png",))
-        for stem in stems
+        Job(
+            image.stem,
+            (image, *(labels / f"{image.stem}.png" for labels in source_folders[1:])),
+            (folder / outputs[task] / f"{image.stem}.png",) if task in outputs else (),
+        )
+        for image in images
     ]
-    finish = partial(write_panoptic, folder / f"ade20k_panoptic_{split}.json")
-    return Part(f"ade20k panoptic {split}", jobs, make_panoptic, finish, missing)
-
-
-_PLANS = {"semantic": _plan_semantic, "instance": _plan_instance, "panoptic": _plan_panoptic}
-
-
-def _stems(folder: Path, split: str) -> tuple[list[str], list[Path]]:
-    """Names of all images without their suffix; the folder of the images where it has none."""
-    images = folder / "images" / _FOLDERS[split]
-    stems = sorted(path.stem for path in images.glob("*.jpg"))
-    return stems, [] if stems else [images]
-
-
-def _sources(folder: Path, split: str, stem: str, *label_folders: str) -> tuple[Path, ...]:
-    image = folder / "images" / _FOLDERS[split] / f"{stem}.jpg"
-    return (image, *(folder / name / _FOLDERS[split] / f"{stem}.png" for name in label_folders))
+    finish = None
+    if task != "semantic":
+        finish = partial(_WRITE[task], folder / f"ade20k_{task}_{split}.json")
+    # Without an image there is no job that could miss its labels.
+    missing = [] if images else [path for path in source_folders if path == source_folders[0] or not path.exists()]
+    return Part(f"ade20k {task} {split}", jobs, _MAKE[task], finish, missing)
 
 
 def make_semantic(job: Job) -> Made:
     """Contiguous labels of the owners' semantic map."""
+    image, path = job.sources
+    labels = _read_semantic(path)
+    _image_entry(job.key, image, path, labels)
     # 0 becomes 255, which is void.
-    return [_read_semantic(job.sources[0]) - np.uint8(1)], None
+    return [labels - np.uint8(1)], None
 
 
 def make_instances(job: Job) -> Made:
@@ -185,3 +176,7 @@ def _image_entry(stem: str, image: Path, labels: Path, pixels: NDArray[Any]) -> 
     if pixels.shape[:2] != size:
         raise ValueError(f"{labels}: {pixels.shape[:2]} pixels, but {image} has {size}")
     return {"id": stem, "file_name": image.name, "width": size[1], "height": size[0]}
+
+
+_MAKE: Mapping[str, Make] = {"semantic": make_semantic, "instance": make_instances, "panoptic": make_panoptic}
+_WRITE = {"instance": write_instances, "panoptic": write_panoptic}

@@ -1,7 +1,6 @@
 """Run one job per image in several processes, show progress, and take up what was interrupted.
 
-A journal beside the data has one line per finished image: what it was made from, the checksums of the files made, and
-its part of the annotation file. The next run keeps what still fits its line and makes the rest.
+What a journal has of an earlier run is kept where the image's files are still as its line says; the rest is made.
 """
 
 import json
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from mask2former.data.datasets import MissingDatasetError
 from mask2former.data.image_io import ImageReadError, read_pixels
+from mask2former.data.preparation.journal import open_journal, read_journal
 from mask2former.files import atomic_write
 
 # Counts up when the same sources give other files than before.
@@ -33,6 +33,8 @@ _JOURNAL_FOLDER = ".preparation"
 _NAMED = 5
 # Images that a process takes at a time.
 _CHUNK = 8
+
+_PNG_END = b"IEND"
 
 Outcome = Literal["made", "kept", "failed"]
 
@@ -112,7 +114,8 @@ def run_parts(folder: Path, parts: Sequence[Part], *, source: str, workers: int)
         PreparationError: files are damaged; everything else is finished, but annotation files that need them are not.
     """
     missing = [path for part in parts for path in part.missing]
-    missing += [path for path in _sources(parts) if not path.exists()]
+    # Of a folder that is missing, the files need not be listed.
+    missing += [path if path.parent.exists() else path.parent for path in _sources(parts) if not path.exists()]
     if missing:
         listed = "\n".join(f"  {line}" for line in _group(missing))
         raise MissingDatasetError(f"missing to prepare {folder}:\n{listed}\n{source}")
@@ -121,11 +124,11 @@ def run_parts(folder: Path, parts: Sequence[Part], *, source: str, workers: int)
 
 def _run_part(journals: Path, part: Part, workers: int) -> Summary:
     journal = journals / f"{part.name.replace(' ', '_')}.jsonl"
-    records = _read_journal(journal)
+    records = read_journal(journal)
     previous = [records.get(job.key) for job in part.jobs]
     counts: Counter[Outcome] = Counter()
     entries, failures = [], []
-    with _processes(workers) as run, _open_journal(journal) as file:
+    with _processes(workers) as run, open_journal(journal) as file:
         results = run(partial(_do, part.make), part.jobs, previous)
         for result in tqdm(results, part.name, len(part.jobs), unit="image", mininterval=report_interval()):
             counts[result.outcome] += 1
@@ -165,7 +168,9 @@ def _write_unless_equal(path: Path, pixels: NDArray[Any]) -> None:
     """Write a PNG; one with the same pixels, of another program or of a run that was killed, stays."""
     try:
         found = read_pixels(path)
-        if found.dtype == pixels.dtype and np.array_equal(found, pixels):
+        # Pillow does not mind where the end was cut off; others do.
+        whole = _PNG_END in path.read_bytes()[-12:]
+        if whole and found.dtype == pixels.dtype and np.array_equal(found, pixels):
             return
     except ImageReadError:
         pass
@@ -185,31 +190,6 @@ def _checksum(path: Path) -> int | None:
         return zlib.crc32(path.read_bytes())
     except FileNotFoundError:
         return None
-
-
-def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """The last line of each image. A line that was cut off is left out."""
-    if not path.exists():
-        return {}
-    with open(path, encoding="utf-8") as file:
-        return {record["key"]: record for record in map(_parse, file) if record is not None}
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
-
-
-@contextmanager
-def _open_journal(path: Path) -> Generator[IO[str], None, None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        if file.tell():
-            # Ends a line that was cut off.
-            file.write("\n")
-        yield file
 
 
 @contextmanager
@@ -233,15 +213,11 @@ def _sources(parts: Sequence[Part]) -> Iterable[Path]:
 def _group(missing: Sequence[Path]) -> list[str]:
     """One line per folder; many files of one are counted."""
     folders: dict[Path, list[Path]] = {}
-    for path in missing:
-        # The topmost folder that isn't there says it all.
-        while not path.parent.exists():
-            path = path.parent
+    for path in dict.fromkeys(missing):
         folders.setdefault(path.parent, []).append(path)
     lines = []
     for paths in folders.values():
-        paths = list(dict.fromkeys(paths))
-        more = f" and {len(paths) - _NAMED} more files there" if len(paths) > _NAMED else ""
+        more = f" and {len(paths) - _NAMED} more there" if len(paths) > _NAMED else ""
         lines.append(", ".join(map(str, paths[:_NAMED])) + more)
     return lines
 

@@ -1,0 +1,27 @@
+"""Make COCO's semantic maps from its panoptic annotations, which mIoU of the panoptic setting is measured on.
+
+Writes coco/panoptic_semseg_{train,val}2017/. What is finished is checked and kept, so the same command takes up a run
+that was interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mask2former.data.datasets import MissingDatasetError
+from mask2former.data.preparation import PreparationError, add_arguments, prepare_coco, report
+from mask2former.engine.cli import report_errors
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    with report_errors((MissingDatasetError, PreparationError, OSError)):
+        print(report(prepare_coco(options.root, options.split, workers=options.workers)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
