@@ -1,5 +1,6 @@
-"""Files that are either complete or absent: written beside their place, then renamed into it."""
+"""Files that are either complete or absent: written beside their place, then renamed into it; and their checksums."""
 
+import hashlib
 import json
 import os
 from collections.abc import Generator
@@ -44,3 +45,12 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = None) -> 
     text = json.dumps(content, indent=indent, allow_nan=False)
     with atomic_write(path) as file:
         file.write(text)
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

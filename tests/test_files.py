@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mask2former.files import atomic_write, write_json
+from mask2former.files import atomic_write, sha256_of, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -27,3 +27,9 @@ def test_json_is_strict(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "b.json", {"a": float("nan")})
     assert not (tmp_path / "b.json").exists()
+
+
+def test_checksums_are_those_of_sha256(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1.
+    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -3,7 +3,9 @@
 from mask2former.engine.checkpoint import Checkpointer
 from mask2former.engine.cli import report_errors
 from mask2former.engine.device import DeviceError, available_device
+from mask2former.engine.download import DownloadError, fetch
 from mask2former.engine.launch import LaunchError, launch
+from mask2former.engine.matching import LoadReport, match, match_backbone
 from mask2former.engine.run import set_up_run
 from mask2former.engine.train_loop import NonFiniteLossError, TrainLoop
 from mask2former.engine.trainer import BaseTrainer
@@ -21,11 +23,16 @@ __all__ = [
     "CheckpointNotFoundError",
     "Checkpointer",
     "DeviceError",
+    "DownloadError",
     "LaunchError",
+    "LoadReport",
     "NonFiniteLossError",
     "TrainLoop",
     "available_device",
+    "fetch",
     "launch",
+    "match",
+    "match_backbone",
     "read_checkpoint",
     "report_errors",
     "set_up_run",

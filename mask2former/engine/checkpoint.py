@@ -10,13 +10,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
+from mask2former.engine.download import fetch, is_url
+from mask2former.engine.matching import LoadReport, holds_backbone_only, match, match_backbone
 from mask2former.engine.weights import (
     CheckpointError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
     StateDict,
-    backbone_weights,
-    compare,
     read_checkpoint,
 )
 from mask2former.files import atomic_write
@@ -27,6 +27,9 @@ class Checkpointer(DetectionCheckpointer):
 
     A run killed at any moment leaves `last_checkpoint` naming a complete file, or no `last_checkpoint`. A file whose
     names or shapes are not the model's is refused unless `allow_partial` is set.
+
+    Attributes:
+        report: what became of the names of the file that was loaded last.
     """
 
     def __init__(
@@ -48,7 +51,8 @@ class Checkpointer(DetectionCheckpointer):
             save_to_disk: whether `save` writes; by default on the main process only.
             allow_partial: load what fits of a file that does not fit exactly.
             allow_pickle: open `.pkl` files, which can run any code.
-            accept_backbone: a file may hold the backbone alone, as a training that starts from ImageNet wants it.
+            accept_backbone: a file may hold the backbone alone (an ImageNet classifier, say), as a training starts
+                from it.
             checkpointables: objects with `state_dict` and `load_state_dict`.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -56,6 +60,7 @@ class Checkpointer(DetectionCheckpointer):
         self.allow_partial = allow_partial
         self.allow_pickle = allow_pickle
         self.accept_backbone = accept_backbone
+        self.report: LoadReport | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `save_dir/name.pth` and make it the last checkpoint.
@@ -104,7 +109,8 @@ class Checkpointer(DetectionCheckpointer):
         """Load weights, and the states of other objects.
 
         Args:
-            path: a local file (see `read_checkpoint`); empty: leave the model as it was initialised.
+            path: a local file (see `read_checkpoint`), or a URL (see `fetch`); empty: leave the model as it was
+                initialised.
             checkpointables: names of the objects to load besides the model; None: all, which must be in the file.
 
         Returns:
@@ -113,12 +119,12 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             CheckpointNotFoundError: no such file on this or another machine.
             CheckpointMismatchError: other names or shapes than the model's.
-            CheckpointError: not a checkpoint, or it lacks the state of an object.
+            CheckpointError: not a checkpoint, or it lacks the state of an object; a URL that can't be downloaded.
         """
         if not path:
             self.logger.info("MODEL.WEIGHTS is empty: the model starts from random weights")
             return {}
-        path = str(path)
+        path = self._downloaded(path) if is_url(str(path)) else str(path)
         self._require_file(path, named_by="MODEL.WEIGHTS")
         self.logger.info("Loading %s", path)
         checkpoint = read_checkpoint(path, allow_pickle=self.allow_pickle)
@@ -132,9 +138,20 @@ class Checkpointer(DetectionCheckpointer):
         return checkpoint
 
     @staticmethod
+    def _downloaded(url: str) -> str:
+        path, error = "", ""
+        try:
+            path = str(fetch(url))
+        except CheckpointError as failure:
+            error = str(failure)
+        # All end together, where some machines have no connection.
+        errors = [failure for failure in comm.all_gather(error) if failure]
+        if errors:
+            raise CheckpointError(f"MODEL.WEIGHTS: {errors[0]}")
+        return path
+
+    @staticmethod
     def _require_file(path: str, named_by: str) -> None:
-        if "://" in path:
-            raise CheckpointError(f"{named_by}: {path} is an address; download the file and give its path")
         found = comm.all_gather(os.path.isfile(path))
         if not all(found):
             where = "" if not any(found) else f" on ranks {[rank for rank, has in enumerate(found) if not has]}"
@@ -142,19 +159,20 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_weights(self, state: StateDict, path: str) -> None:
         model_state = self.model.state_dict()
-        backbone = backbone_weights(state, model_state) if self.accept_backbone else None
-        if backbone is not None:
-            state = backbone
+        backbone_only = holds_backbone_only(state, model_state)
+        if backbone_only and self.accept_backbone:
+            weights, report = match_backbone(state, model_state)
             self.logger.info("%s holds a backbone: the rest of the model starts from random weights", path)
-            model_state = {name: value for name, value in model_state.items() if name in state}
-        comparison = compare(state, model_state)
-        if not comparison.exact:
-            report = f"{comparison.summary()}\n{comparison.table()}"
-            if not self.allow_partial or not comparison.fitting:
+        else:
+            weights, report = match(state, model_state)
+        if not report.exact:
+            if not self.allow_partial or not weights:
+                hint = "It holds a backbone alone, which can start a training.\n" if backbone_only else ""
                 raise CheckpointMismatchError(
-                    f"{path} is a checkpoint of another setting: {report}\n"
+                    f"{path} is a checkpoint of another setting: {report.summary()}\n{report.mismatches()}\n{hint}"
                     "Give the config it was trained with; --allow-partial loads what fits."
                 )
-            self.logger.warning("%s is loaded in part: %s", path, report)
-        self.model.load_state_dict({name: state[name] for name in comparison.fitting}, strict=False)
-        self.logger.info("Loaded %d of %d weights", len(comparison.fitting), len(self.model.state_dict()))
+            self.logger.warning("%s is loaded in part: %s", path, report.summary())
+        self.model.load_state_dict(weights, strict=False)
+        self.report = report
+        self.logger.info("Loaded %d of %d weights:\n%s", len(weights), len(model_state), report.text())

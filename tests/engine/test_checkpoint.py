@@ -96,18 +96,46 @@ def wrapped(prefix):
 
 
 @pytest.mark.parametrize("rename", [dict, wrapped("model."), wrapped("module."), wrapped("module.model.")])
-@pytest.mark.parametrize("container", ["plain", "model", "safetensors"])
+@pytest.mark.parametrize("container", ["plain", "model", "state_dict", "nested", "safetensors"])
 def test_accepted_forms_of_weight_files(tmp_path, weights, rename, container):
     state = rename(weights)
     path = tmp_path / ("weights.safetensors" if container == "safetensors" else "weights.pth")
     if container == "safetensors":
         save_file(state, path)
     else:
-        torch.save({"model": state, "iteration": 3} if container == "model" else state, path)
+        contents = {
+            "plain": state,
+            "model": {"model": state, "iteration": 3},
+            "state_dict": {"state_dict": state, "iteration": 3},
+            "nested": {"model": {"state_dict": state}, "iteration": 3},
+        }
+        torch.save(contents[container], path)
     model = Model()
     rest = Checkpointer(model).load(path, checkpointables=[])
     assert same(model.state_dict(), weights)
-    assert rest == ({"iteration": 3} if container == "model" else {})
+    assert rest == ({} if container in ("plain", "safetensors") else {"iteration": 3})
+
+
+def test_a_training_checkpoint_of_detectron2_is_read_without_running_it(tmp_path, weights):
+    """Optimiser, scheduler and hooks beside the model, with NumPy's numbers among them."""
+    states = {
+        "iteration": 9,
+        "scheduler": {"base_lrs": [1e-4], "last_epoch": 10},
+        "trainer": {"best": np.float64(49.2)},
+    }
+    torch.save(
+        {"model": weights, "optimizer": {"state": {}, "param_groups": [{"lr": np.float32(0.1)}]}, **states},
+        tmp_path / "w.pth",
+    )
+    model = Model()
+    rest = Checkpointer(model).load(tmp_path / "w.pth", checkpointables=[])
+    assert same(model.state_dict(), weights)
+    assert rest["trainer"]["best"] == 49.2 and rest["iteration"] == 9
+
+
+def test_texts_of_safetensors_come_back(tmp_path, weights):
+    save_file(weights, tmp_path / "w.safetensors", metadata={"setting": "coco-panoptic"})
+    assert read_checkpoint(tmp_path / "w.safetensors")["metadata"] == {"setting": "coco-panoptic"}
 
 
 def test_pickles_are_opened_only_when_allowed(tmp_path, weights):
@@ -223,8 +251,8 @@ def test_a_backbone_alone_starts_a_training(tmp_path, weights, prefix, caplog):
 def test_missing_files_say_who_names_them(tmp_path):
     with pytest.raises(CheckpointNotFoundError, match=r"MODEL\.WEIGHTS: no file .*absent\.pth"):
         Checkpointer(Model()).load(str(tmp_path / "absent.pth"))
-    with pytest.raises(CheckpointError, match="is an address"):
-        Checkpointer(Model()).load("https://example.org/w.pth")
+    with pytest.raises(CheckpointError, match="begins with http"):
+        Checkpointer(Model()).load("detectron2://w.pth")
     (tmp_path / "last_checkpoint").write_text("gone.pth")
     with pytest.raises(CheckpointNotFoundError, match=r"last_checkpoint: no file .*gone\.pth"):
         Checkpointer(Model(), str(tmp_path)).resume_or_load("", resume=True)
