@@ -5,7 +5,7 @@ Shapes:
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,29 @@ from .modeling.criterion import SetCriterion
 from .modeling.mask_resizing import Resize, ResizedMasks, Size, class_map
 from .modeling.matcher import HungarianMatcher
 from .modeling.postprocessing import instance_inference, panoptic_inference, semantic_classes, semantic_inference
+
+
+class Prediction(NamedTuple):
+    """What the network says of an image.
+
+    Attributes:
+        logits: of classes [Q, K + 1].
+        masks: logits [Q, h, w] of any size, over the whole padded input.
+        padded_size: height and width of the padded input.
+        image_size: of the image in its upper left corner.
+    """
+
+    logits: Tensor
+    masks: Tensor
+    padded_size: Size
+    image_size: Size
+
+    def resized_masks(self, result_size: Size | None = None) -> ResizedMasks:
+        """Masks of the image at this height and width; None: those of the padded input."""
+        steps = [Resize(crop=(self.masks.shape[-2], self.masks.shape[-1]), size=self.padded_size)]
+        if result_size is not None:
+            steps.append(Resize(crop=self.image_size, size=result_size))
+        return ResizedMasks(self.masks, steps)
 
 
 @META_ARCH_REGISTRY.register()
@@ -140,59 +163,57 @@ class MaskFormer(nn.Module):
             targets = [inputs["instances"].to(self.device) for inputs in batched_inputs]
             classes = [target.gt_classes for target in targets]
             return self.criterion(outputs, classes, [_pad_masks(target, images) for target in targets])
-        logits, masks = outputs["pred_logits"].float(), outputs["pred_masks"].float()
-        del outputs
-        padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
         return [
-            self.postprocess(
-                image_logits,
-                image_masks,
-                padded_size,
-                image_size,
-                (inputs.get("height", image_size[0]), inputs.get("width", image_size[1])),
-            )
-            for image_logits, image_masks, image_size, inputs in zip(
-                logits, masks, images.image_sizes, batched_inputs, strict=True
+            self.postprocess(prediction, (inputs.get("height", image_size[0]), inputs.get("width", image_size[1])))
+            for prediction, image_size, inputs in zip(
+                _split(outputs, images), images.image_sizes, batched_inputs, strict=True
             )
         ]
+
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> list[Prediction]:
+        """What the network says of each image, before any result is made of it; see `forward` and `postprocess`."""
+        images = self._normalize(batched_inputs)
+        return _split(self.sem_seg_head(self.backbone(images.tensor)), images)
 
     def _normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         images = [(inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std for inputs in batched_inputs]
         return ImageList.from_tensors(images, self.size_divisibility)
 
-    def postprocess(
-        self, logits: Tensor, masks: Tensor, padded_size: Size, image_size: Size, result_size: Size
-    ) -> dict[str, Any]:
-        """Results of one image, see `forward`.
-
-        Args:
-            logits: of classes [Q, K + 1].
-            masks: logits [Q, H', W'] of any size, over the whole padded input.
-            padded_size: height and width of the padded input.
-            image_size: of the image in its upper left corner.
-            result_size: of the results.
-        """
-        upsample = Resize(crop=(masks.shape[-2], masks.shape[-1]), size=padded_size)
-        to_result = Resize(crop=image_size, size=result_size)
-        resized = ResizedMasks(masks, [upsample, to_result])
+    def postprocess(self, prediction: Prediction, result_size: Size) -> dict[str, Any]:
+        """The results that are switched on, with this height and width; see `forward`."""
+        logits, masks = prediction.logits, prediction.resized_masks(result_size)
         results: dict[str, Any] = {}
-        if self.semantic_on and self.resize_masks_first:
-            results["sem_seg"] = (semantic_inference if self.semantic_scores else semantic_classes)(logits, resized)
-        elif self.semantic_on:
-            scores = semantic_inference(logits, ResizedMasks(masks, [upsample]))
-            if self.semantic_scores:
-                results["sem_seg"] = sem_seg_postprocess(scores, image_size, *result_size)
-            else:
-                results["sem_seg"] = class_map(ResizedMasks(scores, [to_result]))
+        if self.semantic_on:
+            results["sem_seg"] = self.semantic(prediction, result_size, scores=self.semantic_scores)
         if self.panoptic_on:
             results["panoptic_seg"] = panoptic_inference(
-                logits, resized, self.thing_ids, self.object_mask_threshold, self.overlap_threshold
+                logits, masks, self.thing_ids, self.object_mask_threshold, self.overlap_threshold
             )
         if self.instance_on:
             # A panoptic model also predicts stuff, which has no instances.
             classes = self.thing_ids if self.panoptic_on else None
-            results["instances"] = instance_inference(logits, resized, self.detections_per_image, classes)
+            results["instances"] = instance_inference(logits, masks, self.detections_per_image, classes)
         return results
+
+    def semantic(self, prediction: Prediction, result_size: Size, *, scores: bool) -> Tensor:
+        """Semantic result with this height and width: scores [K, height, width], or class ids [height, width]."""
+        if self.resize_masks_first:
+            infer = semantic_inference if scores else semantic_classes
+            return infer(prediction.logits, prediction.resized_masks(result_size))
+        scores_map = semantic_inference(prediction.logits, prediction.resized_masks())
+        if scores:
+            return sem_seg_postprocess(scores_map, prediction.image_size, *result_size)
+        return class_map(ResizedMasks(scores_map, [Resize(prediction.image_size, result_size)]))
+
+
+def _split(outputs: dict[str, Any], images: ImageList) -> list[Prediction]:
+    """Outputs of the head, image by image, in float32."""
+    padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
+    logits, masks = outputs["pred_logits"].float(), outputs["pred_masks"].float()
+    return [
+        Prediction(*predicted, padded_size, image_size)
+        for *predicted, image_size in zip(logits, masks, images.image_sizes, strict=True)
+    ]
 
 
 def _pad_masks(target: Instances, images: ImageList) -> Tensor:

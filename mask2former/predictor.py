@@ -31,9 +31,9 @@ _TASK_METADATA: dict[Task, tuple[str, ...]] = {
 }
 # Below it an instance is more likely wrong than right; benchmarks count the top 100 of any score instead.
 _INSTANCE_THRESHOLD = 0.5
-# Masks of all queries are made at the size of the result: 200 of 2 million float32 pixels are 1.6 GB, and the network
-# sees no more (its input is at most 1333 x 1333). Results for larger images are enlarged from that many pixels.
-_MAX_PIXELS = 2_000_000
+# A mask per instance at the size of the result: 100 of 12 million pixels are 1.2 GB. Results for larger images are
+# enlarged from that many pixels, which is more than the network sees (its input is at most 1333 x 1333).
+_MAX_PIXELS = 12_000_000
 
 
 class Predictor:
@@ -100,6 +100,7 @@ class Predictor:
                 raise ConfigError("semantic results have no confidence threshold: every pixel gets its best class")
             cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = float(confidence_threshold)
         model = build_model(cfg)
+        model.semantic_scores = False
         Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
         return cls(
             model,
@@ -128,7 +129,9 @@ class Predictor:
             ids, segments_info = output["panoptic_seg"]
             return PanopticPrediction(_enlarged(ids.int().cpu().numpy(), size), segments_info, self._classes)
         if self.task == "semantic":
-            labels = output["sem_seg"].argmax(dim=0).int().cpu().numpy()
+            labels = output["sem_seg"]
+            # Our model gives class ids, others in Detectron2 give scores of all classes.
+            labels = (labels.argmax(dim=0) if labels.dim() == 3 else labels).int().cpu().numpy()
             things = self._metadata.get("thing_dataset_id_to_contiguous_id") or {}
             return SemanticPrediction(_enlarged(labels, size), self._classes, frozenset(things.values()))
         instances = output["instances"]

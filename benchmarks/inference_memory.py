@@ -1,0 +1,104 @@
+#!/usr/bin/env python
+"""Time and memory of turning predictions into panoptic, instance and semantic results of a large image.
+
+    python benchmarks/inference_memory.py [--size 3000 4000] [--queries 200] [--classes 133] [--direct]
+
+Prints, for each kind of result, the time and how far the peak memory of the process rose above what the predictions
+themselves take. `--direct` also does it as the formulas are written, with all masks at the size of the result
+(3000 x 4000 pixels and 200 queries take more than 30 GB), in a process of its own.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tabulate import tabulate
+from torch import Tensor
+
+from mask2former.modeling.mask_resizing import Resize, ResizedMasks
+from mask2former.modeling.postprocessing import instance_inference, panoptic_inference, semantic_classes
+
+Size = tuple[int, int]
+_DETECTIONS = 100
+_SHORT_EDGE, _LONG_EDGE = 800, 1333  # of the network's input
+_PADDING, _STRIDE = 32, 4
+
+
+def predictions(queries: int, classes: int, size: Size) -> tuple[Tensor, Tensor, list[Resize]]:
+    """Confident class logits [Q, K + 1], smooth mask logits [Q, h, w], and how masks become those of the image."""
+    scale = min(_SHORT_EDGE / min(size), _LONG_EDGE / max(size))
+    image_size = (round(size[0] * scale), round(size[1] * scale))
+    padded = (-(-image_size[0] // _PADDING) * _PADDING, -(-image_size[1] // _PADDING) * _PADDING)
+    mask_size = (padded[0] // _STRIDE, padded[1] // _STRIDE)
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(queries, classes + 1)
+    masks = F.interpolate(6 * torch.randn(1, queries, 8, 8), mask_size, mode="bicubic")[0]
+    return logits, masks, [Resize(mask_size, padded), Resize(image_size, size)]
+
+
+def measure(name: str, size: Size, queries: int, classes: int, rows: Any) -> None:
+    """Put a row for each kind of result into `rows`: variant, result, seconds, GiB above the start."""
+    logits, masks, steps = predictions(queries, classes, size)
+    before = _peak()
+    source = ResizedMasks(masks, steps)
+    if name == "direct":
+        for (height, width), target in steps:
+            masks = F.interpolate(masks[None, :, :height, :width], target, mode="bilinear", align_corners=False)[0]
+        source = ResizedMasks(masks, values_at_once=masks.numel())
+    things = range(classes * 3 // 5)
+    kept = []  # as the model does, until all three are there
+    results: dict[str, Callable[[], Any]] = {
+        "panoptic": lambda: panoptic_inference(logits, source, things, 0.3, 0.3),
+        "instance": lambda: instance_inference(logits, source, _DETECTIONS, things),
+        "semantic": lambda: semantic_classes(logits, source),
+    }
+    for kind, compute in results.items():
+        start = time.perf_counter()
+        kept.append(compute())
+        rows.append((name, kind, time.perf_counter() - start, (_peak() - before) / 2**30))
+
+
+def _peak() -> int:
+    """Peak memory of the process in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def variants(direct: bool) -> Iterator[str]:
+    """What to compare."""
+    yield "in pieces"
+    if direct:
+        yield "direct"
+
+
+def main() -> None:
+    """Measure each variant in a fresh process, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, nargs=2, default=(3000, 4000), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--classes", type=int, default=133)
+    parser.add_argument("--direct", action="store_true", help="also the formulas as they are written")
+    args = parser.parse_args()
+    processes = multiprocessing.get_context("spawn")
+    with processes.Manager() as manager:
+        rows = manager.list()
+        for name in variants(args.direct):
+            task = (name, tuple(args.size), args.queries, args.classes, rows)
+            process = processes.Process(target=measure, args=task)
+            process.start()
+            process.join()
+            if process.exitcode:
+                print(f"{name}: ended with status {process.exitcode} (not enough memory?)")
+        print(f"{args.queries} queries, {args.classes} classes, {args.size[0]} x {args.size[1]} pixels,", end=" ")
+        print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+        print(tabulate(rows, headers=("masks", "result", "s", "peak GiB so far"), floatfmt=".2f", tablefmt="github"))
+
+
+if __name__ == "__main__":
+    main()
