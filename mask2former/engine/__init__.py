@@ -3,9 +3,9 @@
 from mask2former.engine.checkpoint import Checkpointer
 from mask2former.engine.cli import report_errors
 from mask2former.engine.device import DeviceError, available_device
-from mask2former.engine.download import DownloadError, fetch
+from mask2former.engine.download import DownloadError, fetch, is_url
 from mask2former.engine.launch import LaunchError, launch
-from mask2former.engine.matching import LoadReport, match, match_backbone
+from mask2former.engine.matching import LoadReport, holds_backbone_only, match, match_backbone
 from mask2former.engine.run import set_up_run
 from mask2former.engine.train_loop import NonFiniteLossError, TrainLoop
 from mask2former.engine.trainer import BaseTrainer
@@ -30,6 +30,8 @@ __all__ = [
     "TrainLoop",
     "available_device",
     "fetch",
+    "holds_backbone_only",
+    "is_url",
     "launch",
     "match",
     "match_backbone",

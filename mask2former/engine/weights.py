@@ -36,7 +36,7 @@ class CheckpointMismatchError(CheckpointError):
     """A checkpoint whose names or shapes are not those of the model."""
 
 
-def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, allow_pickle: bool = False, kind: str = "") -> dict[str, Any]:
     """Read a file of weights.
 
     `.safetensors` and torch files (any other ending) are read without running code in them. A `.pkl` can run any code,
@@ -46,6 +46,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
         path: a local file: a training checkpoint, a state dict, or a dict with a state dict under "model" or
             "state_dict".
         allow_pickle: open `.pkl` files, as Detectron2's model zoo and older conversion scripts write them.
+        kind: the ending to go by, where that of `path` says something else.
 
     Returns:
         A dict with the state dict under "model", wrapper prefixes removed, and what else the file holds (of
@@ -58,7 +59,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
     path = Path(path)
     if not path.is_file():
         raise CheckpointNotFoundError(f"checkpoint not found: {path} (looked in {Path.cwd()})")
-    content = _read_file(path, allow_pickle)
+    content = _read_file(path, kind or path.suffix, allow_pickle)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected a dict of weights, found {type(content).__name__}")
     state, rest = _unpack(content)
@@ -74,11 +75,11 @@ def _unpack(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, An
     return content, {}
 
 
-def _read_file(path: Path, allow_pickle: bool) -> Any:
+def _read_file(path: Path, kind: str, allow_pickle: bool) -> Any:
     try:
-        if path.suffix == ".safetensors":
+        if kind == ".safetensors":
             return _read_safetensors(path)
-        if path.suffix == ".pkl":
+        if kind == ".pkl":
             return _read_pickle(path, allow_pickle)
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,179 @@
+#!/usr/bin/env python
+"""Turn weights into safetensors, or back into a .pth, without changing a bit of them.
+
+    python tools/convert_weights.py mask2former_dinat_large_coco_panoptic.pth coco.safetensors --setting coco-panoptic
+    python tools/convert_weights.py coco.safetensors coco.pth
+    python tools/convert_weights.py old.pkl new.safetensors --allow-pickle
+
+INPUT is what MODEL.WEIGHTS accepts: a checkpoint of Mask2Former or of a training, a state dict, an ImageNet classifier,
+as a file or a URL. OUTPUT holds the weights alone, under their names without `module.` and `model.`, and says where they
+come from (setting, source, SHA-256 of the source). It is read again and compared before it gets its name.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.modeling import build_model
+from safetensors.torch import save
+
+import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
+from dinat_backbone import add_dinat_config
+from mask2former.config import ConfigError, setup_cfg
+from mask2former.engine import (
+    CheckpointError,
+    CheckpointMismatchError,
+    DownloadError,
+    fetch,
+    holds_backbone_only,
+    is_url,
+    match,
+    match_backbone,
+    read_checkpoint,
+    report_errors,
+)
+from mask2former.files import atomic_write, sha256_of
+from mask2former.settings import SETTINGS
+
+ROOT = Path(__file__).resolve().parents[1]
+ENDINGS = (".safetensors", ".pth")
+
+State = Mapping[str, torch.Tensor]
+
+
+class ConversionError(ValueError):
+    """A conversion that can't be done as asked."""
+
+
+def model_names(config_file: Path, opts: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """The state dict of a config's model, with names, shapes and dtypes but no values.
+
+    Raises:
+        ConfigError: the config can't be used.
+    """
+    cfg = setup_cfg(config_file, opts, extend=(add_dinat_config,))
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg).state_dict()
+
+
+def check_names(state: dict[str, torch.Tensor], model_state: State, source: str, config_file: Path) -> str:
+    """Compare weights with a model, as loading them would; returns the account of all names.
+
+    Raises:
+        CheckpointMismatchError: they are not the model's, nor its backbone's.
+    """
+    matching = match_backbone if holds_backbone_only(state, model_state) else match
+    _, report = matching(state, model_state)
+    if not report.exact:
+        raise CheckpointMismatchError(
+            f"{source} does not fit {config_file}: {report.summary()}\n{report.mismatches()}\nNothing was written."
+        )
+    return report.text()
+
+
+def require_equal(written: State, expected: State, path: Path) -> None:
+    """Check that two state dicts are the same to the bit.
+
+    Raises:
+        ConversionError: they are not.
+    """
+    if written.keys() != expected.keys():
+        raise ConversionError(f"{path}: the names read back are not those that were written")
+    for name, value in expected.items():
+        other = written[name]
+        same_kind = other.dtype == value.dtype and other.shape == value.shape
+        if not same_kind or not torch.equal(_bytes(other), _bytes(value)):
+            raise ConversionError(f"{path}: {name} is not what was written; is the disk sound?")
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def write(path: Path, state: State, metadata: dict[str, str]) -> None:
+    """Write weights and read them again; the file appears only if they are the same.
+
+    Raises:
+        ConversionError: they are not.
+    """
+    # Copies, since files of weights do not keep that two tensors share memory.
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    with atomic_write(path, "wb", durable=True) as file:
+        if path.suffix == ".safetensors":
+            file.write(save(copies, metadata))
+        else:
+            torch.save({"model": copies, "metadata": metadata}, file)
+        file.flush()
+        require_equal(read_checkpoint(file.name, kind=path.suffix)["model"], state, path)
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Do what the command line says.
+
+    Raises:
+        CheckpointError: INPUT is not a file of weights, or has other names than the model asked for.
+        ConfigError: --config-file can't be used.
+        ConversionError: OUTPUT exists, or what was written is not what was read.
+    """
+    output: Path = options.output
+    if output.exists() and not options.overwrite:
+        raise ConversionError(f"{output} exists; --overwrite replaces it")
+    source = fetch(options.input) if is_url(options.input) else Path(options.input)
+    content = read_checkpoint(source, allow_pickle=options.allow_pickle)
+    state, earlier = content.pop("model"), content.pop("metadata", {})
+    setting = options.setting or (earlier.get("setting") if isinstance(earlier, Mapping) else None)
+    config_file = options.config_file or (ROOT / SETTINGS[options.setting].config_file if options.setting else None)
+    if config_file:
+        print(check_names(state, model_names(config_file, options.opts), str(source), config_file))
+    metadata = {"format": "pt", "source": options.input, "source_sha256": sha256_of(source)}
+    write(output, state, metadata | ({"setting": setting} if setting else {}))
+    report(output, state, metadata, content)
+
+
+def report(output: Path, state: State, metadata: dict[str, str], left_out: Mapping[str, Any]) -> None:
+    """Print what was written."""
+    values = sum(value.numel() for value in state.values())
+    print(f"{metadata['source']}\n  sha256 {metadata['source_sha256']}")
+    print(f"{output}: {len(state)} weights, {values / 1e6:.1f} million values, {output.stat().st_size / 1e6:.1f} MB")
+    print(f"  sha256 {sha256_of(output)}\n  read again: equal to the last bit")
+    if left_out:
+        print(f"  left out: {', '.join(map(str, left_out))}")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; exits with status 2 if it is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=__doc__.split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("input", metavar="INPUT", help="a file of weights, or its URL (which may end in #sha256=...)")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help=f"a name that ends in {' or '.join(ENDINGS)}")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--setting", choices=SETTINGS, help="check names and shapes against this one, and note it")
+    model.add_argument("--config-file", type=Path, metavar="F", help="check names and shapes against this config")
+    parser.add_argument("--allow-pickle", action="store_true", help="open a .pkl, which can run any code")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set for the check")
+    options = parser.parse_intermixed_args(arguments)
+    if options.output.suffix not in ENDINGS:
+        parser.error(f"OUTPUT {options.output}: expected a name that ends in {' or '.join(ENDINGS)}")
+    if options.opts and not (options.setting or options.config_file):
+        parser.error(f"{' '.join(options.opts)}: config keys need --setting or --config-file")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    options = parse_arguments(arguments)
+    with report_errors((CheckpointError, ConfigError, ConversionError, DownloadError, OSError)):
+        convert(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
