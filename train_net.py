@@ -3,24 +3,24 @@
 
     python train_net.py --config-file configs/shapes/panoptic-segmentation/dinat/maskformer2_dinat_pico_shapes.yaml
     python train_net.py --config-file F --eval-only MODEL.WEIGHTS model.pth
+    python train_net.py --config-file F --eval-only --resume MODEL.WEIGHTS model.pth    # after an interruption
     python train_net.py --config-file F --num-gpus 8 --resume OUTPUT_DIR output/run SOLVER.IMS_PER_BATCH 16
     torchrun --nproc-per-node 2 train_net.py --config-file F MODEL.DEVICE cpu
 
 OUTPUT_DIR gets checkpoints, log.txt, metrics.json (a line of losses and metrics every 20 iterations), events for
-TensorBoard, and inference/ with predictions and metrics.json of the last evaluation.
+TensorBoard, and inference/ with predictions, metrics.json and speed.json of the last evaluation.
 """
 
 import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
 from dinat_backbone import add_dinat_config
@@ -40,7 +40,7 @@ from mask2former.engine import (
     report_errors,
     set_up_run,
 )
-from mask2former.evaluation import EvaluationError, build_evaluator
+from mask2former.evaluation import Batches, EvaluationError, StreamingEvaluator, build_evaluator
 from mask2former.solver import build_lr_scheduler, build_optimizer
 
 # What a user can mend: shown as a message, without a traceback.
@@ -75,15 +75,18 @@ class Trainer(BaseTrainer):
         return build_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
-        """The images of a data set that fall to this process, each once."""
-        return build_test_loader(cfg, dataset_name)
+    def build_test_loader(
+        cls, cfg: CfgNode, dataset_name: str, skip: Callable[[Mapping[str, Any]], bool] | None = None
+    ) -> Batches:
+        """The images of a data set that fall to this process, each once, without those to skip."""
+        return build_test_loader(cfg, dataset_name, skip)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Evaluators of the data set's kind; they write to OUTPUT_DIR/inference, a folder each if there are several."""
-        folder = Path(cfg.OUTPUT_DIR, "inference")
-        return build_evaluator(cfg, dataset_name, folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder)
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
+    ) -> StreamingEvaluator:
+        """The evaluator of the data set's kind."""
+        return build_evaluator(cfg, dataset_name, output_dir)
 
 
 def get_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
@@ -107,7 +110,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--config-file", required=True, metavar="F", help="a file of configs/")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and end")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from OUTPUT_DIR's last checkpoint, if there is one"
+        "--resume",
+        action="store_true",
+        help="go on from OUTPUT_DIR's last checkpoint, if there is one; an evaluation, with the images still missing",
     )
     parser.add_argument("--allow-partial", action="store_true", help="load what fits of a checkpoint that does not fit")
     parser.add_argument("--allow-pickle", action="store_true", help="open a .pkl of MODEL.WEIGHTS, which can run code")
@@ -153,7 +158,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, **loading)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        return Trainer.test(cfg, model)
+        return Trainer.test(cfg, model, resume=args.resume)
     trainer = Trainer(cfg, **loading)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

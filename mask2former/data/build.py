@@ -2,9 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data import transforms as T
 from torch.utils.data import DataLoader
 
@@ -45,6 +51,7 @@ def build_train_mapper(cfg: CfgNode) -> TrainingMapper:
         ignore_label=ignore_label,
         drop_empty_targets=cfg.INPUT.DROP_EMPTY_TARGETS or choice.always_drops_empty_targets,
         augment_with_semantic_map=needs_semantic_map,
+        mark_void=cfg.MODEL.MASK_FORMER.IGNORE_VOID,
     )
 
 
@@ -61,8 +68,15 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """Build the loader that goes through a data set once, one image at a time.
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, skip: Callable[[Mapping[str, Any]], bool] | None = None
+) -> DataLoader:
+    """Build the loader that goes through a data set once, one image at a time, this process's share of it.
+
+    Args:
+        cfg: the config.
+        dataset_name: a registered data set.
+        skip: says of a dict of the data set whether it is left out, as an interrupted evaluation is completed.
 
     Raises:
         ValueError: an unknown data set.
@@ -71,7 +85,12 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     dataset_metadata(dataset_name)
     resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
     mapper = TestMapper(T.AugmentationList([resize]), cfg.INPUT.FORMAT)
-    return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+    wanted = [image for image in dicts if skip is None or not skip(image)]
+    if not wanted:
+        # Detectron2's loader wants at least one.
+        return DataLoader(DatasetFromList(wanted, serialize=False))
+    return build_detection_test_loader(wanted, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
 def _build_ignore_label(cfg: CfgNode) -> int:

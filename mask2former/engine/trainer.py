@@ -1,9 +1,9 @@
 """Detectron2's default trainer on any device, with our loop, checkpoints and reports."""
 
 import logging
-import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook, HookBase
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -20,7 +19,16 @@ from torch import nn
 from mask2former.engine.checkpoint import Checkpointer
 from mask2former.engine.device import reproducible_threads
 from mask2former.engine.train_loop import TrainLoop
-from mask2former.evaluation import json_ready, results_table
+from mask2former.evaluation import (
+    Batches,
+    Speed,
+    StreamingEvaluator,
+    evaluation_fingerprint,
+    json_ready,
+    results_table,
+    run_inference,
+    write_speed,
+)
 from mask2former.files import write_json
 from mask2former.test_time_augmentation import SemanticSegmentorWithTTA
 
@@ -86,7 +94,9 @@ class BaseTrainer(DefaultTrainer):
 
         def evaluate() -> dict[str, Any]:
             done = self.iter >= self.max_iter
-            self._last_eval_results = self.test(self.cfg if done else periodic, self._trainer.model)
+            # A training that was finished before may have been interrupted while it was evaluated.
+            resume = 0 < self.max_iter <= self.start_iter
+            self._last_eval_results = self.test(self.cfg if done else periodic, self._trainer.model, resume=resume)
             return self._last_eval_results
 
         hook = EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)
@@ -117,18 +127,40 @@ class BaseTrainer(DefaultTrainer):
         self._trainer.load_state_dict(state_dict["_trainer"])
 
     @classmethod
-    def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
-    ) -> dict[str, Any]:
-        """Evaluate a model on DATASETS.TEST; with TEST.AUG.ENABLED also semantic segmentation with augmentation.
+    def build_test_loader(
+        cls, cfg: CfgNode, dataset_name: str, skip: Callable[[Mapping[str, Any]], bool] | None = None
+    ) -> Batches:
+        """Build the loader of this process's share of a data set, without what `skip` says of its dicts."""
+        raise NotImplementedError
 
-        The main process logs a table per data set and writes `OUTPUT_DIR/inference/metrics.json`:
-        {data set: {task: {metric: percent, or null where there was nothing to measure}}}.
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
+    ) -> StreamingEvaluator:
+        """Build the evaluator of a data set, which keeps predictions in `output_dir`, None: nowhere."""
+        raise NotImplementedError
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[StreamingEvaluator] | None = None,
+        *,
+        resume: bool = False,
+    ) -> dict[str, Any]:
+        """Evaluate a model on DATASETS.TEST; with TEST.AUG.ENABLED also with augmentation.
+
+        Predictions go to `OUTPUT_DIR/inference` (augmented ones to `tta` there), a folder per data set where there are
+        several. The main process logs a table per data set and writes two files there:
+        metrics.json, {data set: {task: {metric: percent, or null where there was nothing to measure}}}, and
+        speed.json, {data set: `Speed`}, where the augmented run of a data set has _TTA behind its name.
 
         Args:
             cfg: the config.
             model: with the weights to evaluate.
             evaluators: one per data set, instead of those `build_evaluator` makes.
+            resume: predict only images that an interrupted evaluation of these weights and this config did not reach.
 
         Returns:
             On the main process {task: {metric: percent}}, by data set where there are several. What was augmented has
@@ -136,27 +168,49 @@ class BaseTrainer(DefaultTrainer):
         """
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
-        results = {}
+        results: dict[str, dict[str, Any]] = {}
+        speeds: dict[str, Speed | None] = {}
         with reproducible_threads(cfg.MODEL.DEVICE):
             for index, name in enumerate(cfg.DATASETS.TEST):
-                evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
-                results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+                folder = _prediction_folder(cfg, name)
+                evaluator = cls.build_evaluator(cfg, name, folder) if evaluators is None else evaluators[index]
+                evaluator.start(evaluation_fingerprint(cfg, name, model, augmented=False), resume=resume)
+                results[name], speeds[name] = cls._evaluate(cfg, name, model, evaluator)
                 if cfg.TEST.AUG.ENABLED:
-                    results[name].update(cls._test_with_augmentation(cfg, model, name))
+                    augmented, speeds[f"{name}_TTA"] = cls._test_with_augmentation(cfg, name, model, resume)
+                    results[name].update(augmented)
         if not comm.is_main_process() or not results:
             return {}
         for name, tasks in results.items():
             logging.getLogger(__name__).info(results_table(name, tasks))
-        write_json(os.path.join(cfg.OUTPUT_DIR, "inference", "metrics.json"), json_ready(results), indent=2)
+        folder = Path(cfg.OUTPUT_DIR, "inference")
+        write_json(folder / "metrics.json", json_ready(results), indent=2)
+        write_speed(folder / "speed.json", speeds, keep=resume)
         return results if len(results) > 1 else next(iter(results.values()))
 
     @classmethod
-    def _test_with_augmentation(cls, cfg: CfgNode, model: nn.Module, dataset_name: str) -> dict[str, Any]:
+    def _evaluate(
+        cls, cfg: CfgNode, dataset_name: str, model: nn.Module, evaluator: StreamingEvaluator
+    ) -> tuple[dict[str, Any], Speed | None]:
+        """The results of a started evaluator, empty but on the main process, and the speed."""
+        batches = cls.build_test_loader(cfg, dataset_name, evaluator.is_finished)
+        speed = run_inference(model, batches, evaluator)
+        return evaluator.evaluate() or {}, speed
+
+    @classmethod
+    def _test_with_augmentation(
+        cls, cfg: CfgNode, dataset_name: str, model: nn.Module, resume: bool
+    ) -> tuple[dict[str, Any], Speed | None]:
         cfg = cfg.clone()
         cfg.defrost()
         tasks = cfg.MODEL.MASK_FORMER.TEST
         tasks.PANOPTIC_ON, tasks.INSTANCE_ON, tasks.SEMANTIC_ON = False, False, True
-        evaluator = cls.build_evaluator(cfg, dataset_name)
-        augmented = SemanticSegmentorWithTTA(cfg, model)
-        results = inference_on_dataset(augmented, cls.build_test_loader(cfg, dataset_name), evaluator)
-        return {f"{task}_TTA": metrics for task, metrics in results.items()}
+        evaluator = cls.build_evaluator(cfg, dataset_name, _prediction_folder(cfg, dataset_name, "tta"))
+        evaluator.start(evaluation_fingerprint(cfg, dataset_name, model, augmented=True), resume=resume)
+        results, speed = cls._evaluate(cfg, dataset_name, SemanticSegmentorWithTTA(cfg, model), evaluator)
+        return {f"{task}_TTA": metrics for task, metrics in results.items()}, speed
+
+
+def _prediction_folder(cfg: CfgNode, dataset_name: str, *parts: str) -> Path:
+    folder = Path(cfg.OUTPUT_DIR, "inference", *parts)
+    return folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder

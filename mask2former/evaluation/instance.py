@@ -1,17 +1,22 @@
 """Average precision of masks, as COCO defines it."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
 from hotcoco import COCO, COCOeval, mask
 from numpy.typing import NDArray
 
-from mask2former.evaluation.base import PredictionEvaluator
-from mask2former.files import write_json
+from mask2former.evaluation.errors import EvaluationError
+from mask2former.evaluation.metric import Image, Metric, Records, require_all
+from mask2former.files import atomic_write
+
+RESULTS_FILE = "coco_instances_results.json"
 
 # Positions along the axes of COCO's table of precisions: IoU thresholds 0.50, 0.55, ... 0.95; areas; detections.
 _ALL_IOUS, _IOU_50, _IOU_75 = slice(None), slice(0, 1), slice(5, 6)
@@ -27,66 +32,104 @@ _METRICS = {
 }
 
 
-class InstanceEvaluator(PredictionEvaluator):
+class InstanceAP(Metric):
     """AP of the masks of `instances`, by hotcoco, which gives pycocotools' numbers in a fraction of its time.
 
-    Metrics are under "segm": AP, AP50, AP75, APs, APm, APl and AP-<class>; NaN where there is nothing to measure.
-    Detectron2's evaluator wants thing ids without gaps and as many names as things, which panoptic data sets lack.
-    Predictions are kept as run-length codes; the main process writes them to `coco_instances_results.json` in COCO's
-    submission format.
+    Metrics: AP, AP50, AP75, APs, APm, APl and AP-<class>. Detectron2's evaluator wants thing ids without gaps and as
+    many names as things, which panoptic data sets lack. Results go to `coco_instances_results.json` in COCO's
+    submission format. The metadata have `json_file` and `thing_dataset_id_to_contiguous_id`.
     """
 
+    task = "segm"
     needs = ("json_file",)
+    outputs = (RESULTS_FILE,)
 
-    def __init__(self, dataset_name: str, output_dir: str | Path | None = None):
-        """Take a data set's metadata.
+    @cached_property
+    def _dataset_ids(self) -> dict[int, int]:
+        return {v: k for k, v in self._metadata.thing_dataset_id_to_contiguous_id.items()}
 
-        Args:
-            dataset_name: its metadata has `json_file` and `thing_dataset_id_to_contiguous_id`.
-            output_dir: where to keep the predictions; None: nowhere.
-        """
-        super().__init__(output_dir)
-        metadata = MetadataCatalog.get(dataset_name)
-        self._gt_json = metadata.json_file
-        self._dataset_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+    def record(self, image: Image, output: Mapping[str, Any], folder: Path) -> tuple[Any, list[Path]]:
+        """Encode the masks of `instances`: `pred_masks` bool [N, H, W], `scores` and contiguous `pred_classes` [N]."""
+        instances = output["instances"]
+        detections = []
+        for pixels, score, category in zip(
+            instances.pred_masks, instances.scores.tolist(), instances.pred_classes.tolist(), strict=True
+        ):
+            # One by one: a hundred masks of a large image take a gigabyte.
+            rle = mask.encode(pixels.cpu().numpy())
+            detections.append([self._dataset_ids[category], score, rle["counts"].decode("ascii")])
+        return {"size": list(instances.image_size), "detections": detections}, []
 
-    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the predictions of some images.
+    def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
+        """See `Metric.evaluate` and the class."""
+        json_file = self._metadata.json_file
+        truth, sizes = _read_ground_truth(json_file)
+        require_all(sizes, [key for key, _ in records], json_file)
+        _require_sizes(records, sizes, json_file)
+        _write_results(records, folder / RESULTS_FILE)
+        with tempfile.TemporaryDirectory() as temporary:
+            results = folder / RESULTS_FILE
+            if not all(isinstance(key, int) for key in sizes):
+                # hotcoco wants numbers for names of images, which ADE20K does not have.
+                numbers = {key: number for number, key in enumerate(sorted(sizes))}
+                for image in truth["images"]:
+                    image["id"] = numbers[image["id"]]
+                for annotation in truth["annotations"]:
+                    annotation["image_id"] = numbers[annotation["image_id"]]
+                results = Path(temporary, RESULTS_FILE)
+                _write_results(((numbers[key], record) for key, record in records), results)
+            return _average_precision(truth, results)
 
-        Args:
-            inputs: dicts with `image_id`.
-            outputs: dicts with `instances`: `pred_masks` bool [N, H, W], `scores` and contiguous `pred_classes` [N].
-        """
-        for image, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to("cpu")
-            found = zip(instances.pred_masks, instances.scores.tolist(), instances.pred_classes.tolist(), strict=True)
-            for pixels, score, category in found:
-                pixels = np.asfortranarray(pixels.numpy(), dtype=np.uint8)
-                rle = mask.encode(pixels)  # ty: ignore[no-matching-overload] - wants the number of axes
-                self._predictions.append(
-                    {
-                        "image_id": image["image_id"],
-                        "category_id": self._dataset_ids[category],
-                        "score": score,
-                        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
-                    }
-                )
 
-    def _compare(self, predictions: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-        if self._output_dir is not None:
-            write_json(Path(self._output_dir, "coco_instances_results.json"), predictions)
-        ground_truth = COCO(self._gt_json)
-        evaluation = COCOeval(ground_truth, ground_truth.load_res(predictions), "segm")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        accumulated = evaluation.eval or {}
-        # [IoU threshold, recall, class, area, detections]
-        precision = np.asarray(accumulated["precision"])
-        metrics = {name: _percent(precision[ious, :, :, area, _TOP_100]) for name, (ious, area) in _METRICS.items()}
-        for position, category in enumerate(evaluation.params.cat_ids):
-            name = ground_truth.cats[category]["name"]
-            metrics[f"AP-{name}"] = _percent(precision[:, :, position, _ALL, _TOP_100])
-        return {"segm": metrics}
+def _read_ground_truth(json_file: str) -> tuple[dict[str, Any], dict[Any, tuple[int, int]]]:
+    """The content of an annotation file, and (height, width) of its images."""
+    try:
+        with open(json_file, encoding="utf-8") as file:
+            content = json.load(file)
+        return content, {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    except OSError as error:
+        raise EvaluationError(f"{json_file}: no ground truth: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"{json_file}: not COCO's format: {error}") from error
+
+
+def _require_sizes(records: Records, sizes: Mapping[Any, tuple[int, int]], json_file: str) -> None:
+    for key, record in records:
+        if key not in sizes:
+            raise EvaluationError(f"{json_file}: no image {key}, which was predicted")
+        if sizes[key] != tuple(record["size"]):
+            raise EvaluationError(f"{json_file}: image {key} is {sizes[key]}, its prediction {tuple(record['size'])}")
+
+
+def _write_results(records: Records, path: Path) -> None:
+    """Write a list of all detections, never more of it in memory than those of an image."""
+    with atomic_write(path) as file:
+        before = "["
+        for key, record in records:
+            for category, score, counts in record["detections"]:
+                segmentation = {"size": record["size"], "counts": counts}
+                detection = {"image_id": key, "category_id": category, "score": score, "segmentation": segmentation}
+                file.write(before + json.dumps(detection))
+                before = ",\n"
+        file.write("[]" if before == "[" else "]")
+
+
+def _average_precision(truth: dict[str, Any], results: Path) -> dict[str, float]:
+    try:
+        ground_truth = COCO(truth)
+        evaluation = COCOeval(ground_truth, ground_truth.load_res(str(results)), "segm")
+    except ValueError as error:
+        raise EvaluationError(f"not COCO's format: {error}") from error
+    evaluation.evaluate()
+    evaluation.accumulate()
+    accumulated = evaluation.eval or {}
+    # [IoU threshold, recall, class, area, detections]
+    precision = np.asarray(accumulated["precision"])
+    metrics = {name: _percent(precision[ious, :, :, area, _TOP_100]) for name, (ious, area) in _METRICS.items()}
+    for position, category in enumerate(evaluation.params.cat_ids):
+        name = ground_truth.cats[category]["name"]
+        metrics[f"AP-{name}"] = _percent(precision[:, :, position, _ALL, _TOP_100])
+    return metrics
 
 
 def _percent(precision: NDArray[np.float64]) -> float:

@@ -1,126 +1,143 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), as the COCO panoptic API defines it."""
 
-import io
 import json
 import math
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
 from hotcoco.panoptic import PanopticEval
 from numpy.typing import NDArray
-from PIL import Image
 
-from mask2former.evaluation.base import PredictionEvaluator
 from mask2former.evaluation.errors import EvaluationError
-from mask2former.files import atomic_write, write_json
+from mask2former.evaluation.label_files import write_png
+from mask2former.evaluation.metric import Image, Metric, Records, require_all
+from mask2former.files import write_json
 
-_GROUPS = {"All": "", "Things": "_th", "Stuff": "_st"}
-_QUALITIES = {"pq": "PQ", "sq": "SQ", "rq": "RQ"}
+FOLDER = "panoptic_predictions"
+RESULTS_FILE = "panoptic_predictions.json"
+
+_GROUPS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "": lambda category: True,
+    "_th": lambda category: bool(category["isthing"]),
+    "_st": lambda category: not category["isthing"],
+}
 
 
-class PanopticEvaluator(PredictionEvaluator):
-    """PQ, SQ and RQ of `panoptic_seg`.
+class PanopticQuality(Metric):
+    """PQ, SQ and RQ of `panoptic_seg`; hotcoco matches the segments of each image.
 
-    Metrics are under "panoptic_seg": PQ, SQ, RQ, the same of things and of stuff with _th and _st, and PQ-<class>,
-    SQ-<class>, RQ-<class>; NaN where there is nothing to measure. Predictions are kept as PNG bytes; the main process
-    writes them in COCO's submission format: `panoptic_predictions/*.png` (pixel id = R + 256 G + 65536 B, 0 void) and
-    `panoptic_predictions.json`. `evaluate` raises EvaluationError where an image of the ground truth was not predicted
-    or two predictions share a name.
+    Metrics: PQ, SQ, RQ, the same of things and of stuff with _th and _st, and PQ-<class>, SQ-<class>, RQ-<class>; NaN
+    where there is nothing to measure. Results go to `panoptic_predictions/*.png` (pixel id = R + 256 G + 65536 B, 0
+    void) and `panoptic_predictions.json`, COCO's submission format. The metadata have `panoptic_json`,
+    `panoptic_root` and the maps between ids of the data set and contiguous ids.
     """
 
+    task = "panoptic_seg"
     needs = ("panoptic_json", "panoptic_root")
+    outputs = (FOLDER, RESULTS_FILE)
 
-    def __init__(self, dataset_name: str, output_dir: str | Path | None = None):
-        """Take a data set's metadata.
+    @cached_property
+    def _ground_truth(self) -> tuple[list[dict[str, Any]], dict[Any, dict[str, Any]]]:
+        """The categories, and the annotation of each image id."""
+        path = self._metadata.panoptic_json
+        try:
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+            return content["categories"], {a["image_id"]: a for a in content["annotations"]}
+        except OSError as error:
+            raise EvaluationError(f"{path}: no ground truth: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise EvaluationError(f"{path}: not COCO's panoptic format: {error}") from error
 
-        Args:
-            dataset_name: its metadata has `panoptic_json`, `panoptic_root` and the maps between ids of the data set
-                and contiguous ids.
-            output_dir: where to keep the predictions; None: nowhere.
+    def record(self, image: Image, output: Mapping[str, Any], folder: Path) -> tuple[Any, list[Path]]:
+        """Match the segments of `panoptic_seg`: ids int [H, W], and `id`, `isthing`, contiguous `category_id` of each.
+
+        The record has the annotation of the submission, and (sum of IoU, matches, wrong, missed) of categories.
         """
-        super().__init__(output_dir)
-        metadata = MetadataCatalog.get(dataset_name)
-        self._gt_json, self._gt_root = metadata.panoptic_json, metadata.panoptic_root
-        self._thing_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
-        self._stuff_ids = {v: k for k, v in metadata.stuff_dataset_id_to_contiguous_id.items()}
-
-    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the predictions of some images.
-
-        Args:
-            inputs: dicts with `image_id` and `file_name`.
-            outputs: dicts with `panoptic_seg`: ids int [H, W], and `segments_info` with `id`, `isthing` and
-                contiguous `category_id`.
-        """
-        for image, output in zip(inputs, outputs, strict=True):
-            ids, segments = output["panoptic_seg"]
-            annotation = {
-                "image_id": image["image_id"],
-                "file_name": f"{Path(image['file_name']).stem}.png",
-                "segments_info": [
-                    {"id": int(segment["id"]), "category_id": self._dataset_id(segment)} for segment in segments
-                ],
-            }
-            self._predictions.append({"annotation": annotation, "png": _encode_png(ids.cpu().numpy())})
+        ids, segments = output["panoptic_seg"]
+        predicted = {
+            "image_id": image["image_id"],
+            "file_name": f"{Path(image['file_name']).stem}.png",
+            "segments_info": [{"id": int(s["id"]), "category_id": self._dataset_id(s)} for s in segments],
+        }
+        file = write_png(folder / FOLDER / predicted["file_name"], _colors(ids.cpu().numpy()))
+        return {"annotation": predicted, "counts": self._match(predicted, ids.shape, folder)}, [file]
 
     def _dataset_id(self, segment: Mapping[str, Any]) -> int:
-        return (self._thing_ids if segment["isthing"] else self._stuff_ids)[segment["category_id"]]
+        ids = self._thing_ids if segment["isthing"] else self._stuff_ids
+        return ids[segment["category_id"]]
 
-    def _compare(self, predictions: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-        with tempfile.TemporaryDirectory() as temporary:
-            json_file = _write_submission(predictions, Path(self._output_dir or temporary))
-            evaluation = PanopticEval(self._gt_json, json_file, gt_folder=self._gt_root)
-            try:
-                evaluation.evaluate()
-            except (ValueError, KeyError) as error:
-                raise EvaluationError(f"{self._gt_json}: {error}") from error
-        return {"panoptic_seg": _metrics(evaluation.results(), _class_names(self._gt_json))}
+    @cached_property
+    def _thing_ids(self) -> dict[int, int]:
+        return {v: k for k, v in self._metadata.thing_dataset_id_to_contiguous_id.items()}
 
+    @cached_property
+    def _stuff_ids(self) -> dict[int, int]:
+        return {v: k for k, v in self._metadata.stuff_dataset_id_to_contiguous_id.items()}
 
-def _encode_png(ids: NDArray[np.integer]) -> bytes:
-    pixels = np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
-    with io.BytesIO() as file:
-        Image.fromarray(pixels).save(file, format="PNG")
-        return file.getvalue()
-
-
-def _write_submission(predictions: Sequence[Mapping[str, Any]], folder: Path) -> Path:
-    annotations = [prediction["annotation"] for prediction in predictions]
-    names = {annotation["file_name"] for annotation in annotations}
-    if len(names) < len(annotations):
-        raise EvaluationError(
-            f"panoptic results are named after images, and {len(annotations)} share {len(names)} names"
+    def _match(
+        self, predicted: Mapping[str, Any], size: Sequence[int], folder: Path
+    ) -> dict[str, tuple[float, int, int, int]]:
+        categories, annotations = self._ground_truth
+        key = predicted["image_id"]
+        if key not in annotations:
+            raise EvaluationError(f"{self._metadata.panoptic_json}: no image {key}")
+        # hotcoco wants numbers for names of images, which Cityscapes does not have.
+        image = {"id": 0, "file_name": predicted["file_name"], "height": size[0], "width": size[1]}
+        truth = {"images": [image], "categories": categories, "annotations": [{**annotations[key], "image_id": 0}]}
+        evaluation = PanopticEval(
+            truth,
+            {"annotations": [{**predicted, "image_id": 0}]},
+            gt_folder=self._metadata.panoptic_root,
+            pred_folder=folder / FOLDER,
         )
-    json_file = folder / "panoptic_predictions.json"
-    for prediction in predictions:
-        with atomic_write(json_file.with_suffix("") / prediction["annotation"]["file_name"], "wb") as file:
-            file.write(prediction["png"])
-    # Last: what the JSON lists is there.
-    write_json(json_file, {"annotations": annotations})
-    return json_file
+        try:
+            evaluation.evaluate()
+        except (OSError, ValueError, KeyError) as error:
+            path = Path(self._metadata.panoptic_root, annotations[key]["file_name"])
+            raise EvaluationError(f"{path}: not the ground truth of {predicted['file_name']}: {error}") from error
+        counts = {category: _counts(values) for category, values in evaluation.results()["per_class"].items()}
+        return {str(category): found for category, found in counts.items() if any(found)}
+
+    def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
+        """See `Metric.evaluate` and the class."""
+        categories, annotations = self._ground_truth
+        predicted = [record["annotation"] for _, record in records]
+        require_all(annotations, [annotation["image_id"] for annotation in predicted], self._metadata.panoptic_json)
+        write_json(folder / RESULTS_FILE, {"annotations": predicted})
+        totals: defaultdict[int, NDArray[np.float64]] = defaultdict(lambda: np.zeros(4))
+        for _, record in records:
+            for category, counts in record["counts"].items():
+                totals[int(category)] += counts
+        return _metrics(categories, {category: _qualities(*counts.tolist()) for category, counts in totals.items()})
 
 
-def _class_names(json_file: str) -> dict[int, str]:
-    with open(json_file, encoding="utf-8") as file:
-        return {category["id"]: category["name"] for category in json.load(file)["categories"]}
+def _colors(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
+    return np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
 
 
-def _metrics(results: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, float]:
-    metrics = {
-        quality + suffix: _percent(results[group][key])
-        for group, suffix in _GROUPS.items()
-        for key, quality in _QUALITIES.items()
-    }
-    for key, quality in _QUALITIES.items():
-        for category, values in results["per_class"].items():
-            metrics[f"{quality}-{names[category]}"] = _percent(values[key])
+def _counts(values: Mapping[str, Any]) -> tuple[float, int, int, int]:
+    return max(values["iou"], 0.0), max(values["tp"], 0), max(values["fp"], 0), max(values["fn"], 0)
+
+
+def _qualities(iou: float, matched: float, wrong: float, missed: float) -> dict[str, float]:
+    segments = matched + wrong / 2 + missed / 2
+    return {"PQ": iou / segments, "SQ": iou / matched if matched else 0.0, "RQ": matched / segments}
+
+
+def _metrics(categories: Sequence[Mapping[str, Any]], qualities: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    metrics = {}
+    for suffix, belongs in _GROUPS.items():
+        of_group = [qualities[c["id"]] for c in categories if belongs(c) and c["id"] in qualities]
+        for name in ("PQ", "SQ", "RQ"):
+            values = [quality[name] for quality in of_group]
+            metrics[name + suffix] = 100 * sum(values) / len(values) if values else math.nan
+    for name in ("PQ", "SQ", "RQ"):
+        for category in categories:
+            quality = qualities.get(category["id"])
+            metrics[f"{name}-{category['name']}"] = math.nan if quality is None else 100 * quality[name]
     return metrics
-
-
-def _percent(value: float) -> float:
-    # hotcoco marks what can't be measured with -1.
-    return 100 * value if value >= 0 else math.nan

@@ -1,85 +1,73 @@
 """Intersection over union of classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
+from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from mask2former.evaluation.errors import EvaluationError
+from mask2former.evaluation.label_files import add_pairs, class_map, count_pairs, read_ids, write_png
+from mask2former.evaluation.metric import Image, Metric, Records
+
+FOLDER = "semantic_predictions"
 
 
-class SemanticEvaluator(DatasetEvaluator):
+class SemanticIoU(Metric):
     """IoU and accuracy of `sem_seg`, from one table of pixel counts over the whole data set.
 
-    Unlike Detectron2's it keeps no predictions, reads labels with any NumPy, and refuses labels that are no class.
+    Metrics: mIoU, fwIoU (weighted by the classes' pixels), mACC, pACC, IoU-<class> and ACC-<class>. Means are over the
+    classes that occur in the labels; others are NaN. Unlike Detectron2's evaluator it refuses labels that are no class.
+
+    Predictions go to `semantic_predictions/<image>.png`, in the ids that the data set's owners use: those of the
+    metadata's `submission_labels` (one per class) where it has this entry, else the classes' own, from 0.
+    The metadata also have `stuff_classes` and `ignore_label`, and the data set's dicts `sem_seg_file_name`.
     """
 
+    task = "sem_seg"
     needs = ("sem_seg_root",)
+    outputs = (FOLDER,)
 
-    def __init__(self, dataset_name: str, output_dir: str | Path | None = None):
-        """Take a data set's metadata and label files.
+    @cached_property
+    def _label_files(self) -> dict[str, str]:
+        return {image["file_name"]: image["sem_seg_file_name"] for image in DatasetCatalog.get(self._dataset_name)}
 
-        Args:
-            dataset_name: its metadata has `stuff_classes` and `ignore_label`, its dicts `sem_seg_file_name`.
-            output_dir: not used; nothing is written.
-        """
-        metadata = MetadataCatalog.get(dataset_name)
-        self._names = list(metadata.stuff_classes)
-        self._ignore_label = metadata.ignore_label
-        self._label_files = {d["file_name"]: d["sem_seg_file_name"] for d in DatasetCatalog.get(dataset_name)}
-        self.reset()
+    @cached_property
+    def _submission_labels(self) -> NDArray[Any]:
+        classes = len(self._metadata.stuff_classes)
+        labels = np.asarray(self._metadata.get("submission_labels", range(classes)))
+        if len(labels) != classes:
+            raise EvaluationError(f"{self._dataset_name}: {len(labels)} submission_labels for {classes} classes")
+        return labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
 
-    def reset(self) -> None:
-        """Forget all counts."""
-        # Pixels by [predicted class, class]; the last class is void.
-        self._counts = np.zeros((len(self._names), len(self._names) + 1), dtype=np.int64)
+    def record(self, image: Image, output: Mapping[str, Any], folder: Path) -> tuple[Any, list[Path]]:
+        """Count an image's pixels; `sem_seg` is classes [H, W] or scores [K, H, W]."""
+        classes, void = len(self._metadata.stuff_classes), self._metadata.ignore_label
+        predicted = class_map(output["sem_seg"])
+        label_file = self._label_files[image["file_name"]]
+        labels = read_ids(label_file, predicted.shape)
+        unknown = labels[(labels != void) & (labels >= classes)]
+        if unknown.size:
+            raise EvaluationError(
+                f"{label_file}: label {unknown.max()}; expected 0 to {classes - 1}, or {void} for void"
+            )
+        labels[labels == void] = classes
+        file = folder / FOLDER / f"{Path(image['file_name']).stem}.png"
+        write_png(file, self._submission_labels[predicted])
+        return count_pairs(predicted, labels, classes), [file]
 
-    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Count the pixels of some images.
-
-        Args:
-            inputs: dicts with `file_name`.
-            outputs: dicts with `sem_seg`: scores [K, H, W]; a pixel gets the class of the highest.
-
-        Raises:
-            EvaluationError: a label file is no label image, has another size, or has values that are no class.
-        """
-        classes = len(self._names)
-        for image, output in zip(inputs, outputs, strict=True):
-            predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
-            label_file = self._label_files[image["file_name"]]
-            labels = _read_labels(label_file)
-            if labels.shape != predicted.shape:
-                raise EvaluationError(f"{label_file}: {labels.shape} pixels, the prediction has {predicted.shape}")
-            void = labels == self._ignore_label
-            if (labels[~void] >= classes).any():
-                raise EvaluationError(
-                    f"{label_file}: label {labels[~void].max()}; expected 0 to {classes - 1}, or {self._ignore_label} "
-                    "for void"
-                )
-            labels[void] = classes
-            pairs = predicted.astype(np.int64) * (classes + 1) + labels
-            self._counts += np.bincount(pairs.ravel(), minlength=self._counts.size).reshape(self._counts.shape)
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Compare the predictions of all processes with the labels.
-
-        Returns:
-            On the main process {"sem_seg": metrics in percent}: mIoU, fwIoU (weighted by the classes' pixels), mACC,
-            pACC, IoU-<class> and ACC-<class>. Means are over the classes that occur in the labels; others are NaN.
-            None on the other processes.
-        """
-        gathered = comm.gather(self._counts)
-        if not comm.is_main_process():
-            return None
-        counts = np.sum(gathered, axis=0)[:, :-1].astype(np.float64)
-        correct, labelled, predicted = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
+    def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
+        """See `Metric.evaluate` and the class."""
+        names = list(self._metadata.stuff_classes)
+        counts = np.zeros((len(names), len(names)), dtype=np.int64)
+        for _, pairs in records:
+            add_pairs(counts, pairs)
+        correct, labelled, predicted = (
+            values.astype(np.float64) for values in (counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1))
+        )
         with np.errstate(invalid="ignore", divide="ignore"):
             iou = np.where(labelled > 0, correct / (labelled + predicted - correct), np.nan)
             accuracy = np.where(labelled > 0, correct / labelled, np.nan)
@@ -89,21 +77,10 @@ class SemanticEvaluator(DatasetEvaluator):
             "fwIoU": float(np.nansum(iou * share)),
             "mACC": _mean(accuracy),
             "pACC": float(np.sum(correct) / np.sum(labelled)) if labelled.any() else float("nan"),
-            **{f"IoU-{name}": float(value) for name, value in zip(self._names, iou, strict=True)},
-            **{f"ACC-{name}": float(value) for name, value in zip(self._names, accuracy, strict=True)},
+            **{f"IoU-{name}": float(value) for name, value in zip(names, iou, strict=True)},
+            **{f"ACC-{name}": float(value) for name, value in zip(names, accuracy, strict=True)},
         }
-        return {"sem_seg": {name: 100 * value for name, value in metrics.items()}}
-
-
-def _read_labels(label_file: str) -> NDArray[np.int64]:
-    try:
-        with Image.open(label_file) as image:
-            labels = np.asarray(image)
-    except (OSError, UnidentifiedImageError) as error:
-        raise EvaluationError(f"{label_file}: no label image: {error}") from error
-    if labels.ndim != 2:
-        raise EvaluationError(f"{label_file}: expected one label per pixel, found {labels.shape[-1]} channels")
-    return labels.astype(np.int64)
+        return {name: 100 * value for name, value in metrics.items()}
 
 
 def _mean(values: NDArray[np.float64]) -> float:
