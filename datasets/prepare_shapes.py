@@ -22,7 +22,7 @@ from mask2former.data.datasets import datasets_root
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL
 from mask2former.data.datasets.shapes import CATEGORIES
 from mask2former.data.datasets.shapes_scene import Segment, draw_scene
-from mask2former.data.preparation.jobs import report_interval
+from mask2former.data.parallel import report_interval
 from mask2former.files import atomic_write, write_json
 
 # Counts up when the same options draw other files than before.

@@ -6,7 +6,6 @@ The dicts are those of Detectron2's own loaders, but nothing here imports citysc
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from mask2former.data.datasets.coco_layout import (
     semantic_entries,
 )
 from mask2former.data.datasets.registry import DatasetDict, MissingDatasetError, register_dataset
+from mask2former.data.parallel import default_workers, processes
 
 # Ids are those of the owners' labels; the order is that of the train ids.
 CATEGORIES = categories_from(CITYSCAPES_CATEGORIES)
@@ -98,10 +98,10 @@ def load_semantic(metadata: Metadata) -> list[DatasetDict]:
 def load_instances(metadata: Metadata) -> list[DatasetDict]:
     """Dicts of an instance split: the visible polygons of things, in COCO's form."""
     files = list(_images(metadata.image_dir, metadata.gt_dir))
-    if len(files) < _MANY_FILES:
-        return [read_polygons(*file) for file in files]
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1)) as processes:
-        return list(processes.map(read_polygons, *zip(*files, strict=True), chunksize=16))
+    if not files:
+        return []
+    with processes(default_workers() if len(files) >= _MANY_FILES else 1) as run:
+        return list(run(read_polygons, *zip(*files, strict=True)))
 
 
 def load_panoptic(metadata: Metadata) -> list[DatasetDict]:
@@ -184,6 +184,22 @@ def _annotation(visible: shapely.Geometry, category: int, iscrowd: bool) -> dict
         "bbox": visible.bounds,
         "bbox_mode": BoxMode.XYXY_ABS,
     }
+
+
+def evaluation_labels(metadata: Metadata, record: DatasetDict) -> list[str]:
+    """Paths of the owners' label images that the evaluation of an image reads.
+
+    Args:
+        metadata: of one of these data sets.
+        record: one of its dicts.
+    """
+    kinds = {
+        "cityscapes_sem_seg": ["labelIds"],
+        "cityscapes_instance": ["instanceIds"],
+        "cityscapes_panoptic_seg": ["labelIds", "instanceIds"],
+    }
+    stem = _labels_of(metadata.gt_dir, os.path.basename(record["file_name"]).removesuffix(_IMAGE_SUFFIX))
+    return [f"{stem}_{kind}.png" for kind in kinds[metadata.evaluator_type]]
 
 
 def _images(image_dir: str, gt_dir: str) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ The variable is read when a data set is used, never when it is registered, so th
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,17 @@ _DEFAULT_ROOT = "datasets"
 
 
 class MissingDatasetError(FileNotFoundError):
-    """Files of a data set are not where they are expected; the message says where that is and where to get them."""
+    """Files of a data set are not where they are expected; the message says where that is and where to get them.
+
+    Attributes:
+        paths: the files and folders, where they are known.
+        source: where to get them.
+    """
+
+    def __init__(self, message: str, paths: Sequence[str] = (), source: str = ""):
+        super().__init__(message)
+        self.paths = paths
+        self.source = source
 
 
 class DatasetMetadata(Metadata):
@@ -98,7 +108,9 @@ def _load_existing(
         setting = os.environ.get(_ROOT_VARIABLE)
         raise MissingDatasetError(
             f"data set {metadata.name!r}: expected {listed}. Data sets are looked for under the folder that "
-            f"{_ROOT_VARIABLE} names ({f'now {setting}' if setting else f'not set: ./{_DEFAULT_ROOT}'}). {source}"
+            f"{_ROOT_VARIABLE} names ({f'now {setting}' if setting else f'not set: ./{_DEFAULT_ROOT}'}). {source}",
+            missing,
+            source,
         )
     dicts = load(metadata)
     if not dicts:

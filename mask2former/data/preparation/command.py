@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mask2former.data.datasets import datasets_root
-from mask2former.data.preparation.jobs import Summary, default_workers
+from mask2former.data.parallel import default_workers
+from mask2former.data.preparation.jobs import Summary
 
 _SPLITS = ("train", "val")
 

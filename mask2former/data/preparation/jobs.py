@@ -4,13 +4,9 @@ What a journal has of an earlier run is kept where the image's files are still a
 """
 
 import json
-import os
-import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +19,7 @@ from tqdm import tqdm
 
 from mask2former.data.datasets import MissingDatasetError
 from mask2former.data.image_io import ImageReadError, read_pixels
+from mask2former.data.parallel import processes, report_interval
 from mask2former.data.preparation.journal import open_journal, read_journal
 from mask2former.files import atomic_write
 
@@ -31,9 +28,6 @@ _VERSION = 1
 _JOURNAL_FOLDER = ".preparation"
 # How many of many like things a message names.
 _NAMED = 5
-# Images that a process takes at a time.
-_CHUNK = 8
-
 _PNG_END = b"IEND"
 
 Outcome = Literal["made", "kept", "failed"]
@@ -128,7 +122,7 @@ def _run_part(journals: Path, part: Part, workers: int) -> Summary:
     previous = [records.get(job.key) for job in part.jobs]
     counts: Counter[Outcome] = Counter()
     entries, failures = [], []
-    with _processes(workers) as run, open_journal(journal) as file:
+    with processes(workers) as run, open_journal(journal) as file:
         results = run(partial(_do, part.make), part.jobs, previous)
         for result in tqdm(results, part.name, len(part.jobs), unit="image", mininterval=report_interval()):
             counts[result.outcome] += 1
@@ -192,19 +186,6 @@ def _checksum(path: Path) -> int | None:
         return None
 
 
-@contextmanager
-def _processes(workers: int) -> Generator[Callable[..., Iterable[_Result]], None, None]:
-    """A `map` that keeps the order, in so many processes."""
-    if workers <= 1:
-        yield map
-        return
-    executor = ProcessPoolExecutor(workers)
-    try:
-        yield partial(executor.map, chunksize=_CHUNK)
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
 def _sources(parts: Sequence[Part]) -> Iterable[Path]:
     """All sources once, in order."""
     return dict.fromkeys(path for part in parts for job in part.jobs for path in job.sources)
@@ -225,14 +206,3 @@ def _group(missing: Sequence[Path]) -> list[str]:
 def _shorten(lines: Sequence[str]) -> list[str]:
     rest = len(lines) - _NAMED
     return [*lines[:_NAMED], *([f"... and {rest} more"] if rest > 0 else [])]
-
-
-def report_interval() -> float:
-    """Seconds between two reports of progress: a log file gets a line for each, a terminal is redrawn."""
-    return 0.2 if sys.stderr.isatty() else 5.0
-
-
-def default_workers() -> int:
-    """As many processes as this one may use processors, at most 16."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, available)

@@ -1,0 +1,195 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask2former.data.checking import check_setting, check_settings
+from mask2former.data.checking.check import dataset_name
+from mask2former.settings import SETTINGS
+
+from ..conftest import golden, load_script
+
+FOLDERS = {"coco": "coco", "ade20k": "ADEChallengeData2016", "cityscapes": "cityscapes"}
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("datasets/check.py")
+
+
+@pytest.fixture
+def copy(trees, tmp_path, monkeypatch):
+    """Copies the folder of a data set, where DETECTRON2_DATASETS then points."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+
+    def copy_one(name):
+        shutil.copytree(trees / FOLDERS[name], tmp_path / FOLDERS[name])
+        return tmp_path / FOLDERS[name]
+
+    return copy_one
+
+
+def messages(report, split, blocks=True):
+    return [f.message for f in report.findings if f.split == split and f.blocks == blocks]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_names_are_those_of_the_configs(setting):
+    config = golden("config", setting)
+    assert [dataset_name(setting, "train")] == config["DATASETS.TRAIN"]
+    assert [dataset_name(setting, "val")] == config["DATASETS.TEST"]
+
+
+@pytest.mark.parametrize("full", [[], ["--full", "--workers", "2"]])
+def test_sound_trees_can_train_and_evaluate(trees, script, capsys, monkeypatch, full):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "restored after the test")
+    assert script.main(["--root", str(trees), *full]) == 0
+    out = capsys.readouterr().out
+    for setting in SETTINGS:
+        (row,) = [line for line in out.splitlines() if line.startswith(setting)]
+        assert row.split() == [setting, "yes", "4", "yes", "4"]
+    for count in (118287, 5000, 20210, 2000, 2975, 500):
+        assert f"4 images, published are {count}" in out
+    assert "in the way" not in out
+
+
+def test_published_numbers_are_no_finding(trees, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(trees))
+    monkeypatch.setattr("mask2former.data.checking.check.PUBLISHED_IMAGES", {"ade20k": {"train": 4, "val": 4}})
+    assert check_setting("ade20k-semantic", full=True).findings == ()
+
+
+def test_nothing_there(script, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "restored after the test")
+    assert script.main(["--root", str(tmp_path), "--dataset", "coco", "--split", "val"]) == 1
+    out = capsys.readouterr().out
+    for path in ("val2017", "annotations/instances_val2017.json", "panoptic_val2017", "panoptic_semseg_val2017"):
+        assert str(tmp_path / "coco" / path) in out
+    assert "cocodataset.org" in out and "prepare_coco.py" in out
+    assert "train2017" not in out and "ade20k" not in out
+    assert out.count("NO") == 2
+
+
+def test_what_only_evaluation_needs_does_not_stop_training(copy):
+    folder = copy("coco")
+    shutil.rmtree(folder / "panoptic_semseg_val2017")
+    (folder / "annotations/instances_val2017.json").unlink()
+    panoptic, instance = check_settings(["coco-panoptic", "coco-instance"])
+    assert panoptic.can_train and not panoptic.can_evaluate
+    assert instance.can_train and not instance.can_evaluate
+    assert "panoptic_semseg_val2017" in panoptic.blocking("val")[0]
+
+
+def test_single_missing_files(copy):
+    folder = copy("cityscapes")
+    gone = sorted((folder / "leftImg8bit/train").rglob("*.png"))[1]
+    gone.unlink()
+    for path in sorted((folder / "gtFine/val").rglob("*_labelIds.png"))[:2]:
+        path.unlink()
+    report = check_setting("cityscapes-panoptic")
+    assert messages(report, "train") == [f"missing, 1 files: {gone}"]
+    (message,) = messages(report, "val")
+    assert message.startswith("missing, 2 files: ") and "_gtFine_labelIds.png" in message
+    instance = check_setting("cityscapes-instance")
+    assert instance.can_evaluate, "it reads other label images"
+    assert instance.images["train"] == 3, "images are looked for, not annotations"
+
+
+def test_images_without_annotation_are_a_note(copy):
+    folder = copy("coco")
+    shutil.copy(next((folder / "val2017").iterdir()), folder / "val2017/000000000001.jpg")
+    report = check_setting("coco-instance")
+    assert report.can_evaluate
+    assert any("1 images that the annotations don't have, such as" in m for m in messages(report, "val", blocks=False))
+
+
+def test_damaged_json(copy):
+    folder = copy("coco")
+    (folder / "annotations/panoptic_train2017.json").write_text("{")
+    report = check_setting("coco-panoptic")
+    assert not report.can_train and report.can_evaluate
+    assert "panoptic_train2017.json: not valid JSON" in report.blocking("train")[0]
+    path = folder / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["category_id"] = 1000
+    del content["images"][0]
+    path.write_text(json.dumps(content))
+    (first, second) = check_setting("coco-panoptic").blocking("val")
+    assert "images that the panoptic JSON has are not in it" in first and "000139" not in first
+    assert "outside of the table" in second and "1000" in second
+
+
+def test_full_finds_damaged_images_and_labels(copy):
+    folder = copy("ade20k")
+    image = folder / "images/training/ADE_train_00000001.jpg"
+    label, other = (folder / f"annotations_detectron2/training/ADE_train_0000000{i}.png" for i in (2, 3))
+    image.write_bytes(image.read_bytes()[:300])
+    values = np.array(Image.open(label))
+    values[0, :2] = (150, 254)
+    Image.fromarray(values).save(label)
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(other)
+    assert check_setting("ade20k-semantic").can_train, "all files are there"
+    semantic, panoptic, instance = check_settings(["ade20k-semantic", "ade20k-panoptic", "ade20k-instance"], full=True)
+    for report in (semantic, panoptic):
+        unreadable, outside, size = messages(report, "train")
+        assert unreadable.startswith(f"can't be read, 1 files: {image}")
+        assert outside == f"label ids outside of the table, 1 files: {label}: ids 150, 254"
+        assert size.startswith(f"labels of another size than the image, 1 files: {other}: (3, 3), image ")
+        assert report.can_evaluate
+    assert len(messages(instance, "train")) == 1
+    assert "can't be read" in messages(instance, "train")[0]
+
+
+def test_full_finds_panoptic_pngs_and_json_that_disagree(copy):
+    folder = copy("coco")
+    path = folder / "annotations/panoptic_train2017.json"
+    content = json.loads(path.read_text())
+    first, second, _, fourth = (annotation["segments_info"] for annotation in content["annotations"])
+    gone = first.pop()
+    second.append({**second[0], "id": 77})
+    fourth[0]["area"] += 1
+    path.write_text(json.dumps(content))
+    report = check_setting("coco-panoptic", full=True)
+    names = [annotation["file_name"] for annotation in content["annotations"]]
+    in_png, in_json = messages(report, "train")
+    assert in_png.startswith("segments in the PNG that the JSON does not have, 1 files: ")
+    assert in_png.endswith(f"{names[0]}: ids {gone['id']}")
+    assert in_json.startswith("segments in the JSON that the PNG does not have, 1 files: ")
+    assert in_json.endswith(f"{names[1]}: ids 77")
+    (area,) = [m for m in messages(report, "train", blocks=False) if "area" in m]
+    assert area.endswith(f"{names[3]}: ids {fourth[0]['id']}")
+    assert report.can_evaluate and not report.can_train
+
+
+def test_ade20k_stuff_under_things_is_as_published(copy):
+    folder = copy("ade20k")
+    path = folder / "ade20k_panoptic_val.json"
+    content = json.loads(path.read_text())
+    stuff, thing = content["annotations"][0]["segments_info"][0], content["annotations"][0]["segments_info"][-1]
+    stuff["area"] += 5
+    content["annotations"][1]["segments_info"].append({**stuff, "id": 99})
+    path.write_text(json.dumps(content))
+    assert len(check_setting("ade20k-panoptic", full=True).findings) == 2, "the numbers of images"
+    thing["area"] += 5
+    path.write_text(json.dumps(content))
+    assert any("area" in m for m in messages(check_setting("ade20k-panoptic", full=True), "val", blocks=False))
+
+
+def test_run_lengths_of_another_size(copy):
+    folder = copy("ade20k")
+    path = folder / "ade20k_instance_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segmentation"]["size"] = [5, 6]
+    path.write_text(json.dumps(content))
+    (message,) = check_setting("ade20k-instance").blocking("train")
+    assert message.startswith("run lengths of another size than the image, 1 files: ")
+    assert message.endswith("ADE_train_00000001.jpg: (5, 6)")
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"'coco-semantic', expected one of coco-panoptic"):
+        check_setting("coco-semantic")
+    with pytest.raises(ValueError, match=r"'test'.*train, val"):
+        check_setting("coco-panoptic", splits=["test"])
