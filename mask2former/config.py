@@ -97,6 +97,8 @@ def _add_mask_former_keys(cfg: CfgNode) -> None:
     node.TRAIN_NUM_POINTS = 12544
     node.OVERSAMPLE_RATIO = 3.0
     node.IMPORTANCE_SAMPLE_RATIO = 0.75
+    # Mask losses and matching costs skip void pixels and crowds; published runs take them for background.
+    node.IGNORE_VOID = False
 
     # Inference.
     node.TEST = CfgNode()

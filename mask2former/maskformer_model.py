@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from .modeling.criterion import SetCriterion
@@ -75,6 +75,7 @@ class MaskFormer(nn.Module):
         object_mask_threshold: float,
         overlap_threshold: float,
         detections_per_image: int,
+        ignore_void: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -93,6 +94,8 @@ class MaskFormer(nn.Module):
             object_mask_threshold: see `panoptic_inference`.
             overlap_threshold: see `panoptic_inference`.
             detections_per_image: see `instance_inference`.
+            ignore_void: mask losses skip the pixels that `void` of a training input marks, instead of taking them for
+                background.
         """
         super().__init__()
         self.backbone = backbone
@@ -110,6 +113,7 @@ class MaskFormer(nn.Module):
         self.object_mask_threshold = object_mask_threshold
         self.overlap_threshold = overlap_threshold
         self.detections_per_image = detections_per_image
+        self.ignore_void = ignore_void
         self.semantic_scores = True
 
     @classmethod
@@ -132,6 +136,7 @@ class MaskFormer(nn.Module):
             "object_mask_threshold": node.TEST.OBJECT_MASK_THRESHOLD,
             "overlap_threshold": node.TEST.OVERLAP_THRESHOLD,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "ignore_void": node.IGNORE_VOID,
         }
 
     @property
@@ -148,6 +153,7 @@ class MaskFormer(nn.Module):
                 * `image`: [3, H, W], channels in the order of `INPUT.FORMAT`, 0..255.
                 * `instances` (training): `Instances` with `gt_classes` int64 [M] and `gt_masks` bool [M, H, W]; stuff
                   segments are targets like any other.
+                * `void` (training, with `ignore_void`): bool [H, W], the pixels about which nothing is known.
                 * `height`, `width` (inference, optional): size of the results; default that of `image`.
 
         Returns:
@@ -162,7 +168,8 @@ class MaskFormer(nn.Module):
         if self.training:
             targets = [inputs["instances"].to(self.device) for inputs in batched_inputs]
             classes = [target.gt_classes for target in targets]
-            return self.criterion(outputs, classes, [_pad_masks(target, images) for target in targets])
+            masks = [_pad(target.gt_masks, images, value=False) for target in targets]
+            return self.criterion(outputs, classes, masks, self._void(batched_inputs, images))
         return [
             self.postprocess(prediction, (inputs.get("height", image_size[0]), inputs.get("width", image_size[1])))
             for prediction, image_size, inputs in zip(
@@ -178,6 +185,16 @@ class MaskFormer(nn.Module):
     def _normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         images = [(inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std for inputs in batched_inputs]
         return ImageList.from_tensors(images, self.size_divisibility)
+
+    def _void(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> list[Tensor] | None:
+        if not self.ignore_void:
+            return None
+        try:
+            return [_pad(inputs["void"].to(self.device), images, value=True) for inputs in batched_inputs]
+        except KeyError as error:
+            raise ValueError(
+                "MODEL.MASK_FORMER.IGNORE_VOID is on, but a training input has no 'void'; the mapper has to give it"
+            ) from error
 
     def postprocess(self, prediction: Prediction, result_size: Size) -> dict[str, Any]:
         """The results that are switched on, with this height and width; see `forward`."""
@@ -216,11 +233,10 @@ def _split(outputs: dict[str, Any], images: ImageList) -> list[Prediction]:
     ]
 
 
-def _pad_masks(target: Instances, images: ImageList) -> Tensor:
-    """Target masks on the padded input: bool [M, H, W]."""
+def _pad(masks: Tensor, images: ImageList, value: bool) -> Tensor:
+    """Masks [..., H, W] on the padded input."""
     height, width = images.tensor.shape[-2:]
-    masks = target.gt_masks
-    return F.pad(masks, (0, width - masks.shape[-1], 0, height - masks.shape[-2]))
+    return F.pad(masks, (0, width - masks.shape[-1], 0, height - masks.shape[-2]), value=value)
 
 
 def _thing_ids(dataset_names: Sequence[str]) -> frozenset[int]:

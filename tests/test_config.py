@@ -18,6 +18,7 @@ OWN_KEYS = {
     "MODEL.DINAT.LAYER_SCALE": None,
     "MODEL.DINAT.REL_POS_BIAS": True,
     "MODEL.DINAT.USE_CHECKPOINT": False,
+    "MODEL.MASK_FORMER.IGNORE_VOID": False,
 }
 # Where a resolved setting differs from the published one, and why. (Nothing does.)
 DEVIATIONS: dict[str, str] = {}

@@ -18,9 +18,12 @@ from mask2former.data.targets import (
     Targets,
     drop_empty,
     instance_targets,
+    instance_void,
     panoptic_ids,
     panoptic_targets,
+    panoptic_void,
     semantic_targets,
+    semantic_void,
 )
 
 TargetKind = Literal["semantic", "panoptic", "instance"]
@@ -51,6 +54,7 @@ class TrainingMapper:
         ignore_label: int = 255,
         drop_empty_targets: bool = False,
         augment_with_semantic_map: bool = False,
+        mark_void: bool = False,
     ):
         """Take the parts.
 
@@ -63,6 +67,7 @@ class TrainingMapper:
             ignore_label: marks void in semantic maps.
             drop_empty_targets: forget segments that have no pixel in the crop.
             augment_with_semantic_map: the augmentations look at the semantic map.
+            mark_void: say which pixels are void.
         """
         self._augmentations = augmentations
         self._kind = target_kind
@@ -71,6 +76,7 @@ class TrainingMapper:
         self._size_divisibility = size_divisibility
         self._ignore_label = ignore_label
         self._drop_empty_targets = drop_empty_targets
+        self._mark_void = mark_void
         self._reads_semantic_map = augment_with_semantic_map or target_kind == "semantic"
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +84,8 @@ class TrainingMapper:
 
         Returns:
             A dict with `file_name`, `image_id` (where there is one), the original `height` and `width`, `image` uint8
-            [3, H, W], and `instances` with `gt_classes` int64 [M] and `gt_masks` bool [M, H, W]; M may be 0.
+            [3, H, W], and `instances` with `gt_classes` int64 [M] and `gt_masks` bool [M, H, W]; M may be 0. With
+            `mark_void` also `void`, bool [H, W].
 
         Raises:
             ImageReadError: an image or a label is missing or damaged.
@@ -93,9 +100,11 @@ class TrainingMapper:
         sem_seg = self._read_semantic_map(dataset_dict, _size(image)) if self._reads_semantic_map else None
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self._augmentations(augmented)
-        targets = self._make_targets(dataset_dict, _size(image), augmented, transforms)
+        targets, void = self._make_targets(dataset_dict, _size(image), augmented, transforms)
         record["image"] = _image_tensor(augmented.image, self._size_divisibility)
         record["instances"] = self._pack(targets, record)
+        if void is not None:
+            record["void"] = torch.from_numpy(pad_to_multiple(void, self._size_divisibility, value=1))
         return record
 
     def _make_targets(
@@ -104,17 +113,24 @@ class TrainingMapper:
         image_size: tuple[int, int],
         augmented: T.AugInput,
         transforms: TransformList,
-    ) -> Targets:
+    ) -> tuple[Targets, NDArray[np.bool_] | None]:
+        """The targets, and the void pixels if they are to be marked."""
         if self._kind == "semantic":
-            return semantic_targets(np.asarray(augmented.sem_seg), self._ignore_label)
+            labels = np.asarray(augmented.sem_seg)
+            void = semantic_void(labels, self._ignore_label) if self._mark_void else None
+            return semantic_targets(labels, self._ignore_label), void
         if self._kind == "panoptic":
             colors = _read_labels(read_panoptic_png, dataset_dict["pan_seg_file_name"], image_size)
-            ids = panoptic_ids(transforms.apply_segmentation(colors))
-            return panoptic_targets(ids, dataset_dict["segments_info"])
+            ids, segments = panoptic_ids(transforms.apply_segmentation(colors)), dataset_dict["segments_info"]
+            return panoptic_targets(ids, segments), panoptic_void(ids, segments) if self._mark_void else None
+        annotated = dataset_dict["annotations"], transforms, image_size, _size(augmented.image)
         try:
-            return instance_targets(dataset_dict["annotations"], transforms, image_size, _size(augmented.image))
+            targets = instance_targets(*annotated)
+            # A crowd's outline may cover things that stand out from it.
+            void = instance_void(*annotated) & ~targets[1].any(axis=0) if self._mark_void else None
         except ValueError as error:
             raise ValueError(f"annotations of {dataset_dict['file_name']}: {error}") from error
+        return targets, void
 
     def _read_semantic_map(self, dataset_dict: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[np.float32]:
         if "sem_seg_file_name" not in dataset_dict:

@@ -1,7 +1,8 @@
 """Turn annotations into targets: one class and one mask per segment.
 
-Glossary: M targets, H x W pixels. All functions return `classes` int64 [M] (contiguous ids) and `masks` bool [M, H, W];
-M may be 0. Void pixels belong to no mask, and crowds are left out.
+Glossary: M targets, H x W pixels. Functions that make targets return `classes` int64 [M] (contiguous ids) and `masks`
+bool [M, H, W]; M may be 0. Void pixels belong to no mask, and crowds are left out. For each there is one that returns
+the void pixels, about which nothing is known, bool [H, W]: crowds, what is not labelled, and where a crop was padded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_util
 
 Targets = tuple[NDArray[np.int64], NDArray[np.bool_]]
+
+# A mask's value. Detectron2 fills masks with 255 where a crop is padded.
+_INSIDE = 1
 
 
 def panoptic_ids(colors: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -30,9 +34,14 @@ def panoptic_targets(ids: NDArray[np.int32], segments_info: Sequence[Mapping[str
         segments_info: dicts with `id`, contiguous `category_id` and `iscrowd`. An entry without a pixel in `ids` gets
             an empty mask.
     """
-    segments = [segment for segment in segments_info if not segment.get("iscrowd", 0)]
+    segments = _without_crowds(segments_info)
     classes = np.array([segment["category_id"] for segment in segments], np.int64)
     return classes, _masks_where(ids, [segment["id"] for segment in segments])
+
+
+def panoptic_void(ids: NDArray[np.int32], segments_info: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+    """The void pixels of what `panoptic_targets` takes."""
+    return ~np.isin(ids, [segment["id"] for segment in _without_crowds(segments_info)])
 
 
 def semantic_targets(labels: NDArray[Any], ignore_label: int) -> Targets:
@@ -45,6 +54,11 @@ def semantic_targets(labels: NDArray[Any], ignore_label: int) -> Targets:
     present = np.unique(labels)
     present = present[present != ignore_label]
     return present.astype(np.int64), _masks_where(labels, present)
+
+
+def semantic_void(labels: NDArray[Any], ignore_label: int) -> NDArray[np.bool_]:
+    """The void pixels of what `semantic_targets` takes."""
+    return labels == ignore_label
 
 
 def instance_targets(
@@ -66,20 +80,50 @@ def instance_targets(
     Raises:
         ValueError: an annotation has no segmentation, one of another kind, or one of another size than the image.
     """
-    things = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
+    things = _without_crowds(annotations)
     masks = np.zeros((len(things), *transformed_size), np.bool_)
     for mask, annotation in zip(masks, things, strict=True):
-        segmentation = annotation.get("segmentation")
-        if isinstance(segmentation, list):
-            polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
-            transformed = [polygon.ravel() for polygon in transforms.apply_polygons(polygons)]
-            mask[:] = polygons_to_bitmask(transformed, *transformed_size)
-        elif isinstance(segmentation, dict):
-            # Not bool(): where the crop is padded, Detectron2 fills masks with 255.
-            mask[:] = transforms.apply_segmentation(_decode_rle(segmentation, image_size)) == 1
-        else:
-            raise ValueError(f"expected a segmentation as polygons or run lengths, found {type(segmentation).__name__}")
+        mask[:] = _transformed_mask(annotation, transforms, image_size, transformed_size)
     return np.array([annotation["category_id"] for annotation in things], np.int64), masks
+
+
+def instance_void(
+    annotations: Sequence[Mapping[str, Any]],
+    transforms: TransformList,
+    image_size: tuple[int, int],
+    transformed_size: tuple[int, int],
+) -> NDArray[np.bool_]:
+    """The void pixels of what `instance_targets` takes; a crowd may share some with a target."""
+    void = _outside(transforms, image_size)
+    for annotation in annotations:
+        if annotation.get("iscrowd", 0):
+            void |= _transformed_mask(annotation, transforms, image_size, transformed_size)
+    return void
+
+
+def _without_crowds(annotations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
+
+
+def _transformed_mask(
+    annotation: Mapping[str, Any],
+    transforms: TransformList,
+    image_size: tuple[int, int],
+    transformed_size: tuple[int, int],
+) -> NDArray[np.bool_]:
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, list):
+        polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
+        transformed = [polygon.ravel() for polygon in transforms.apply_polygons(polygons)]
+        return polygons_to_bitmask(transformed, *transformed_size)
+    if isinstance(segmentation, dict):
+        return transforms.apply_segmentation(_decode_rle(segmentation, image_size)) == _INSIDE
+    raise ValueError(f"expected a segmentation as polygons or run lengths, found {type(segmentation).__name__}")
+
+
+def _outside(transforms: TransformList, image_size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Where a crop lies outside the image."""
+    return transforms.apply_segmentation(np.full(image_size, _INSIDE, np.uint8)) != _INSIDE
 
 
 def drop_empty(classes: NDArray[np.int64], masks: NDArray[np.bool_]) -> Targets:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness, point_sample
+from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor, nn
 
-from .losses import dice_loss, sigmoid_ce_loss, uncertainty
+from .losses import dice_loss, sigmoid_ce_loss
 from .matcher import HungarianMatcher, Match
+from .point_sampling import draw_points, labelled_points, uncertain_points
 
 
 class SetCriterion(nn.Module):
@@ -50,7 +51,11 @@ class SetCriterion(nn.Module):
         self.register_buffer("empty_weight", empty_weight)
 
     def forward(
-        self, outputs: dict[str, Any], classes: Sequence[Tensor], target_masks: Sequence[Tensor]
+        self,
+        outputs: dict[str, Any],
+        classes: Sequence[Tensor],
+        target_masks: Sequence[Tensor],
+        void: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Compute weighted losses.
 
@@ -58,6 +63,8 @@ class SetCriterion(nn.Module):
             outputs: of the transformer decoder.
             classes: int64 [M] for each image.
             target_masks: bool [M, H, W] for each image, all of one H and W; M may be 0, or more than Q.
+            void: bool [H, W] for each image, where no target has a pixel: neither losses nor costs look there. None:
+                everywhere outside a target is background.
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice`, and the same of each auxiliary output with its number behind `_`.
@@ -68,13 +75,19 @@ class SetCriterion(nn.Module):
         layers = [*outputs["aux_outputs"], outputs] if self.deep_supervision else [outputs]
         logits = torch.stack([layer["pred_logits"] for layer in layers]).float()
         masks = torch.stack([layer["pred_masks"] for layer in layers])
+        allowed = None
+        if void is not None:
+            allowed = [labelled_points(image_void) for image_void in void]
+            # Where all is void, all targets are empty and nothing is known about them.
+            classes = [c if len(points) else c[:0] for c, points in zip(classes, allowed, strict=True)]
+            target_masks = [m if len(points) else m[:0] for m, points in zip(target_masks, allowed, strict=True)]
         num_masks = self._average_targets(classes, logits.device)
-        matches = self.matcher(logits, masks, classes, target_masks)
+        matches = self.matcher(logits, masks, classes, target_masks, allowed)
         targets = torch.cat(list(target_masks))[:, None].float()
         losses = {}
         for index, match in enumerate(matches):
             suffix = "" if index == len(layers) - 1 else f"_{index}"
-            loss_mask, loss_dice = self._mask_losses(masks[index], targets, match, classes)
+            loss_mask, loss_dice = self._mask_losses(masks[index], targets, match, classes, allowed)
             layer_losses = {
                 "loss_ce": self._class_loss(logits[index], match, classes),
                 "loss_mask": loss_mask / num_masks,
@@ -99,7 +112,12 @@ class SetCriterion(nn.Module):
         return F.cross_entropy(logits.transpose(1, 2), labels, self.empty_weight)
 
     def _mask_losses(
-        self, masks: Tensor, targets: Tensor, matches: Sequence[Match], classes: Sequence[Tensor]
+        self,
+        masks: Tensor,
+        targets: Tensor,
+        matches: Sequence[Match],
+        classes: Sequence[Tensor],
+        allowed: Sequence[Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """Sums over the matched masks, given predictions [B, Q, H, W] and all images' targets [sum of M, 1, H', W']."""
         query_index, target_index = [], []
@@ -113,9 +131,21 @@ class SetCriterion(nn.Module):
             # Zero, and yet a gradient (of zeros) for every parameter, as distributed training expects.
             return predicted.sum(), predicted.sum()
         targets = targets[torch.cat(target_index).to(targets.device)]
+        counts = [len(match.queries) for match in matches]
+
+        def draw(number: int) -> Tensor:
+            if allowed is None:
+                return draw_points((len(predicted), number), None, masks.device)
+            drawn = [
+                draw_points((count, number), points, masks.device)
+                for count, points in zip(counts, allowed, strict=True)
+                if count
+            ]
+            return torch.cat(drawn)
+
         with torch.no_grad():
-            points = get_uncertain_point_coords_with_randomness(
-                predicted, uncertainty, self.num_points, self.oversample_ratio, self.importance_sample_ratio
+            points = uncertain_points(
+                predicted, self.num_points, self.oversample_ratio, self.importance_sample_ratio, draw
             )
             labels = point_sample(targets, points, align_corners=False)[:, 0]
         sampled = point_sample(predicted, points, align_corners=False)[:, 0]

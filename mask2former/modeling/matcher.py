@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .losses import class_cost, dice_cost, sigmoid_ce_cost
+from .point_sampling import draw_points
 
 
 class NonFiniteCostError(FloatingPointError):
@@ -32,7 +33,12 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, logits: Tensor, masks: Tensor, classes: Sequence[Tensor], target_masks: Sequence[Tensor]
+        self,
+        logits: Tensor,
+        masks: Tensor,
+        classes: Sequence[Tensor],
+        target_masks: Sequence[Tensor],
+        allowed: Sequence[Tensor] | None = None,
     ) -> list[list[Match]]:
         """Match the predictions of several layers.
 
@@ -41,6 +47,8 @@ class HungarianMatcher(nn.Module):
             masks: logits [layers, B, Q, H, W].
             classes: int64 [M] for each image.
             target_masks: [M, H', W'] for each image, over the same area as `masks`.
+            allowed: for each image, the points [V, 2] to compare masks on, see `draw_points`; None: anywhere. An image
+                without targets may have none.
 
         Returns:
             for each layer, a match for each image.
@@ -49,7 +57,13 @@ class HungarianMatcher(nn.Module):
             NonFiniteCostError: a cost is NaN or infinite.
         """
         per_image = [
-            self._costs(logits[:, image], masks[:, image], classes[image], target_masks[image])
+            self._costs(
+                logits[:, image],
+                masks[:, image],
+                classes[image],
+                target_masks[image],
+                allowed[image] if allowed is not None and len(classes[image]) else None,
+            )
             for image in range(len(classes))
         ]
         # One copy to the host for all images and layers.
@@ -62,9 +76,11 @@ class HungarianMatcher(nn.Module):
             matches.append([_assign(cost) for cost in terms.sum(0)])
         return [list(layer) for layer in zip(*matches, strict=True)]
 
-    def _costs(self, logits: Tensor, masks: Tensor, classes: Tensor, target_masks: Tensor) -> dict[str, Tensor]:
+    def _costs(
+        self, logits: Tensor, masks: Tensor, classes: Tensor, target_masks: Tensor, allowed: Tensor | None
+    ) -> dict[str, Tensor]:
         """Weighted cost terms [layers, Q, M] of one image."""
-        points = torch.rand(1, self.num_points, 2, device=masks.device)
+        points = draw_points((1, self.num_points), allowed, masks.device)
         with torch.autocast(masks.device.type, enabled=False):
             masks = masks.float()
             predicted = point_sample(masks, points.expand(len(masks), -1, -1), align_corners=False)

@@ -43,6 +43,32 @@ def test_panoptic_targets_are_the_segments(panoptic):
         np.testing.assert_array_equal(mapped["image"].permute(1, 2, 0), read_image(record["file_name"]))
 
 
+@pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
+def test_void_is_marked_on_demand_and_has_no_target(kind, shapes):
+    crop = large_scale_jitter(96, 0.5, 0.9, "horizontal")
+    some_void = False
+    for record in DatasetCatalog.get(f"shapes_train_{kind}"):
+        np.random.seed(3)
+        plain = mapper(kind, crop, size_divisibility=64)(record)
+        np.random.seed(3)
+        mapped = mapper(kind, crop, size_divisibility=64, mark_void=True)(record)
+        assert "void" not in plain
+        assert torch.equal(mapped["instances"].gt_masks, plain["instances"].gt_masks)
+        void, labelled = mapped["void"], mapped["instances"].gt_masks.any(0)
+        assert void.dtype == torch.bool and void.shape == mapped["image"].shape[1:]
+        assert not (void & labelled).any()
+        # Images fill less than 0.9 of the crop of 96 pixels, which is padded to 128.
+        assert void[90:].all() and void[:, 90:].all()
+        if kind != "instance":
+            # The rest is all labelled or void.
+            assert (void | labelled).all()
+        else:
+            assert not (void | labelled).all(), "background of instances is known to be background"
+        some_void |= bool(void[:40, :40].any())
+    # The few instances here have no crowd; tests/data/test_targets.py has.
+    assert some_void or kind == "instance"
+
+
 def test_three_kinds_agree(panoptic):
     instance = DatasetCatalog.get("shapes_train_instance")
     semantic = DatasetCatalog.get("shapes_train_semantic")

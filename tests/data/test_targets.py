@@ -3,7 +3,15 @@ import pytest
 from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, PadTransform, TransformList
 from pycocotools import mask as mask_util
 
-from mask2former.data.targets import drop_empty, instance_targets, panoptic_targets, semantic_targets
+from mask2former.data.targets import (
+    drop_empty,
+    instance_targets,
+    instance_void,
+    panoptic_targets,
+    panoptic_void,
+    semantic_targets,
+    semantic_void,
+)
 
 NOTHING = TransformList([NoOpTransform()])
 SQUARE = [[1.0, 1.0, 3.0, 1.0, 3.0, 4.0, 1.0, 4.0]]
@@ -105,3 +113,21 @@ def test_polygon_outside_of_the_crop():
 def test_unusable_segmentation(segmentation, message):
     with pytest.raises(ValueError, match=message):
         instance_targets([{"category_id": 0, "segmentation": segmentation}], NOTHING, (5, 6), (5, 6))
+
+
+def test_void_is_what_nothing_is_known_of(square):
+    ids = np.array([[0, 7, 7], [9, 9, 300]], np.int32)
+    segments = [{"id": 300, "category_id": 4, "iscrowd": 0}, {"id": 9, "category_id": 2, "iscrowd": 1}]
+    np.testing.assert_array_equal(panoptic_void(ids, segments), [[1, 1, 1], [1, 1, 0]])
+    assert panoptic_void(ids, []).all()
+    np.testing.assert_array_equal(semantic_void(np.array([[3, 255], [0, 255]]), 255), [[0, 1], [0, 1]])
+    shift = TransformList([CropTransform(1, 0, 5, 5, 6, 5), PadTransform(0, 0, 2, 1, 5, 5, 0, 255)])
+    for segmentation in (SQUARE, rle_of(square)):
+        annotations = [
+            {"category_id": 1, "iscrowd": 1, "segmentation": segmentation},
+            {"category_id": 1, "iscrowd": 0, "segmentation": [[4.0, 0.0, 6.0, 0.0, 6.0, 5.0, 4.0, 5.0]]},
+        ]
+        np.testing.assert_array_equal(instance_void(annotations, NOTHING, (5, 6), (5, 6)), square)
+        expected = np.ones((6, 7), bool)
+        expected[:5, :5] = square[:, 1:]
+        np.testing.assert_array_equal(instance_void(annotations, shift, (5, 6), (6, 7)), expected)
