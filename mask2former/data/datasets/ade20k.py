@@ -14,6 +14,9 @@ INSTANCE_CATEGORIES = tuple(
     if thing is not None
 )
 
+# What the owners call the categories in label images, which results are handed in with.
+_OWNERS_LABELS = tuple(category.id + 1 for category in CATEGORIES)
+
 _ROOT = "ADEChallengeData2016"
 _FOLDERS = {"train": "training", "val": "validation"}
 SOURCE = (
@@ -36,7 +39,14 @@ def register() -> None:
             panoptic_root=f"{_ROOT}/ade20k_panoptic_{split}",
             sem_seg_root=sem_seg_root,
         )
-        register_coco_layout(f"ade20k_panoptic_{split}", "panoptic", CATEGORIES, panoptic, source=SOURCE)
+        register_coco_layout(
+            f"ade20k_panoptic_{split}",
+            "panoptic",
+            CATEGORIES,
+            panoptic,
+            source=SOURCE,
+            submission_labels=_OWNERS_LABELS,
+        )
         register_coco_layout(
             f"ade20k_instance_{split}",
             "instance",
@@ -50,4 +60,5 @@ def register() -> None:
             CATEGORIES,
             CocoLayout(image_root, sem_seg_root=sem_seg_root),
             source=SOURCE,
+            submission_labels=_OWNERS_LABELS,
         )

@@ -65,6 +65,7 @@ def register_coco_layout(
     *,
     source: str,
     evaluator_type: str | None = None,
+    **entries: Any,
 ) -> None:
     """Register a split of a data set in COCO's layout for one task.
 
@@ -80,6 +81,7 @@ def register_coco_layout(
         layout: where the files are.
         source: where the data come from, for the message when they are missing.
         evaluator_type: by default that of COCO's own sets (`coco_panoptic_seg`, `coco`, `sem_seg`).
+        entries: further entries of the metadata.
 
     Raises:
         ValueError: the layout lacks a path that the task needs.
@@ -96,6 +98,7 @@ def register_coco_layout(
         evaluator_type=evaluator_type or default_evaluator,
         ignore_label=IGNORE_LABEL,
         **describe(categories),
+        **entries,
     )
 
 

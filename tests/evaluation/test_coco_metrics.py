@@ -15,10 +15,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mask2former.evaluation import EvaluationError, InstanceEvaluator, PanopticEvaluator, SemanticEvaluator
+from mask2former.evaluation import EvaluationError, InstanceAP, PanopticQuality, SemanticIoU, StreamingEvaluator
 
 
-def run(evaluator, dataset, batch=1):
+def run(metric, dataset, folder=None, batch=1):
+    evaluator = metric
+    if isinstance(metric, type):
+        evaluator = StreamingEvaluator([metric(dataset.name)], folder)
     evaluator.reset()
     for first in range(0, len(dataset.inputs), batch):
         evaluator.process(dataset.inputs[first : first + batch], dataset.outputs[first : first + batch])
@@ -52,7 +55,7 @@ def quality_by_definition(dataset):
 
 
 def test_panoptic_quality_is_the_papers(dataset, tmp_path):
-    metrics = run(PanopticEvaluator(dataset.name, tmp_path / "out"), dataset)["panoptic_seg"]
+    metrics = run(PanopticQuality, dataset, tmp_path / "out")["panoptic_seg"]
     expected = quality_by_definition(dataset)
     assert 0.1 < min(expected.values()) < max(expected.values()) < 1
     for kind, name in ((3, "cat"), (7, "dog"), (11, "sky"), (20, "sea")):
@@ -65,7 +68,7 @@ def test_panoptic_quality_is_the_papers(dataset, tmp_path):
 
 def test_panoptic_files_are_what_the_official_api_reads(dataset, tmp_path):
     evaluation = pytest.importorskip("panopticapi.evaluation")
-    metrics = run(PanopticEvaluator(dataset.name, tmp_path / "out"), dataset)["panoptic_seg"]
+    metrics = run(PanopticQuality, dataset, tmp_path / "out")["panoptic_seg"]
     metadata = MetadataCatalog.get(dataset.name)
     with contextlib.redirect_stdout(io.StringIO()):
         official = evaluation.pq_compute(
@@ -80,22 +83,77 @@ def test_nothing_found_is_zero_and_not_an_error(dataset):
     for output in dataset.outputs:
         output["panoptic_seg"] = (torch.zeros_like(output["panoptic_seg"][0]), [])
         output["instances"] = output["instances"][torch.zeros(len(output["instances"]), dtype=torch.bool)]
-    assert run(PanopticEvaluator(dataset.name), dataset)["panoptic_seg"]["PQ"] == 0
-    assert run(InstanceEvaluator(dataset.name), dataset)["segm"]["AP"] == 0
+    assert run(PanopticQuality, dataset)["panoptic_seg"]["PQ"] == 0
+    assert run(InstanceAP, dataset)["segm"]["AP"] == 0
 
 
-def test_panoptic_images_that_are_missing_or_share_a_name_are_an_error(dataset, tmp_path):
-    evaluator = PanopticEvaluator(dataset.name, tmp_path)
-    evaluator.process(dataset.inputs[:2], dataset.outputs[:2])
-    with pytest.raises(EvaluationError, match=r"panoptic\.json.*no prediction.*52"):
-        evaluator.evaluate()
+@pytest.mark.parametrize(("metric", "file"), [(PanopticQuality, "panoptic"), (InstanceAP, "instances")])
+def test_images_that_were_not_predicted_are_an_error(dataset, metric, file):
+    dataset.inputs = dataset.inputs[:2]
+    dataset.outputs = dataset.outputs[:2]
+    with pytest.raises(EvaluationError, match=rf"{file}\.json: no prediction for 3 of 5 images: 52, 53, 54"):
+        run(metric, dataset)
+
+
+def test_images_that_share_a_name_are_an_error(dataset):
     dataset.inputs[1]["file_name"] = "elsewhere/image0.jpg"
-    with pytest.raises(EvaluationError, match="5 share 4 names"):
-        run(evaluator, dataset)
+    with pytest.raises(EvaluationError, match=r"several images share panoptic_predictions/image0\.png"):
+        run(PanopticQuality, dataset)
+    dataset.inputs[1]["image_id"] = dataset.inputs[0]["image_id"]
+    with pytest.raises(EvaluationError, match="two images are called 50"):
+        run(PanopticQuality, dataset)
+
+
+def test_ground_truth_that_is_missing_damaged_or_of_another_size_is_named(dataset):
+    rows = json.loads((dataset.root / "instances.json").read_text())
+    rows["images"][3]["height"] = 40
+    (dataset.root / "instances.json").write_text(json.dumps(rows))
+    with pytest.raises(EvaluationError, match=r"instances\.json: image 53 is \(40, 64\), its prediction \(48, 64\)"):
+        run(InstanceAP, dataset)
+    del rows["images"][3]
+    (dataset.root / "instances.json").write_text(json.dumps(rows))
+    with pytest.raises(EvaluationError, match=r"instances\.json: no image 53"):
+        run(InstanceAP, dataset)
+    (dataset.root / "instances.json").write_text('{"images": []')
+    with pytest.raises(EvaluationError, match=r"instances\.json: not COCO's format"):
+        run(InstanceAP, dataset)
+    (dataset.root / "instances.json").unlink()
+    with pytest.raises(EvaluationError, match=r"instances\.json: no ground truth: No such file"):
+        run(InstanceAP, dataset)
+
+    Image.new("RGB", (64, 40)).save(dataset.root / "panoptic" / "image2.png")
+    with pytest.raises(EvaluationError, match=r"panoptic/image2\.png: .*48.*64"):
+        run(PanopticQuality, dataset)
+    (dataset.root / "panoptic" / "image2.png").unlink()
+    with pytest.raises(EvaluationError, match=r"panoptic/image2\.png: .*No such file"):
+        run(PanopticQuality, dataset)
+    (dataset.root / "panoptic.json").unlink()
+    with pytest.raises(EvaluationError, match=r"panoptic\.json: no ground truth: No such file"):
+        run(PanopticQuality, dataset)
+
+
+def test_classes_are_as_good_as_scores(dataset):
+    from_scores = run(SemanticIoU, dataset)
+    for output in dataset.outputs:
+        output["sem_seg"] = output["sem_seg"].argmax(dim=0).to(torch.int32)
+    assert json.dumps(run(SemanticIoU, dataset)) == json.dumps(from_scores)
+
+
+def test_class_maps_are_written_in_the_owners_labels(dataset, tmp_path):
+    run(SemanticIoU, dataset, tmp_path)
+    predicted = dataset.outputs[2]["sem_seg"].argmax(dim=0).numpy()
+    written = tmp_path / "semantic_predictions" / "image2.png"
+    assert np.array_equal(np.asarray(Image.open(written)), predicted)
+    MetadataCatalog.get(dataset.name).submission_labels = [1, 2, 3, 4, 1000]
+    run(SemanticIoU, dataset, tmp_path)
+    assert np.array_equal(np.asarray(Image.open(written)), np.array([1, 2, 3, 4, 1000])[predicted])
+    vars(MetadataCatalog.get(dataset.name))["submission_labels"] = [1, 2]
+    with pytest.raises(EvaluationError, match="2 submission_labels for 5 classes"):
+        run(SemanticIoU, dataset, tmp_path)
 
 
 def test_average_precision_is_pycocotools(dataset, tmp_path):
-    metrics = run(InstanceEvaluator(dataset.name, tmp_path), dataset, batch=2)["segm"]
+    metrics = run(InstanceAP, dataset, tmp_path, batch=2)["segm"]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(MetadataCatalog.get(dataset.name).json_file)
         official = COCOeval(truth, truth.loadRes(str(tmp_path / "coco_instances_results.json")), "segm")
@@ -110,7 +168,7 @@ def test_average_precision_is_pycocotools(dataset, tmp_path):
 
 
 def test_class_iou_is_the_definition(dataset):
-    metrics = run(SemanticEvaluator(dataset.name), dataset, batch=3)["sem_seg"]
+    metrics = run(SemanticIoU, dataset, batch=3)["sem_seg"]
     labels = np.stack([np.asarray(Image.open(dataset.root / "labels" / f"image{i}.png")) for i in range(5)])
     predicted = np.stack([output["sem_seg"].argmax(0).numpy() for output in dataset.outputs])
     known = labels != 255
@@ -130,7 +188,7 @@ def test_class_iou_is_the_definition(dataset):
     reason="the evaluator of Detectron2 0.6 needs an older NumPy",
 )
 def test_class_iou_is_detectron2s(dataset):
-    metrics = run(SemanticEvaluator(dataset.name), dataset)["sem_seg"]
+    metrics = run(SemanticIoU, dataset)["sem_seg"]
     # It wants the map between ids to have all classes or not to be there.
     del vars(MetadataCatalog.get(dataset.name))["stuff_dataset_id_to_contiguous_id"]
     reference = SemSegEvaluator(
@@ -156,27 +214,4 @@ def test_bad_label_files_are_named(dataset, labels, message):
     if labels is not None:
         Image.fromarray(labels).save(path)
     with pytest.raises(EvaluationError, match=rf"image1\.png: .*{message}"):
-        run(SemanticEvaluator(dataset.name), dataset)
-
-
-def test_results_do_not_depend_on_the_processes_that_saw_the_images(dataset, tmp_path, monkeypatch):
-    """Four and one images: the main process gets what both kept, in the order of ranks."""
-    from detectron2.utils import comm
-
-    for kind in (PanopticEvaluator, InstanceEvaluator, SemanticEvaluator):
-        alone = run(kind(dataset.name, tmp_path / "one"), dataset)
-        parts = []
-        monkeypatch.setattr(comm, "gather", lambda data, parts=parts: parts.append(data) or [])
-        monkeypatch.setattr(comm, "is_main_process", lambda: False)
-        for part in (slice(0, 4), slice(4, 5)):
-            evaluator = kind(dataset.name, tmp_path / "two")
-            evaluator.process(dataset.inputs[part], dataset.outputs[part])
-            assert evaluator.evaluate() is None
-        monkeypatch.setattr(comm, "gather", lambda data, parts=parts: parts)
-        monkeypatch.setattr(comm, "is_main_process", lambda: True)
-        together = kind(dataset.name, tmp_path / "two").evaluate()
-        assert json.dumps(together) == json.dumps(alone)
-        monkeypatch.undo()
-    written = [{p.relative_to(d): p.read_bytes() for p in Path(d).rglob("*.*")} for d in tmp_path.glob("[ot][nw][eo]")]
-    assert written[0] == written[1]
-    assert len(written[0]) == 7
+        run(SemanticIoU, dataset)
