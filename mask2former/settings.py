@@ -43,6 +43,11 @@ class Setting:
         """Name of the published checkpoint."""
         return f"mask2former_dinat_large_{self.dataset}_{self.task}.pth"
 
+    @property
+    def checkpoint_url(self) -> str:
+        """Where its authors publish the checkpoint."""
+        return f"https://shi-labs.com/projects/dinat/checkpoints/m2f/{self.checkpoint}"
+
 
 SETTINGS: Mapping[str, Setting] = {
     setting.name: setting

@@ -5,9 +5,9 @@
     python tools/convert_weights.py coco.safetensors coco.pth
     python tools/convert_weights.py old.pkl new.safetensors --allow-pickle
 
-INPUT is what MODEL.WEIGHTS accepts: a checkpoint of Mask2Former or of a training, a state dict, an ImageNet classifier,
-as a file or a URL. OUTPUT holds the weights alone, under their names without `module.` and `model.`, and says where they
-come from (setting, source, SHA-256 of the source). It is read again and compared before it gets its name.
+INPUT is what MODEL.WEIGHTS accepts, a file or a URL: a checkpoint of Mask2Former or of a training, a state dict, an
+ImageNet classifier. OUTPUT holds the weights alone, under their names without `module.` and `model.`, and says where
+they come from (setting, source, SHA-256 of the source). It is read again and compared before it gets its name.
 """
 
 import argparse

@@ -1,0 +1,225 @@
+#!/usr/bin/env python
+"""Evaluate the published settings and compare the results with the papers.
+
+    python tools/reproduce.py --datasets ROOT --weights DIR --dry-run
+    python tools/reproduce.py --datasets ROOT --weights DIR --num-gpus 8
+    python tools/reproduce.py --datasets ROOT --weights DIR --settings coco-panoptic ade20k-semantic
+
+ROOT holds the data sets (datasets/README.md), DIR the checkpoints under their published names, as .pth or .safetensors.
+Each setting is evaluated by train_net.py in a folder of its own under --output, which also gets reproduction.md, .json
+and .png after each. The same call again goes on where the last one ended; results of the same config, checkpoint and
+number of images are kept. KEY VALUE pairs set config keys in all settings.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from itertools import takewhile
+from pathlib import Path
+from typing import IO, cast
+
+import detectron2
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+from dinat_backbone import add_dinat_config
+from mask2former.config import ConfigError, setup_cfg
+from mask2former.engine import report_errors
+from mask2former.files import sha256_of
+from mask2former.reproduction import Plan, Record, plan_settings, read_records, read_results, write_report
+from mask2former.settings import SETTINGS
+
+ROOT = Path(__file__).resolve().parents[1]
+SET_HERE = ("MODEL.WEIGHTS", "OUTPUT_DIR")
+LIBRARIES = ("dinat-mask2former", "torch", "torchvision", "numpy", "hotcoco", "pycocotools", "cityscapesscripts")
+TAIL = 2000  # characters of an evaluation's last words that are kept
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluation to make: what is there, its config's overrides and its record as far as it is known before."""
+
+    plan: Plan
+    opts: tuple[str, ...]
+    record: Record
+
+
+def prepare(plan: Plan, options: argparse.Namespace) -> Run:
+    """Settle how a setting is evaluated.
+
+    Raises:
+        ConfigError: the overrides do not fit its config.
+    """
+    setting = plan.setting
+    opts = [*(("TEST.AUG.ENABLED", "True") if setting.multi_scale else ()), *options.opts]
+    cfg = setup_cfg(ROOT / setting.config_file, opts, extend=(add_dinat_config,))
+    record = Record(
+        setting.name,
+        "open" if plan.ready else "missing",
+        reason="; ".join(plan.obstacles) or "not evaluated yet",
+        multi_scale=cfg.TEST.AUG.ENABLED,
+        config_sha256=config_hash(cfg),
+        images=plan.images,
+    )
+    if plan.ready and plan.checkpoint:
+        record = replace(record, checkpoint=plan.checkpoint.name, checkpoint_sha256=sha256_of(plan.checkpoint))
+    return Run(plan, tuple(opts), record)
+
+
+def config_hash(cfg: CfgNode) -> str:
+    """SHA-256 of the whole config but for paths, which differ between machines."""
+    cfg = cfg.clone()
+    cfg.merge_from_list([part for key in SET_HERE for part in (key, "")])
+    return hashlib.sha256(cfg.dump().encode()).hexdigest()
+
+
+def is_kept(run: Run, earlier: Mapping[str, Record]) -> bool:
+    """Whether an earlier result stays: of the same evaluation, or of one that can't be made again."""
+    record = earlier.get(run.record.setting)
+    return record is not None and record.status == "done" and (not run.plan.ready or record.same_run(run.record))
+
+
+def show_plan(runs: Sequence[Run], kept: Mapping[str, Record]) -> None:
+    """Print what there is to do."""
+    rows = []
+    for run in runs:
+        checkpoint = run.plan.checkpoint
+        size = f"{checkpoint.stat().st_size / 1e6:.0f} MB" if checkpoint else "missing"
+        todo = "finished: kept" if run.plan.setting.name in kept else "evaluate" if run.plan.ready else "missing"
+        scales = "multi" if run.record.multi_scale else "single"
+        rows.append((run.plan.setting.name, run.plan.images, scales, size, todo))
+    print(tabulate(rows, headers=("setting", "images", "scales", "checkpoint", "plan"), tablefmt="simple"))
+    for run in runs:
+        for message in (*run.plan.obstacles, *run.plan.remarks):
+            print(f"{run.plan.setting.name}: {message}")
+
+
+def evaluate(run: Run, options: argparse.Namespace) -> Record:
+    """Evaluate one setting in a process of its own (which continues one that was interrupted), and read its results."""
+    output = options.output / run.plan.setting.name
+    command = [sys.executable, str(ROOT / "train_net.py"), "--eval-only", "--resume"]
+    command += ["--config-file", str(ROOT / run.plan.setting.config_file), "--num-gpus", str(options.num_gpus)]
+    command += [*run.opts, "MODEL.WEIGHTS", str(run.plan.checkpoint), "OUTPUT_DIR", str(output)]
+    status, last_words = run_process(command)
+    if status:
+        return replace(run.record, status="failed", reason=f"exit status {status}: {last_words} (see {output}/log.txt)")
+    try:
+        ours, speed = read_results(output, run.plan.setting.name, multi_scale=run.record.multi_scale)
+    except (OSError, ValueError) as error:
+        return replace(run.record, status="failed", reason=str(error))
+    finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return replace(run.record, status="done", reason="", ours=ours, speed=speed, versions=versions(), finished=finished)
+
+
+def run_process(command: Sequence[str]) -> tuple[int, str]:
+    """Run a command that writes to our outputs; returns its exit status and the last line of its errors."""
+    tail = b""
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        errors = cast(IO[bytes], process.stderr)
+        try:
+            while block := os.read(errors.fileno(), TAIL):
+                sys.stderr.write(block.decode(errors="replace"))
+                sys.stderr.flush()
+                tail = (tail + block)[-TAIL:]
+        except BaseException:
+            process.terminate()
+            raise
+    lines = tail.decode(errors="replace").strip().splitlines()
+    return process.returncode, lines[-1] if lines else ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on, and the commit of this checkout where there is one."""
+    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
+    found = {"python": sys.version.split()[0], "detectron2": detectron2.__version__}
+    found |= {name: installed[name] for name in LIBRARIES if name in installed}
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        described = subprocess.run(git, capture_output=True, text=True, check=False)
+    except OSError:
+        return found
+    return found | ({"commit": described.stdout.strip()} if described.returncode == 0 else {})
+
+
+def reproduce(options: argparse.Namespace) -> bool:
+    """Do what the command line says; returns whether everything that was evaluated has a result, and something has.
+
+    Raises:
+        ConfigError: the overrides do not fit a setting.
+    """
+    print("Checking data and weights")
+    earlier = read_records(options.output)
+    plans = plan_settings([SETTINGS[name] for name in options.settings], options.weights)
+    runs = [prepare(plan, options) for plan in plans]
+    kept = {run.record.setting: earlier[run.record.setting] for run in runs if is_kept(run, earlier)}
+    show_plan(runs, kept)
+    if options.dry_run:
+        return True
+    # All eight have a place in the report, whether asked for or not.
+    records = {name: Record(name, "missing", reason="not among --settings") for name in SETTINGS}
+    records |= earlier | {run.record.setting: run.record for run in runs} | kept
+    write_report(records.values(), options.output)
+    todo = [run for run in runs if run.plan.ready and run.record.setting not in kept]
+    for number, run in enumerate(todo, start=1):
+        print(f"[{number}/{len(todo)}] {run.record.setting}: {run.record.images} images", flush=True)
+        records[run.record.setting] = evaluate(run, options)
+        write_report(records.values(), options.output)
+    print((options.output / "reproduction.md").read_text(encoding="utf-8"))
+    asked = [records[name].status for name in options.settings]
+    return "failed" not in asked and "done" in asked
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; exits with status 2 if it is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=__doc__.split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--datasets", required=True, type=Path, metavar="ROOT", help="what DETECTRON2_DATASETS names")
+    parser.add_argument("--weights", required=True, type=Path, metavar="DIR", help="the folder of the checkpoints")
+    parser.add_argument(
+        "--settings", nargs="+", default=list(SETTINGS), metavar="NAME", help=f"by default all: {', '.join(SETTINGS)}"
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes of an evaluation")
+    parser.add_argument("--output", type=Path, default=Path("output/reproduction"), metavar="DIR")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, with sizes, and end")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set in all settings")
+    options = parser.parse_intermixed_args(arguments)
+    # Overrides may follow the names, whose number nothing tells.
+    names = list(takewhile(SETTINGS.__contains__, options.settings))
+    options.settings, rest = names, options.settings[len(names) :]
+    if rest and not rest[0].isupper():
+        parser.error(f"--settings {rest[0]}: expected names among {', '.join(SETTINGS)}")
+    options.opts = [*rest, *options.opts]
+    for name in ("datasets", "weights"):
+        if not getattr(options, name).is_dir():
+            parser.error(f"--{name} {getattr(options, name)}: no such folder")
+    for key in SET_HERE:
+        if key in options.opts[::2]:
+            parser.error(f"{key} is set for each setting by this command")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    options = parse_arguments(arguments)
+    os.environ["DETECTRON2_DATASETS"] = str(options.datasets.resolve())
+    options.weights, options.output = options.weights.resolve(), options.output.resolve()
+    try:
+        with report_errors((ConfigError,)):
+            return 0 if reproduce(options) else 1
+    except KeyboardInterrupt:
+        print(f"\nInterrupted; the same call goes on. What is done is in {options.output}", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
