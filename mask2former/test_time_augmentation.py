@@ -102,6 +102,8 @@ def merge_views(views: Sequence[tuple[Prediction, bool]]) -> Prediction:
     the views that have it; its class probabilities are the mean over all views, and those that lack it vote for "no
     object".
     """
+    if len(views) == 1 and not views[0][1]:
+        return views[0][0]
     # Masks are compared on the grid of the largest view.
     height, width = max((prediction.image_size for prediction, _ in views), key=lambda size: size[0] * size[1])
     grid = (-(-height // _STRIDE), -(-width // _STRIDE))

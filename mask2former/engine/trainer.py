@@ -30,7 +30,8 @@ from mask2former.evaluation import (
     write_speed,
 )
 from mask2former.files import write_json
-from mask2former.test_time_augmentation import SemanticSegmentorWithTTA
+from mask2former.maskformer_model import MaskFormer
+from mask2former.test_time_augmentation import ModelWithTTA, SemanticSegmentorWithTTA
 
 
 class BaseTrainer(DefaultTrainer):
@@ -201,13 +202,16 @@ class BaseTrainer(DefaultTrainer):
     def _test_with_augmentation(
         cls, cfg: CfgNode, dataset_name: str, model: nn.Module, resume: bool
     ) -> tuple[dict[str, Any], Speed | None]:
-        cfg = cfg.clone()
-        cfg.defrost()
-        tasks = cfg.MODEL.MASK_FORMER.TEST
-        tasks.PANOPTIC_ON, tasks.INSTANCE_ON, tasks.SEMANTIC_ON = False, False, True
+        augment = ModelWithTTA
+        if not isinstance(model, MaskFormer):
+            # Of another architecture only the class maps are known to be of a kind that can be averaged.
+            augment, cfg = SemanticSegmentorWithTTA, cfg.clone()
+            cfg.defrost()
+            tasks = cfg.MODEL.MASK_FORMER.TEST
+            tasks.PANOPTIC_ON, tasks.INSTANCE_ON, tasks.SEMANTIC_ON = False, False, True
         evaluator = cls.build_evaluator(cfg, dataset_name, _prediction_folder(cfg, dataset_name, "tta"))
         evaluator.start(evaluation_fingerprint(cfg, dataset_name, model, augmented=True), resume=resume)
-        results, speed = cls._evaluate(cfg, dataset_name, SemanticSegmentorWithTTA(cfg, model), evaluator)
+        results, speed = cls._evaluate(cfg, dataset_name, augment(cfg, model), evaluator)
         return {f"{task}_TTA": metrics for task, metrics in results.items()}, speed
 
 
