@@ -10,8 +10,6 @@ from detectron2.structures import Instances
 from PIL import Image
 from pycocotools import mask as mask_util
 
-CITYSCAPES_LABELS = (24, 25, 26, 27, 28, 31, 32, 33)
-
 
 @dataclass
 class Segment:
@@ -21,7 +19,7 @@ class Segment:
 
 
 def predict(dataset_name, rng):
-    """Inputs and outputs of a model that saw a data set: every output that its ground truth has something to do with."""
+    """Inputs and outputs of a model that saw a data set, with all outputs."""
     metadata = MetadataCatalog.get(dataset_name)
     inputs = DatasetCatalog.get(dataset_name)
     truth = TRUTH[metadata.evaluator_type]

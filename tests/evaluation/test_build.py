@@ -45,7 +45,7 @@ def test_outputs_that_are_on_and_have_ground_truth_are_evaluated(dataset):
 
 def test_an_unknown_kind_of_data_set_is_told_the_known_ones(dataset):
     vars(MetadataCatalog.get(dataset.name))["evaluator_type"] = "lvis"
-    with pytest.raises(EvaluationError, match="'lvis' is unknown; known are cityscapes_instance, .*, coco, .*sem_seg"):
+    with pytest.raises(EvaluationError, match=r"'lvis' is unknown; known are cityscapes_instance, .*, coco, .*sem_seg"):
         build_evaluator(config("SEMANTIC"), dataset.name, None)
 
 

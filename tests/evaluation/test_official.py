@@ -85,7 +85,7 @@ def test_iou_is_cityscapesscripts(measure, name):
 
 @pytest.mark.parametrize("name", ["coco_2017_val_panoptic_with_sem_seg", "ade20k_sem_seg_val", "ade20k_panoptic_val"])
 def test_miou_of_the_files_is_the_definition(measure, name):
-    metadata, results, folder = measure(name, seed=6)
+    _, results, folder = measure(name, seed=6)
     images = DatasetCatalog.get(name)
     files = [folder / "semantic_predictions" / f"{Path(image['file_name']).stem}.png" for image in images]
     labels = [np.asarray(Image.open(image["sem_seg_file_name"])).ravel() for image in images]
