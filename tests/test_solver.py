@@ -1,14 +1,17 @@
 """Parameter groups, learning-rate curve and clipping of the published recipes."""
 
+import re
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 
 from dinat_backbone import add_dinat_config
 from mask2former.config import setup_cfg
+from mask2former.settings import SETTINGS
 from mask2former.solver import build_lr_scheduler, build_optimizer
 
-from .conftest import config_path
+from .conftest import config_path, golden
 
 
 @pytest.fixture
@@ -60,26 +63,58 @@ def test_decay_of_position_biases_is_a_setting(cfg):
     assert got["backbone.levels.0.blocks.0.attn.qkv.weight"] == (pytest.approx(1e-5), 0.05)
 
 
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [
-        # MultiStep: linear warm-up from factor 1.0, then a tenth from 655556 (88.9%) and from 710184 (96.3%).
-        ("coco-panoptic", {0: 1.0, 1: 1.0, 10: 1.0, 655555: 1.0, 655557: 0.1, 710185: 0.01, 737499: 0.01}),
-        # Poly: (1 - i / 90000) ** 0.9.
-        ("cityscapes-semantic", {0: 1.0, 1: (1 - 1 / 9e4) ** 0.9, 45000: 0.5**0.9, 81000: 0.1**0.9}),
-    ],
-)
-def test_learning_rate_curve(setting, expected):
+# The same rules by name alone: what has no weight decay in a published model.
+NORM = re.compile(r"norm\d?\.(weight|bias)$|norm\.\d\.|input_proj\.\d\.1\.|_norm\.|norms\.")
+EMBEDDING = re.compile(r"predictor\.(query_feat|query_embed|level_embed)\.weight$")
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_parameter_groups_of_every_setting(setting):
     cfg = setup_cfg(config_path(setting), extend=[add_dinat_config])
+    cfg.MODEL.DEVICE = "meta"
+    expected = {
+        name: (
+            pytest.approx(1e-5 if name.startswith("backbone.") else 1e-4),
+            0.0 if NORM.search(name) or EMBEDDING.search(name) else 0.05,
+        )
+        for name in golden("state_dict", setting)
+        if name != "criterion.empty_weight"  # a buffer
+    }
+    assert settings_by_name(cfg) == expected
+
+
+# Learning rate relative to BASE_LR (1e-4 for all) at iterations 0, 1, 10, 90%, 96.3% and the last.
+# COCO, MultiStep: warm-up from factor 1.0 changes nothing, then a tenth from iteration 655556 of 737500 (88.9%) and
+# again from 710184 (96.296%): 100 epochs of 118000 images in batches of 16 with the steps of a 50-epoch run.
+MULTI_STEP = {0: 1.0, 1: 1.0, 10: 1.0, 663_750: 0.1, 710_213: 0.01, 737_499: 0.01}
+# A step happens neither sooner nor later.
+MULTI_STEP |= {655_555: 1.0, 655_556: 0.1, 710_183: 0.1, 710_184: 0.01}
+
+
+def poly(last: int) -> dict[int, float]:
+    """ADE20K and Cityscapes, poly of power 0.9 without warm-up: (1 - i / MAX_ITER) ** 0.9."""
+    iterations = (0, 1, 10, last * 9 // 10, last * 963 // 1000, last - 1)
+    return {i: (1 - i / last) ** 0.9 for i in iterations}
+
+
+CURVES = {"coco": MULTI_STEP, "ade20k": poly(160_000), "cityscapes": poly(90_000)}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_learning_rate_curve(setting):
+    cfg = setup_cfg(config_path(setting), extend=[add_dinat_config])
+    assert cfg.SOLVER.BASE_LR == 1e-4
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
     scheduler = build_lr_scheduler(cfg, optimizer)
+    expected = CURVES[SETTINGS[setting].dataset]
+    assert max(expected) == cfg.SOLVER.MAX_ITER - 1
     got = {}
     for iteration in expected:
         scheduler.last_epoch = iteration - 1
         optimizer.step()
         scheduler.step()
         got[iteration] = optimizer.param_groups[0]["lr"] / cfg.SOLVER.BASE_LR
-    assert got == pytest.approx(expected)
+    assert got == pytest.approx(expected, rel=1e-5)
 
 
 def step(cfg, gradients):
@@ -91,7 +126,10 @@ def step(cfg, gradients):
     return [float(layer.weight.grad) for layer in layers]
 
 
-def test_gradients_are_clipped_over_the_full_model(cfg):
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_gradients_are_clipped_over_the_full_model(setting):
+    """All gradients together have a norm of at most 0.01; smaller ones stay."""
+    cfg = setup_cfg(config_path(setting), extend=[add_dinat_config])
     assert step(cfg, [3.0, 4.0]) == pytest.approx([0.006, 0.008], rel=1e-4)
     assert step(cfg, [0.003, 0.004]) == pytest.approx([0.003, 0.004])
 
