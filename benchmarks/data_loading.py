@@ -1,0 +1,135 @@
+"""How fast training images are made, and where the time goes: the published settings' inputs at full size.
+
+    python -m tests.trees --root /tmp/trees --images 8 --size 480 640     (draws data; or give --root real ones)
+    python benchmarks/data_loading.py --root /tmp/trees [--settings coco-panoptic coco-instance] [--workers 2]
+
+Prints for each setting the images per second of one process that does nothing else, the images per second and worker
+that the training loader delivers, and the milliseconds of each step, measured by Python's profiler in a second pass.
+"""
+
+import argparse
+import cProfile
+import itertools
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from tabulate import tabulate
+
+from dinat_backbone import add_dinat_config
+from mask2former.config import setup_cfg
+from mask2former.data import build_train_loader, build_train_mapper
+from mask2former.files import write_json
+from mask2former.settings import SETTINGS
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_SETTINGS = ("coco-panoptic", "coco-instance", "ade20k-panoptic", "cityscapes-semantic")
+# End of the file's path and function of each step.
+STEPS: Mapping[str, Sequence[tuple[str, str]]] = {
+    "read image": (("data/image_io.py", "read_image"), ("data/detection_utils.py", "check_image_size")),
+    "read labels": (("data/image_io.py", "read_label_map"), ("data/image_io.py", "read_panoptic_png")),
+    "augment": (("transforms/augmentation.py", "__call__"),),
+    "targets": (("data/dataset_mapper.py", "_make_targets"),),
+    "pad, pack": (("data/dataset_mapper.py", "_image_tensor"), ("data/dataset_mapper.py", "_pack")),
+}
+
+
+def setting_cfg(setting: str, workers: int) -> CfgNode:
+    """The published config, with a batch that a small machine has memory for."""
+    overrides = ["DATALOADER.NUM_WORKERS", str(workers), "SOLVER.IMS_PER_BATCH", "2"]
+    return setup_cfg(ROOT / SETTINGS[setting].config_file, overrides, [add_dinat_config])
+
+
+def images_per_second(mapper: Callable[[Any], Any], records: Sequence[Any], images: int) -> float:
+    """Rate of a mapper in this process, after one image to warm up."""
+    mapper(records[0])
+    start = time.perf_counter()
+    for record in itertools.islice(itertools.cycle(records), images):
+        mapper(record)
+    return images / (time.perf_counter() - start)
+
+
+def milliseconds(mapper: Callable[[Any], Any], records: Sequence[Any], images: int) -> dict[str, float]:
+    """Mean time per image of each step, and of all that is none of them."""
+    profile = cProfile.Profile()
+    start = time.perf_counter()
+    profile.enable()
+    for record in itertools.islice(itertools.cycle(records), images):
+        mapper(record)
+    profile.disable()
+    total = time.perf_counter() - start
+    steps = {name: sum(_seconds(profile, *function) for function in functions) for name, functions in STEPS.items()}
+    if "pan_seg_file_name" in records[0] and "annotations" not in records[0]:
+        # These targets read their labels themselves.
+        steps["targets"] = max(0.0, steps["targets"] - steps["read labels"])
+    steps["rest"] = total - sum(steps.values())
+    return {name: 1000 * seconds / images for name, seconds in steps.items()}
+
+
+def _seconds(profile: cProfile.Profile, file: str, function: str) -> float:
+    """Time in a function and what it called; of several with that name in the file, one calls the others."""
+    found = [0.0]
+    for entry in profile.getstats():
+        code = entry.code
+        if not isinstance(code, str) and code.co_name == function and code.co_filename.endswith(file):
+            found.append(entry.totaltime)
+    return max(found)
+
+
+def loader_images_per_second(cfg: CfgNode, images: int) -> float:
+    """Rate at which the training loader delivers, after one batch per worker to warm up."""
+    batches = iter(build_train_loader(cfg))
+    for _ in range(1 + 2 * cfg.DATALOADER.NUM_WORKERS):
+        next(batches)
+    start = time.perf_counter()
+    count = 0
+    while count < images:
+        count += len(next(batches))
+    return count / (time.perf_counter() - start)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="a folder as DETECTRON2_DATASETS names")
+    parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=DEFAULT_SETTINGS)
+    parser.add_argument("--images", type=int, default=40, help="to make for each number; default: 40")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the training loader; default: 2")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the numbers here, as JSON")
+    options = parser.parse_args(arguments)
+    os.environ["DETECTRON2_DATASETS"] = str(options.root)
+    # As in a worker of the loader.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    results = {name: measure(name, options.images, options.workers, options.seed) for name in options.settings}
+    print(tabulate([{"setting": name, **numbers} for name, numbers in results.items()], headers="keys", floatfmt=".1f"))
+    print("steps in ms per image; pure: one process that does nothing else; loader: images per second and worker")
+    if options.output:
+        write_json(options.output, results, indent=2)
+    return 0
+
+
+def measure(setting: str, images: int, workers: int, seed: int) -> dict[str, float]:
+    """All numbers of one setting."""
+    cfg = setting_cfg(setting, workers)
+    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    mapper = build_train_mapper(cfg)
+    np.random.seed(seed)
+    random.seed(seed)
+    pure = images_per_second(mapper, records, images)
+    loader = loader_images_per_second(cfg, images) / max(1, workers)
+    return {"pure": pure, "loader": loader, **milliseconds(mapper, records, images)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
