@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.modeling import build_model
 from safetensors.torch import save
 
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
@@ -27,6 +26,7 @@ from mask2former.engine import (
     CheckpointError,
     CheckpointMismatchError,
     DownloadError,
+    build_empty_state,
     fetch,
     holds_backbone_only,
     is_url,
@@ -49,15 +49,12 @@ class ConversionError(ValueError):
 
 
 def model_names(config_file: Path, opts: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-    """The state dict of a config's model, with names, shapes and dtypes but no values.
+    """The state dict of a config's model, without values.
 
     Raises:
         ConfigError: the config can't be used.
     """
-    cfg = setup_cfg(config_file, opts, extend=(add_dinat_config,))
-    cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
-        return build_model(cfg).state_dict()
+    return build_empty_state(setup_cfg(config_file, opts, extend=(add_dinat_config,)))
 
 
 def check_names(state: dict[str, torch.Tensor], model_state: State, source: str, config_file: Path) -> str:

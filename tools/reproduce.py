@@ -28,9 +28,10 @@ import detectron2
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
+import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
 from dinat_backbone import add_dinat_config
 from mask2former.config import ConfigError, setup_cfg
-from mask2former.engine import report_errors
+from mask2former.engine import CheckpointError, build_empty_state, match, read_checkpoint, report_errors
 from mask2former.files import sha256_of
 from mask2former.reproduction import Plan, Record, plan_settings, read_records, read_results, write_report
 from mask2former.settings import SETTINGS
@@ -59,6 +60,8 @@ def prepare(plan: Plan, options: argparse.Namespace) -> Run:
     setting = plan.setting
     opts = [*(("TEST.AUG.ENABLED", "True") if setting.multi_scale else ()), *options.opts]
     cfg = setup_cfg(ROOT / setting.config_file, opts, extend=(add_dinat_config,))
+    if plan.checkpoint and (fault := check_weights(plan.checkpoint, cfg)):
+        plan = replace(plan, obstacles=(*plan.obstacles, f"weights: {fault}"))
     record = Record(
         setting.name,
         "open" if plan.ready else "missing",
@@ -66,10 +69,20 @@ def prepare(plan: Plan, options: argparse.Namespace) -> Run:
         multi_scale=cfg.TEST.AUG.ENABLED,
         config_sha256=config_hash(cfg),
         images=plan.images,
+        remarks=plan.remarks,
     )
     if plan.ready and plan.checkpoint:
         record = replace(record, checkpoint=plan.checkpoint.name, checkpoint_sha256=sha256_of(plan.checkpoint))
     return Run(plan, tuple(opts), record)
+
+
+def check_weights(path: Path, cfg: CfgNode) -> str:
+    """What is wrong with a checkpoint for the model of a config; empty: nothing."""
+    try:
+        _, report = match(read_checkpoint(path)["model"], build_empty_state(cfg))
+    except CheckpointError as error:
+        return str(error)
+    return "" if report.exact else f"{path} is a checkpoint of another setting: {report.summary()}"
 
 
 def config_hash(cfg: CfgNode) -> str:
@@ -136,7 +149,7 @@ def run_process(command: Sequence[str]) -> tuple[int, str]:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on, and the commit of this checkout where there is one."""
-    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
+    installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
     found = {"python": sys.version.split()[0], "detectron2": detectron2.__version__}
     found |= {name: installed[name] for name in LIBRARIES if name in installed}
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]

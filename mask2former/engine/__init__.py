@@ -5,7 +5,7 @@ from mask2former.engine.cli import report_errors
 from mask2former.engine.device import DeviceError, available_device
 from mask2former.engine.download import DownloadError, fetch, is_url
 from mask2former.engine.launch import LaunchError, launch
-from mask2former.engine.matching import LoadReport, holds_backbone_only, match, match_backbone
+from mask2former.engine.matching import LoadReport, build_empty_state, holds_backbone_only, match, match_backbone
 from mask2former.engine.run import set_up_run
 from mask2former.engine.train_loop import NonFiniteLossError, TrainLoop
 from mask2former.engine.trainer import BaseTrainer
@@ -29,6 +29,7 @@ __all__ = [
     "NonFiniteLossError",
     "TrainLoop",
     "available_device",
+    "build_empty_state",
     "fetch",
     "holds_backbone_only",
     "is_url",

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch.nn import functional as F
 
@@ -85,6 +87,15 @@ def holds_backbone_only(state: Mapping[str, torch.Tensor], model_state: Mapping[
     of_model = {name: name.startswith(_BACKBONE) for name in model_state}
     named = _under_backbone(state)
     return any(of_model.get(name, False) for name in named) and not any(of_model.get(name) is False for name in named)
+
+
+def build_empty_state(cfg: CfgNode) -> dict[str, torch.Tensor]:
+    """The state dict of a config's model, with names, shapes and dtypes but no values; `cfg` stays as it is."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg).state_dict()
 
 
 def match(state: StateDict, model_state: Mapping[str, torch.Tensor]) -> tuple[StateDict, LoadReport]:

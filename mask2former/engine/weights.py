@@ -1,6 +1,7 @@
 """Reading files of weights: exact names, explicit prefixes, and no code in a file is run."""
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,16 @@ def _read_file(path: Path, kind: str, allow_pickle: bool) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a checkpoint of weights alone; it is damaged, or holds objects that would have to be run: "
-            f"{_first_line(error)}"
+            f"{_unpickling_reason(error)}"
         ) from error
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{path}: damaged or not a checkpoint: {_first_line(error)}") from error
+
+
+def _unpickling_reason(error: pickle.UnpicklingError) -> str:
+    """The reason in torch's message, without its advice to run what is in the file."""
+    reason = re.search(r"WeightsUnpickler error:\s*(.+?)(?: was not an allowed|\n|$)", str(error))
+    return reason[1] if reason else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -28,12 +28,13 @@ def draw_chart(records: Sequence[Record], file: IO[bytes]) -> None:
     for position, (record, metric, paper), value in zip(positions, rows, ours, strict=True):
         axes.text(paper + 0.5, position - _BAR / 2, f"{paper:.1f}", va="center", fontsize=7, color="#555555")
         difference = record.difference(metric)
-        text = record.status if value is None else f"{value:.2f} ({difference:+.2f})"
+        absent = "nothing to measure" if record.status == "done" else record.status
+        text = absent if value is None else f"{value:.2f} ({difference:+.2f})"
         axes.text((value or 0) + 0.5, position + _BAR / 2, text, va="center", fontsize=7)
     axes.set_yticks(list(positions), [f"{record.setting}  {metric}" for record, metric, _ in rows], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel("percent")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     figure.savefig(file, format="png")

@@ -1,7 +1,7 @@
 """What the evaluation of a published setting gave."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ class Record:
         checkpoint: name of the file.
         checkpoint_sha256: of its content.
         images: how many were evaluated.
+        remarks: what differs from the published data.
         speed: what `speed.json` of the evaluation says; empty where it is missing.
         versions: library -> version.
         finished: time, ISO 8601.
@@ -44,6 +45,7 @@ class Record:
     checkpoint: str = ""
     checkpoint_sha256: str = ""
     images: int = 0
+    remarks: Sequence[str] = ()
     speed: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     finished: str = ""

@@ -63,6 +63,9 @@ def as_markdown(records: Sequence[Record]) -> str:
     ]
     if done:
         parts.append(f"![The papers' results beside ours]({CHART_NAME})")
+    remarks = [(record.setting, remark) for record in done for remark in record.remarks]
+    if remarks:
+        parts += ["## Remarks", tabulate(remarks, headers=("setting", "remark"), tablefmt="github")]
     others = [(record.setting, record.status, record.reason) for record in records if record.status != "done"]
     if others:
         parts += ["## Without a result", tabulate(others, headers=("setting", "", "reason"), tablefmt="github")]

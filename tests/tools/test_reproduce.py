@@ -1,14 +1,17 @@
 """tools/reproduce.py on miniature data and tiny random models."""
 
+import io
 import json
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from mask2former.data.checking import Finding, SettingReport
-from mask2former.reproduction import Record, plan, read_records, read_results, report, write_report
+from mask2former.reproduction import Record, chart, plan, read_records, read_results, report, write_report
 from mask2former.settings import SETTINGS
 from tests.conftest import ROOT, config_path, load_script
 from tests.tiny import TINY
@@ -42,8 +45,9 @@ def data(monkeypatch, tmp_path):
 
 @pytest.fixture
 def evaluated(monkeypatch, request):
-    """Replaces train_net.py: notes its command lines and writes results; and draws no charts unless asked to."""
+    """Replaces train_net.py: notes its command lines and writes results. No weights are opened, few charts drawn."""
     calls = []
+    monkeypatch.setattr(script, "check_weights", lambda path, cfg: "")
     if getattr(request, "param", None) != "chart":
         monkeypatch.setattr(report, "draw_chart", lambda records, file: None)
 
@@ -157,8 +161,10 @@ def test_what_is_missing_is_listed_with_the_reason(tmp_path, weights, data, eval
     assert reason.startswith("weights: no mask2former_dinat_large_coco_instance.pth or mask2former_dinat_large_coco_in")
     assert "published at https://shi-labs.com/" in reason
     assert len(evaluated) == 6
+    assert found["ade20k-panoptic"]["remarks"] == ["7 images, expected 2000"]
     text = (tmp_path / "out" / "reproduction.md").read_text()
     assert "Without a result" in text and "no panoptic_val2017" in text
+    assert "| ade20k-panoptic | 7 images, expected 2000 |" in text
     assert "ade20k-panoptic: 7 images, expected 2000" in capsys.readouterr().out
 
 
@@ -198,7 +204,7 @@ def test_results_that_lack_a_metric_are_named(tmp_path):
 
 def test_records_come_back_and_unreadable_ones_count_as_none(tmp_path):
     assert read_records(tmp_path) == {}
-    record = Record("coco-instance", "done", ours={"AP": 50.0}, speed={"device": "a GPU"}, versions={"torch": "2"})
+    record = Record("coco-instance", "done", ours={"AP": 50.0}, speed={"device": "a GPU"}, remarks=["few images"])
     write_report([record], tmp_path)
     assert read_records(tmp_path) == {"coco-instance": record}
     assert not list(tmp_path.glob(".*"))
@@ -206,6 +212,29 @@ def test_records_come_back_and_unreadable_ones_count_as_none(tmp_path):
     assert read_records(tmp_path) == {}
     (tmp_path / "reproduction.json").write_text('{"version": 0}')
     assert read_records(tmp_path) == {}
+
+
+@pytest.mark.parametrize("ours", [25.4, 50.8, None])
+def test_bars_of_the_chart_are_as_long_as_the_numbers(ours):
+    file = io.BytesIO()
+    chart.draw_chart([Record("coco-instance", "done", ours={"AP": ours})], file)
+    pixels = np.asarray(Image.open(file).convert("RGB"))
+    longest = {
+        name: (pixels == colour).all(axis=2).sum(axis=1).max()
+        for name, colour in {"paper": (184, 188, 196), "ours": (47, 111, 178)}.items()
+    }
+    legend = 40  # pixels, at most
+    assert longest["ours"] == pytest.approx(longest["paper"] * (ours or 0) / 50.8, abs=3 if ours else legend)
+
+
+def test_weights_that_do_not_fit_are_found_before_anything_runs(tmp_path, data, deterministic, capsys):
+    output = tmp_path / "weights" / Path(SETTINGS["coco-panoptic"].checkpoint).with_suffix(".safetensors")
+    deterministic.main(["--config-file", str(config_path("ade20k-panoptic")), "--output", str(output), *TINY])
+    (tmp_path / "weights" / SETTINGS["coco-instance"].checkpoint).write_text("damaged")
+    assert run(tmp_path, output.parent, "--dry-run", "--settings", "coco-panoptic", "coco-instance", *SMALL) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"coco-panoptic: weights: .* is a checkpoint of another setting: .* 3 have another shape", printed)
+    assert re.search(r"coco-instance: weights: .*mask2former_dinat_large_coco_instance\.pth: .*damaged", printed)
 
 
 @pytest.mark.parametrize(
