@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
+from fvcore.transforms.transform import NoOpTransform
 from numpy.typing import NDArray
 
 Flip = Literal["none", "horizontal", "vertical"]
@@ -47,6 +48,7 @@ def large_scale_jitter(image_size: int, min_scale: float, max_scale: float, flip
     return T.AugmentationList(
         [
             *_flips(flip),
+            _Contiguous(),
             T.ResizeScale(min_scale, max_scale, image_size, image_size),
             # (Its annotation says tuple[int].)
             T.FixedSizeCrop((image_size, image_size), pad_value=PADDING_VALUE),  # ty: ignore[invalid-argument-type]
@@ -88,6 +90,13 @@ def pad_to_multiple(pixels: NDArray, divisor: int, value: int) -> NDArray:
         return pixels
     margins = [(0, -length % divisor) for length in pixels.shape[-2:]]
     return np.pad(pixels, [(0, 0)] * (pixels.ndim - 2) + margins, constant_values=value)
+
+
+class _Contiguous(NoOpTransform):
+    """Copies a flipped array, which is a view, into the order in memory that Pillow reads ten times faster."""
+
+    def apply_image(self, img: NDArray) -> NDArray:
+        return np.ascontiguousarray(img)
 
 
 def _flips(flip: Flip) -> list[T.Augmentation]:
