@@ -180,13 +180,13 @@ class BaseTrainer(DefaultTrainer):
                 if cfg.TEST.AUG.ENABLED:
                     augmented, speeds[f"{name}_TTA"] = cls._test_with_augmentation(cfg, name, model, resume)
                     results[name].update(augmented)
+                if comm.is_main_process():
+                    write_speed(Path(cfg.OUTPUT_DIR, "inference", "speed.json"), speeds, keep=resume)
         if not comm.is_main_process() or not results:
             return {}
         for name, tasks in results.items():
             logging.getLogger(__name__).info(results_table(name, tasks))
-        folder = Path(cfg.OUTPUT_DIR, "inference")
-        write_json(folder / "metrics.json", json_ready(results), indent=2)
-        write_speed(folder / "speed.json", speeds, keep=resume)
+        write_json(Path(cfg.OUTPUT_DIR, "inference", "metrics.json"), json_ready(results), indent=2)
         return results if len(results) > 1 else next(iter(results.values()))
 
     @classmethod

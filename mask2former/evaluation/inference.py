@@ -157,9 +157,8 @@ def write_speed(path: str | Path, speeds: Mapping[str, Speed | None], *, keep: b
     Args:
         path: the file.
         speeds: None for a data set on which nothing was left to predict.
-        keep: keep what the file says of these, as after an evaluation that was only completed.
+        keep: keep what the file says of others and of these, as after an evaluation that was only completed.
     """
     path = Path(path)
     before = json.loads(path.read_text(encoding="utf-8")) if keep and path.is_file() else {}
-    known = {name: before[name] for name in speeds if name in before}
-    write_json(path, {**known, **{name: asdict(speed) for name, speed in speeds.items() if speed}}, indent=2)
+    write_json(path, {**before, **{name: asdict(speed) for name, speed in speeds.items() if speed}}, indent=2)

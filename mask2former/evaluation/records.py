@@ -20,7 +20,6 @@ from mask2former.evaluation.metric import Key
 from mask2former.files import atomic_write, write_json
 
 _FOLDER = "records"
-_FINGERPRINT = "fingerprint.json"
 _GATHERED = "gathered.jsonl"
 
 
@@ -47,7 +46,8 @@ class RecordStore:
         """Find the records that are valid, or forget all.
 
         Args:
-            fingerprint: what they depend on; JSON can hold it. Records with another one are forgotten.
+            fingerprint: what they depend on; JSON can hold it. Records with another one are forgotten, on all
+                machines.
             resume: keep valid ones.
             outputs: files and folders beside `records/` that go when records go.
 
@@ -57,24 +57,25 @@ class RecordStore:
         self.close()
         # Nobody clears a folder that another process still uses.
         comm.synchronize()
-        self._places, differing = {}, []
-        if comm.get_local_rank() == 0:
-            before = self._read_fingerprint()
-            # As JSON has it: tuples are lists there.
-            now = json.loads(json.dumps(fingerprint))
-            differing = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-            if resume and not differing:
-                self._places = self._scan()
-            else:
-                self._clear(outputs)
-                write_json(self._folder / _FINGERPRINT, now)
-            differing = differing if before else []
-        # Several machines may see one folder: the first of them answers for its records.
+        # What the main process says goes for all; as JSON has it, where tuples are lists.
+        now = comm.all_gather(json.loads(json.dumps(fingerprint)))[0]
+        first_of_machine = comm.get_local_rank() == 0
+        before = self._read_fingerprints() if first_of_machine else []
+        differing = sorted(set().union(*comm.all_gather({key for old in before for key in _differences(old, now)})))
+        self._places = {}
+        if first_of_machine and resume and before and not differing:
+            self._places = self._scan()
+        elif first_of_machine:
+            self._clear(outputs)
+        # Several machines may see one folder: the first of them answers for its records. And none writes before all
+        # have read or cleared it.
         found = comm.all_gather(list(self._places))
         for key in set().union(*found[: comm.get_rank()]):
             self._places.pop(key, None)
         self.finished = frozenset().union(*found)
         self._folder.mkdir(parents=True, exist_ok=True)
+        if first_of_machine:
+            write_json(self._folder / f"fingerprint{comm.get_rank()}.json", now)
         self._file = _open_at_line_start(self._folder / f"rank{comm.get_rank()}.jsonl")
         return differing
 
@@ -171,11 +172,9 @@ class RecordStore:
         path = self.folder / name
         return path.is_file() and path.stat().st_size == size
 
-    def _read_fingerprint(self) -> dict[str, Any]:
-        try:
-            return json.loads((self._folder / _FINGERPRINT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+    def _read_fingerprints(self) -> list[dict[str, Any]]:
+        """One of each machine that wrote to the folder."""
+        return [_read_or_empty(path) for path in self._folder.glob("fingerprint*.json")]
 
     def _clear(self, outputs: Sequence[str]) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -198,6 +197,17 @@ class RecordStore:
                         places.setdefault(record["image"], (path, position))
                     position += len(line)
         return places
+
+
+def _read_or_empty(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
+    return {key for key in {*before, *now} if before.get(key) != now.get(key)}
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
