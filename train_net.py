@@ -157,7 +157,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, **loading)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        # An evaluation of weights that the user names goes on with these, also where a training left others.
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume and "MODEL.WEIGHTS" not in args.opts)
         return Trainer.test(cfg, model, resume=args.resume)
     trainer = Trainer(cfg, **loading)
     trainer.resume_or_load(resume=args.resume)

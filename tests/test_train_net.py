@@ -110,6 +110,21 @@ def test_evaluating_again_gives_the_same_numbers_to_the_last_digit(trained, run,
     assert metrics(tmp_path) == metrics(trained[0])
 
 
+def test_an_evaluation_that_was_killed_goes_on_with_the_same_weights(trained, run, tmp_path):
+    weights = {"MODEL__WEIGHTS": trained[0] / "model_final.pth"}
+    run(options(tmp_path, ["--eval-only"], **weights))
+    records = tmp_path / "inference" / "records" / "rank0.jsonl"
+    records.write_bytes(records.read_bytes()[: -len(records.read_bytes()) // 2])
+    (tmp_path / "inference" / "metrics.json").unlink()
+    # Of a training in this folder, which has nothing to do with it.
+    (tmp_path / "last_checkpoint").write_text("absent.pth")
+    run(options(tmp_path, ["--eval-only", "--resume"], **weights))
+    assert re.search(r"[1-4] images were predicted before", (tmp_path / "log.txt").read_text())
+    assert metrics(tmp_path) == metrics(trained[0])
+    left = json.loads((tmp_path / "inference" / "speed.json").read_text())[DATASET]["images"]
+    assert 0 < left < 5
+
+
 def test_two_processes_under_torchrun_measure_what_one_does(trained, tmp_path):
     words = options(tmp_path, ["--eval-only"], MODEL__WEIGHTS=trained[0] / "model_final.pth")
     finish(start(*TORCHRUN, "train_net.py", *words))
