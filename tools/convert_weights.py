@@ -4,6 +4,7 @@
     python tools/convert_weights.py mask2former_dinat_large_coco_panoptic.pth coco.safetensors --setting coco-panoptic
     python tools/convert_weights.py coco.safetensors coco.pth
     python tools/convert_weights.py old.pkl new.safetensors --allow-pickle
+    python tools/convert_weights.py pytorch_model.bin dinat.safetensors --from-transformers
 
 INPUT is what MODEL.WEIGHTS accepts, a file or a URL: a checkpoint of Mask2Former or of a training, a state dict, an
 ImageNet classifier. OUTPUT holds the weights alone, under their names without `module.` and `model.`, and says where
@@ -28,6 +29,7 @@ from mask2former.engine import (
     DownloadError,
     build_empty_state,
     fetch,
+    from_transformers,
     holds_backbone_only,
     is_url,
     match,
@@ -122,6 +124,8 @@ def convert(options: argparse.Namespace) -> None:
     source = fetch(options.input) if is_url(options.input) else Path(options.input)
     content = read_checkpoint(source, allow_pickle=options.allow_pickle)
     state, earlier = content.pop("model"), content.pop("metadata", {})
+    if options.from_transformers:
+        state = from_transformers(state)
     setting = options.setting or (earlier.get("setting") if isinstance(earlier, Mapping) else None)
     config_file = options.config_file or (ROOT / SETTINGS[options.setting].config_file if options.setting else None)
     if config_file:
@@ -154,6 +158,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--setting", choices=SETTINGS, help="check names and shapes against this one, and note it")
     model.add_argument("--config-file", type=Path, metavar="F", help="check names and shapes against this config")
+    parser.add_argument(
+        "--from-transformers",
+        action="store_true",
+        help="rename the weights of a DiNAT of the transformers library",
+    )
     parser.add_argument("--allow-pickle", action="store_true", help="open a .pkl, which can run any code")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set for the check")

@@ -9,6 +9,7 @@ from mask2former.engine.matching import LoadReport, build_empty_state, holds_bac
 from mask2former.engine.run import set_up_run
 from mask2former.engine.train_loop import NonFiniteLossError, TrainLoop
 from mask2former.engine.trainer import BaseTrainer
+from mask2former.engine.transformers_names import from_transformers
 from mask2former.engine.weights import (
     CheckpointError,
     CheckpointMismatchError,
@@ -31,6 +32,7 @@ __all__ = [
     "available_device",
     "build_empty_state",
     "fetch",
+    "from_transformers",
     "holds_backbone_only",
     "is_url",
     "launch",

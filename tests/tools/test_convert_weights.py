@@ -6,9 +6,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mask2former.engine import read_checkpoint
+from mask2former.engine import CheckpointError, from_transformers, read_checkpoint
 from mask2former.settings import SETTINGS
 from tests.conftest import load_script
+from tests.engine.test_matching import block, linear, norm
 from tests.engine.web import Site, serve
 from tests.tiny import TINY
 
@@ -154,6 +155,53 @@ def test_urls_are_downloaded(tmp_path, state, monkeypatch, capsys):
     with serve(Site(w=content)) as site:
         run(f"{site.url}/w.pth#sha256={hashlib.sha256(content).hexdigest()}", tmp_path / "w.safetensors")
     assert metadata(tmp_path / "w.safetensors")["source"].startswith("http://127.0.0.1")
+
+
+def test_a_dinat_of_transformers_is_renamed(tmp_path, capsys):
+    state = {f"dinat.{name}": torch.randn(shape) for name, shape in transformers_block().items()}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    run(tmp_path / "pytorch_model.bin", tmp_path / "w.safetensors", "--from-transformers")
+    renamed = load_file(tmp_path / "w.safetensors")
+    assert {name: tuple(value.shape) for name, value in renamed.items()} == block(
+        "levels.2.blocks.4", 64, 2, 3, True, 7
+    )
+    source = "dinat.encoder.levels.2.layers.4"
+    parts = [state[f"{source}.attention.self.{name}.weight"] for name in ("query", "key", "value")]
+    # Rows of query, then key, then value, as one linear layer to 3 * 64 channels.
+    assert torch.equal(renamed["levels.2.blocks.4.attn.qkv.weight"].unflatten(0, (3, 64)), torch.stack(parts))
+    assert torch.equal(renamed["levels.2.blocks.4.gamma2"], state[f"{source}.layer_scale_parameters"][1])
+    del state[f"{source}.attention.self.key.bias"]
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(SystemExit, match="1"):
+        run(tmp_path / "pytorch_model.bin", tmp_path / "x.safetensors", "--from-transformers")
+    assert "expected query, key and value" in capsys.readouterr().err
+
+
+def transformers_block():
+    """Names and shapes of a layer in transformers' modeling_dinat.py: 64 channels, 2 heads, kernel 7."""
+    shapes = {"attention.self.rpb": (2, 13, 13), "layer_scale_parameters": (2, 64)}
+    for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
+        shapes |= linear(name, 64, 64)
+    shapes |= linear("intermediate.dense", 64, 192) | linear("output.dense", 192, 64)
+    shapes |= norm("layernorm_before", 64) | norm("layernorm_after", 64)
+    return {f"encoder.levels.2.layers.4.{name}": shape for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dinat.embeddings.patch_embeddings.projection.1.bias", "patch_embed.proj.1.bias"),
+        ("embeddings.norm.weight", "patch_embed.norm.weight"),
+        ("encoder.levels.1.downsample.reduction.weight", "levels.1.downsample.reduction.weight"),
+        ("dinat.layernorm.bias", "norm.bias"),
+        ("classifier.weight", "head.weight"),
+        ("hidden_states_norms.stage4.bias", "norm3.bias"),
+    ],
+)
+def test_names_of_transformers(name, expected):
+    assert list(from_transformers({name: torch.zeros(1)})) == [expected]
+    with pytest.raises(CheckpointError, match=f"vit.{name}: not a name"):
+        from_transformers({f"vit.{name}": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
