@@ -51,6 +51,7 @@ def _plan(setting: Setting, data: SettingReport, weights: Path) -> Plan:
     checkpoint = next((weights / name for name in names if (weights / name).is_file()), None)
     obstacles = [f"data: {message}" for message in data.blocking("val")]
     if checkpoint is None:
-        obstacles.append(f"weights: no {' or '.join(names)} in {weights}; published at {setting.checkpoint_url}")
+        expected = f"{setting.checkpoint} (or {_ENDINGS[1]})"
+        obstacles.append(f"weights: no {expected} in {weights}; published at {setting.checkpoint_url}")
     remarks = [finding.message for finding in data.findings if finding.split == "val" and not finding.blocks]
     return Plan(setting, data.images.get("val", 0), checkpoint, tuple(obstacles), tuple(remarks))

@@ -158,7 +158,7 @@ def test_what_is_missing_is_listed_with_the_reason(tmp_path, weights, data, eval
     assert [name for name, entry in found.items() if entry["status"] == "missing"] == ["coco-panoptic", "coco-instance"]
     assert found["coco-panoptic"]["reason"] == "data: no panoptic_val2017"
     reason = found["coco-instance"]["reason"]
-    assert reason.startswith("weights: no mask2former_dinat_large_coco_instance.pth or mask2former_dinat_large_coco_in")
+    assert reason.startswith("weights: no mask2former_dinat_large_coco_instance.pth (or .safetensors) in ")
     assert "published at https://shi-labs.com/" in reason
     assert len(evaluated) == 6
     assert found["ade20k-panoptic"]["remarks"] == ["7 images, expected 2000"]
