@@ -69,7 +69,10 @@ def test_nothing_there(script, tmp_path, capsys, monkeypatch):
         assert str(tmp_path / "coco" / path) in out
     assert "cocodataset.org" in out and "prepare_coco.py" in out
     assert "train2017" not in out and "ade20k" not in out
-    assert out.count("NO") == 2
+    assert out.splitlines()[2].split() == ["coco-panoptic", "NO", "0"]
+        ["coco-panoptic", "NO", "0"],
+        ["coco-instance", "NO", "0"],
+    ]
 
 
 def test_what_only_evaluation_needs_does_not_stop_training(copy):
@@ -78,6 +81,7 @@ def test_what_only_evaluation_needs_does_not_stop_training(copy):
     (folder / "annotations/instances_val2017.json").unlink()
     panoptic, instance = check_settings(["coco-panoptic", "coco-instance"])
     assert panoptic.can_train and not panoptic.can_evaluate
+    assert panoptic.images == {"train": 4, "val": 4}
     assert instance.can_train and not instance.can_evaluate
     assert "panoptic_semseg_val2017" in panoptic.blocking("val")[0]
 
@@ -89,9 +93,9 @@ def test_single_missing_files(copy):
     for path in sorted((folder / "gtFine/val").rglob("*_labelIds.png"))[:2]:
         path.unlink()
     report = check_setting("cityscapes-panoptic")
-    assert messages(report, "train") == [f"missing, 1 files: {gone}"]
+    assert messages(report, "train") == [f"missing (1): {gone}"]
     (message,) = messages(report, "val")
-    assert message.startswith("missing, 2 files: ") and "_gtFine_labelIds.png" in message
+    assert message.startswith("missing (2): ") and "_gtFine_labelIds.png" in message
     instance = check_setting("cityscapes-instance")
     assert instance.can_evaluate, "it reads other label images"
     assert instance.images["train"] == 3, "images are looked for, not annotations"
@@ -134,9 +138,9 @@ def test_full_finds_damaged_images_and_labels(copy):
     semantic, panoptic, instance = check_settings(["ade20k-semantic", "ade20k-panoptic", "ade20k-instance"], full=True)
     for report in (semantic, panoptic):
         unreadable, outside, size = messages(report, "train")
-        assert unreadable.startswith(f"can't be read, 1 files: {image}")
-        assert outside == f"label ids outside of the table, 1 files: {label}: ids 150, 254"
-        assert size.startswith(f"labels of another size than the image, 1 files: {other}: (3, 3), image ")
+        assert unreadable.startswith(f"can't be read (1): {image}")
+        assert outside == f"label ids outside of the table (1): {label}: ids 150, 254"
+        assert size.startswith(f"labels of another size than the image (1): {other}: (3, 3), image ")
         assert report.can_evaluate
     assert len(messages(instance, "train")) == 1
     assert "can't be read" in messages(instance, "train")[0]
@@ -154,9 +158,9 @@ def test_full_finds_panoptic_pngs_and_json_that_disagree(copy):
     report = check_setting("coco-panoptic", full=True)
     names = [annotation["file_name"] for annotation in content["annotations"]]
     in_png, in_json = messages(report, "train")
-    assert in_png.startswith("segments in the PNG that the JSON does not have, 1 files: ")
+    assert in_png.startswith("segments in the PNG that the JSON does not have (1): ")
     assert in_png.endswith(f"{names[0]}: ids {gone['id']}")
-    assert in_json.startswith("segments in the JSON that the PNG does not have, 1 files: ")
+    assert in_json.startswith("segments in the JSON that the PNG does not have (1): ")
     assert in_json.endswith(f"{names[1]}: ids 77")
     (area,) = [m for m in messages(report, "train", blocks=False) if "area" in m]
     assert area.endswith(f"{names[3]}: ids {fourth[0]['id']}")
@@ -184,7 +188,7 @@ def test_run_lengths_of_another_size(copy):
     content["annotations"][0]["segmentation"]["size"] = [5, 6]
     path.write_text(json.dumps(content))
     (message,) = check_setting("ade20k-instance").blocking("train")
-    assert message.startswith("run lengths of another size than the image, 1 files: ")
+    assert message.startswith("run lengths of another size than the image (1): ")
     assert message.endswith("ADE_train_00000001.jpg: (5, 6)")
 
 

@@ -47,9 +47,15 @@ class _Loaded:
 
     metadata: Metadata
     split: str
+    on_disk: list[str] = field(default_factory=list)
     dicts: list[DatasetDict] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """How many have annotations, or where these can't be loaded, how many there are."""
+        return len(self.dicts) or len(self.on_disk)
 
     def add(self, problem: str, where: str) -> None:
         self.problems.setdefault(problem, []).append(where)
@@ -57,7 +63,7 @@ class _Loaded:
     def findings(self) -> Iterator[Finding]:
         for problem, places in self.problems.items():
             named = "; ".join(places[:_NAMED]) + ("; ..." if len(places) > _NAMED else "")
-            counted = f"{problem}, {len(places)} files: " if problem else ""
+            counted = f"{problem} ({len(places)}): " if problem else ""
             yield Finding(self.split, counted + named, blocks=problem not in _HARMLESS)
         for note in self.notes:
             yield Finding(self.split, note, blocks=False)
@@ -105,7 +111,7 @@ def check_settings(
     return [
         SettingReport(
             setting,
-            {split: len(loaded[setting, split].dicts) for split in splits},
+            {split: loaded[setting, split].images for split in splits},
             tuple(finding for split in splits for finding in loaded[setting, split].findings()),
         )
         for setting in settings
@@ -116,9 +122,13 @@ def _load(setting: str, split: str) -> _Loaded:
     """Load a data set, look whether all files that it names exist, and count."""
     name = dataset_name(setting, split)
     loaded = _Loaded(dataset_metadata(name), split)
+    loaded.on_disk = _images_on_disk(loaded.metadata)
     try:
         loaded.dicts = DatasetCatalog.get(name)
-    except (MissingDatasetError, ValueError) as error:
+    except MissingDatasetError as error:
+        loaded.add("", f"missing: {', '.join(error.paths)}. {error.source}" if error.paths else str(error))
+        return loaded
+    except ValueError as error:
         loaded.add("", str(error))
         return loaded
     known: dict[str, bool] = {}
@@ -136,12 +146,15 @@ def _count(loaded: _Loaded, published: int) -> None:
     count = len(loaded.dicts)
     if count != published:
         loaded.notes.append(f"{count} images, published are {published}")
-    folder = Path(loaded.metadata.get("image_root") or loaded.metadata.image_dir)
     with_labels = {record["file_name"] for record in loaded.dicts}
-    suffix = Path(loaded.dicts[0]["file_name"]).suffix
-    without = sorted(str(path) for path in folder.rglob(f"*{suffix}") if str(path) not in with_labels)
+    without = [path for path in loaded.on_disk if path not in with_labels]
     if without:
         loaded.notes.append(f"{len(without)} images that the annotations don't have, such as {without[0]}")
+
+
+def _images_on_disk(metadata: Metadata) -> list[str]:
+    folder = Path(metadata.get("image_root") or metadata.image_dir)
+    return sorted(str(path) for path in folder.rglob("*") if path.suffix in (".jpg", ".png"))
 
 
 def _open_files(all_loaded: Sequence[_Loaded], workers: int) -> None:
