@@ -56,7 +56,7 @@ class InstanceAP(Metric):
             instances.pred_masks, instances.scores.tolist(), instances.pred_classes.tolist(), strict=True
         ):
             # One by one: a hundred masks of a large image take a gigabyte.
-            rle = mask.encode(pixels.cpu().numpy())
+            rle = mask.encode(pixels.cpu().numpy().astype(bool, copy=False))
             detections.append([self._dataset_ids[category], score, rle["counts"].decode("ascii")])
         return {"size": list(instances.image_size), "detections": detections}, []
 

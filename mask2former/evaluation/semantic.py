@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mask2former.evaluation.errors import EvaluationError
 from mask2former.evaluation.label_files import add_pairs, class_map, count_pairs, read_ids, write_png
-from mask2former.evaluation.metric import Image, Metric, Records
+from mask2former.evaluation.metric import Image, Key, Metric, Records, image_key, require_all
 
 FOLDER = "semantic_predictions"
 
@@ -32,8 +32,8 @@ class SemanticIoU(Metric):
     outputs = (FOLDER,)
 
     @cached_property
-    def _label_files(self) -> dict[str, str]:
-        return {image["file_name"]: image["sem_seg_file_name"] for image in DatasetCatalog.get(self._dataset_name)}
+    def _label_files(self) -> dict[Key, str]:
+        return {image_key(image): image["sem_seg_file_name"] for image in DatasetCatalog.get(self._dataset_name)}
 
     @cached_property
     def _submission_labels(self) -> NDArray[Any]:
@@ -47,7 +47,7 @@ class SemanticIoU(Metric):
         """Count an image's pixels; `sem_seg` is classes [H, W] or scores [K, H, W]."""
         classes, void = len(self._metadata.stuff_classes), self._metadata.ignore_label
         predicted = class_map(output["sem_seg"])
-        label_file = self._label_files[image["file_name"]]
+        label_file = self._label_files[image_key(image)]
         labels = read_ids(label_file, predicted.shape)
         unknown = labels[(labels != void) & (labels >= classes)]
         if unknown.size:
@@ -63,8 +63,11 @@ class SemanticIoU(Metric):
         """See `Metric.evaluate` and the class."""
         names = list(self._metadata.stuff_classes)
         counts = np.zeros((len(names), len(names)), dtype=np.int64)
-        for _, pairs in records:
+        keys = []
+        for key, pairs in records:
+            keys.append(key)
             add_pairs(counts, pairs)
+        require_all(self._label_files, keys, self._metadata.sem_seg_root)
         correct, labelled, predicted = (
             values.astype(np.float64) for values in (counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1))
         )

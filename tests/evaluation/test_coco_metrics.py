@@ -3,6 +3,7 @@ import inspect
 import io
 import json
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -86,11 +87,13 @@ def test_nothing_found_is_zero_and_not_an_error(dataset):
     assert run(InstanceAP, dataset)["segm"]["AP"] == 0
 
 
-@pytest.mark.parametrize(("metric", "file"), [(PanopticQuality, "panoptic"), (InstanceAP, "instances")])
+@pytest.mark.parametrize(
+    ("metric", "file"), [(PanopticQuality, "panoptic.json"), (InstanceAP, "instances.json"), (SemanticIoU, "labels")]
+)
 def test_images_that_were_not_predicted_are_an_error(dataset, metric, file):
     dataset.inputs = dataset.inputs[:2]
     dataset.outputs = dataset.outputs[:2]
-    with pytest.raises(EvaluationError, match=rf"{file}\.json: no prediction for 3 of 5 images: 52, 53, 54"):
+    with pytest.raises(EvaluationError, match=rf"{re.escape(file)}: no prediction for 3 of 5 images: 52, 53, 54"):
         run(metric, dataset)
 
 
