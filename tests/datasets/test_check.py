@@ -70,9 +70,6 @@ def test_nothing_there(script, tmp_path, capsys, monkeypatch):
     assert "cocodataset.org" in out and "prepare_coco.py" in out
     assert "train2017" not in out and "ade20k" not in out
     assert out.splitlines()[2].split() == ["coco-panoptic", "NO", "0"]
-        ["coco-panoptic", "NO", "0"],
-        ["coco-instance", "NO", "0"],
-    ]
 
 
 def test_what_only_evaluation_needs_does_not_stop_training(copy):
