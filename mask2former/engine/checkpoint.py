@@ -155,7 +155,9 @@ class Checkpointer(DetectionCheckpointer):
         found = comm.all_gather(os.path.isfile(path))
         if not all(found):
             where = "" if not any(found) else f" on ranks {[rank for rank, has in enumerate(found) if not has]}"
-            raise CheckpointNotFoundError(f"{named_by}: no file {path}{where} (working directory {os.getcwd()})")
+            raise CheckpointNotFoundError(
+                f"{named_by}: no file {path}{where} (working directory {os.getcwd()}); README.md, Weights, says what it can be"
+            )
 
     def _load_weights(self, state: StateDict, path: str) -> None:
         model_state = self.model.state_dict()
