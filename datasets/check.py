@@ -15,6 +15,7 @@ from pathlib import Path
 from mask2former.data.checking import check_settings, render
 from mask2former.data.datasets import datasets_root
 from mask2former.data.parallel import default_workers
+from mask2former.engine.cli import report_interrupt
 from mask2former.settings import SETTINGS
 
 
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ["DETECTRON2_DATASETS"] = str(options.root)
     asked = [name for name, setting in SETTINGS.items() if setting.dataset in options.dataset]
-    reports = check_settings(asked, full=options.full, workers=options.workers, splits=options.split)
+    with report_interrupt("nothing was checked to its end"):
+        reports = check_settings(asked, full=options.full, workers=options.workers, splits=options.split)
     print(render(reports))
     sound = all(not report.blocking(split) for report in reports for split in options.split)
     return 0 if sound else 1

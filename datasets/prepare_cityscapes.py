@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from mask2former.data.datasets import MissingDatasetError
 from mask2former.data.preparation import PreparationError, add_arguments, prepare_cityscapes, report
 from mask2former.data.preparation.cityscapes import TASKS
-from mask2former.engine.cli import report_errors
+from mask2former.engine.cli import report_errors, report_interrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, TASKS)
     options = parser.parse_args(arguments)
-    with report_errors((MissingDatasetError, PreparationError, OSError)):
+    expected = (MissingDatasetError, PreparationError, OSError)
+    with report_errors(expected), report_interrupt("the same command takes up where this one ended"):
         print(report(prepare_cityscapes(options.root, options.split, workers=options.workers, tasks=options.task)))
     return 0
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from mask2former.data.datasets import MissingDatasetError
 from mask2former.data.preparation import PreparationError, add_arguments, prepare_coco, report
-from mask2former.engine.cli import report_errors
+from mask2former.engine.cli import report_errors, report_interrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     options = parser.parse_args(arguments)
-    with report_errors((MissingDatasetError, PreparationError, OSError)):
+    expected = (MissingDatasetError, PreparationError, OSError)
+    with report_errors(expected), report_interrupt("the same command takes up where this one ended"):
         print(report(prepare_coco(options.root, options.split, workers=options.workers)))
     return 0
 

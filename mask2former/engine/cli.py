@@ -1,4 +1,4 @@
-"""What command lines share: expected errors as one message, no traceback."""
+"""What command lines share: expected errors and interruptions as one message, no traceback."""
 
 import sys
 from collections.abc import Generator
@@ -20,3 +20,13 @@ def report_errors(expected: tuple[type[Exception], ...], *, debug: bool = False)
             raise
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
+
+
+@contextmanager
+def report_interrupt(message: str) -> Generator[None, None, None]:
+    """Turn an interruption (Ctrl-C) into a message on stderr and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\ninterrupted: {message}\n")
+        sys.exit(130)

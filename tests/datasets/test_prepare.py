@@ -107,8 +107,10 @@ def test_an_interrupted_run_is_taken_up(copy, trees, scripts, capsys, monkeypatc
     arguments = ["--root", str(root), "--split", "val", "--workers", "1"]
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "_do", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit) as caught:
             scripts["ade20k"].main(arguments)
+    assert caught.value.code == 130
+    assert "interrupted: the same command" in capsys.readouterr().err
     folder = root / "ADEChallengeData2016"
     assert (folder / "ade20k_instance_val.json").exists()
     assert not (folder / "ade20k_panoptic_val.json").exists()
