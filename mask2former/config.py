@@ -27,6 +27,8 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _add_solver_keys(cfg)
     _add_head_keys(cfg)
     _add_mask_former_keys(cfg)
+    # Predict in bfloat16 autocast; SOLVER.AMP.ENABLED is for training.
+    cfg.TEST.AMP = False
 
 
 def _add_input_keys(cfg: CfgNode) -> None:

@@ -76,6 +76,7 @@ class MaskFormer(nn.Module):
         overlap_threshold: float,
         detections_per_image: int,
         ignore_void: bool = False,
+        bfloat16_inference: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -96,6 +97,7 @@ class MaskFormer(nn.Module):
             detections_per_image: see `instance_inference`.
             ignore_void: mask losses skip the pixels that `void` of a training input marks, instead of taking them for
                 background.
+            bfloat16_inference: run the network in bfloat16 autocast when it predicts; results are made in float32.
         """
         super().__init__()
         self.backbone = backbone
@@ -114,6 +116,7 @@ class MaskFormer(nn.Module):
         self.overlap_threshold = overlap_threshold
         self.detections_per_image = detections_per_image
         self.ignore_void = ignore_void
+        self.bfloat16_inference = bfloat16_inference
         self.semantic_scores = True
 
     @classmethod
@@ -137,6 +140,7 @@ class MaskFormer(nn.Module):
             "overlap_threshold": node.TEST.OVERLAP_THRESHOLD,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "ignore_void": node.IGNORE_VOID,
+            "bfloat16_inference": cfg.TEST.AMP,
         }
 
     @property
@@ -164,7 +168,7 @@ class MaskFormer(nn.Module):
             * `instances`: see `instance_inference`.
         """
         images = self._normalize(batched_inputs)
-        outputs = self.sem_seg_head(self.backbone(images.tensor))
+        outputs = self._run_network(images)
         if self.training:
             targets = [inputs["instances"].to(self.device) for inputs in batched_inputs]
             classes = [target.gt_classes for target in targets]
@@ -180,7 +184,13 @@ class MaskFormer(nn.Module):
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[Prediction]:
         """What the network says of each image, before any result is made of it; see `forward` and `postprocess`."""
         images = self._normalize(batched_inputs)
-        return _split(self.sem_seg_head(self.backbone(images.tensor)), images)
+        return _split(self._run_network(images), images)
+
+    def _run_network(self, images: ImageList) -> dict[str, Any]:
+        if self.training or not self.bfloat16_inference:
+            return self.sem_seg_head(self.backbone(images.tensor))
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self.sem_seg_head(self.backbone(images.tensor))
 
     def _normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         images = [(inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std for inputs in batched_inputs]

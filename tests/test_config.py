@@ -19,6 +19,7 @@ OWN_KEYS = {
     "MODEL.DINAT.REL_POS_BIAS": True,
     "MODEL.DINAT.USE_CHECKPOINT": False,
     "MODEL.MASK_FORMER.IGNORE_VOID": False,
+    "TEST.AMP": False,
 }
 # Where a resolved setting differs from the published one, and why. (Nothing does.)
 DEVIATIONS: dict[str, str] = {}
