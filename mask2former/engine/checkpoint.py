@@ -156,7 +156,8 @@ class Checkpointer(DetectionCheckpointer):
         if not all(found):
             where = "" if not any(found) else f" on ranks {[rank for rank, has in enumerate(found) if not has]}"
             raise CheckpointNotFoundError(
-                f"{named_by}: no file {path}{where} (working directory {os.getcwd()}); README.md, Weights, says what it can be"
+                f"{named_by}: no file {path}{where} (working directory {os.getcwd()}); "
+                "README.md, Weights, says what it can be"
             )
 
     def _load_weights(self, state: StateDict, path: str) -> None:
