@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from . import compiled
 from .natten import natten_forward, why_unavailable
 from .reference import reference_forward
 from .tiled import TiledNeighborhoodAttention, tiled_forward
 
-BACKENDS = ("auto", "tiled", "natten", "reference")
+BACKENDS = ("auto", "compiled", "tiled", "natten", "reference")
 
 
 def neighborhood_attention_2d(
@@ -38,9 +39,11 @@ def neighborhood_attention_2d(
         kernel_size: k, odd.
         dilation: distance between neighbors.
         scale: factor of the scores; default D ** -0.5.
-        backend: "tiled" (plain PyTorch, any device, gradients for all inputs), "natten" (NATTEN's kernels, without
-            `rpb`), "reference" (direct gather, for tests) or "auto", which takes NATTEN's kernels on CUDA where they
-            can serve the call and `tiled` otherwise.
+        backend: "tiled" (plain PyTorch, any device), "compiled" (float32 and bfloat16 on a CPU, by a C++ kernel that
+            is built at first use), "natten" (NATTEN's kernels, without `rpb`), "reference" (direct gather, for tests)
+            or "auto", which takes NATTEN's kernels on CUDA where they can serve the call, the C++ kernel on a CPU
+            where it can be built (and DINAT_COMPILED_ATTENTION=0 is not in the environment), and `tiled` otherwise.
+            All but NATTEN's have gradients for all inputs.
         dropout_p: drop attention probabilities with this chance; served by "reference" alone.
 
     Returns:
@@ -51,11 +54,14 @@ def neighborhood_attention_2d(
     """
     _check(query, key, value, rpb, kernel_size, dilation)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    backend = _choose(query, rpb, backend, dropout_p)
+    backend = _choose(query, rpb, kernel_size, backend, dropout_p)
     # The inputs' type decides the precision; autocast must not lower it further inside.
     with torch.autocast(query.device.type, enabled=False):
         if backend == "natten":
             return natten_forward(query, key, value, kernel_size, dilation, scale)
+        if backend == "compiled":
+            keep = torch.is_grad_enabled()
+            return compiled.compiled_forward(query, key, value, rpb, kernel_size, dilation, scale, keep)[0]
         if backend == "reference":
             return reference_forward(query, key, value, rpb, kernel_size, dilation, scale, dropout_p)
         if torch.is_grad_enabled():
@@ -87,17 +93,19 @@ def _check(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, kernel
         raise ValueError(f"rpb must be [heads, 2k - 1, 2k - 1] = {table}, got {tuple(rpb.shape)}")
 
 
-def _choose(query: Tensor, rpb: Tensor | None, backend: str, dropout_p: float) -> str:
+def _choose(query: Tensor, rpb: Tensor | None, kernel_size: int, backend: str, dropout_p: float) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}; expected one of {', '.join(BACKENDS)}")
     if dropout_p > 0:
         if backend in ("auto", "reference"):
             return "reference"
         raise ValueError(f"attention dropout is served by the backend 'reference', not by {backend!r}")
-    if backend == "natten":
-        reason = why_unavailable(rpb)
+    if backend in ("natten", "compiled"):
+        reason = why_unavailable(rpb) if backend == "natten" else compiled.why_unavailable(query, kernel_size)
         if reason is not None:
-            raise ValueError(f"attention backend 'natten' can't serve this call: {reason}")
+            raise ValueError(f"attention backend {backend!r} can't serve this call: {reason}")
     if backend == "auto":
-        return "natten" if query.is_cuda and why_unavailable(rpb) is None else "tiled"
+        if query.is_cuda and why_unavailable(rpb) is None:
+            return "natten"
+        return "compiled" if compiled.is_best(query, kernel_size) else "tiled"
     return backend

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dinat_backbone import NeighborhoodAttention2D, neighborhood_attention_2d
+from dinat_backbone.ops.cpu.build import why_not_buildable
 from dinat_backbone.ops.natten import why_unavailable
 from dinat_backbone.ops.windows import tile_plans
 
@@ -19,6 +20,8 @@ OP_CASES = json.loads((PARITY / "neighborhood_attention_2d.json").read_text())
 MODULE_CASES = json.loads((PARITY / "neighborhood_attention_module.json").read_text())
 # Absolute, in float32: what the published kernels and ours may differ by (sums in another order).
 TOLERANCE = 2e-5
+
+needs_compiler = pytest.mark.skipif(why_not_buildable(11) is not None, reason="needs a C++ compiler with OpenMP")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def draw_case(deterministic, case):
     return {key: torch.from_numpy(deterministic.draw(f"{name}.{key}", size)) for key, size in shapes.items()}
 
 
-@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("backend", ["reference", "tiled", pytest.param("compiled", marks=needs_compiler)])
 @pytest.mark.parametrize("case", OP_CASES, ids=lambda case: case["name"])
 def test_output_and_gradients_equal_the_published_kernels(case, backend, deterministic, published):
     tensors = draw_case(deterministic, case)
@@ -157,7 +160,10 @@ def test_attention_dropout_is_served_by_the_reference_alone():
         ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"dilation": 0}, "dilation must be at least 1"),
         ({"dilation": 4}, r"10 x 9 is smaller than kernel_size \* dilation = 3 \* 4"),
-        ({"backend": "fast"}, "unknown attention backend 'fast'; expected one of auto, tiled, natten, reference"),
+        (
+            {"backend": "fast"},
+            "unknown attention backend 'fast'; expected one of auto, compiled, tiled, natten, reference",
+        ),
         ({"rpb": torch.zeros(2, 3, 3)}, r"rpb must be .* \(2, 5, 5\), got \(2, 3, 3\)"),
         ({"key": torch.zeros(1, 10, 9, 2, 3)}, "key must be like query"),
         ({"value": torch.zeros(1, 10, 9, 2, 4, dtype=torch.float64)}, "value must be like query"),

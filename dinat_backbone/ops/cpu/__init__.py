@@ -1,0 +1,1 @@
+"""The C++ of the CPU kernel, and how it becomes a library."""

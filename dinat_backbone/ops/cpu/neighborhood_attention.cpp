@@ -1,0 +1,97 @@
+// Neighborhood attention on a CPU, for one kernel size: forward and backward, computed by rows of queries.
+//
+// Formulas: Hassani and Shi, "Dilated Neighborhood Attention Transformer", arXiv 2209.15001, section 3.1; see
+// neighborhood_attention_2d in Python. Probabilities are computed again in the backward pass, from the sums of
+// exponentials that the forward pass kept.
+
+#include "backward.h"
+#include "forward.h"
+
+namespace {
+
+// Neighbouring groups of an axis that have equal length: group 0 .. size % dilation - 1, and the rest.
+template <class Function>
+void for_runs(int64_t size, int64_t dilation, Function&& function) {
+  const int64_t longer = size % dilation;
+  if (longer) function(0, longer);
+  function(longer, dilation);
+}
+
+// Columns of at most `strip`, rows of `bands` bands. All items of a head lie together.
+std::vector<Item> make_items(const Problem& p, int64_t strip, int64_t bands) {
+  std::vector<Item> items;
+  auto add = [&](int64_t head, int64_t b, int64_t group_x0, int64_t group_x1, int64_t group_y) {
+    const int64_t width = group_length(p.width, group_x0, p.dilation);
+    const int64_t height = group_length(p.height, group_y, p.dilation);
+    const int64_t strips = (width + strip - 1) / strip;
+    const int64_t columns = round_up((width + strips - 1) / strips, LANES);
+    const int64_t rows = round_up((height + bands - 1) / bands, ROWS);
+    for (int64_t x = 0; x < width; x += columns) {
+      for (int64_t y = 0; y < height; y += rows) {
+        const int64_t index = items.size();
+        items.push_back({index, head, b, group_y, group_x0, group_x1, x, std::min(x + columns, width), y,
+                         std::min(y + rows, height)});
+      }
+    }
+  };
+  for (int64_t head = 0; head < p.heads; ++head) {
+    for (int64_t b = 0; b < p.batch; ++b) {
+      for (int64_t group_y = 0; group_y < p.dilation; ++group_y) {
+        for_runs(p.width, p.dilation, [&](int64_t x0, int64_t x1) { add(head, b, x0, x1, group_y); });
+      }
+    }
+  }
+  return items;
+}
+
+// Enough pieces of work for all threads, but bands of no fewer than `fewest` rows, as their ends are computed twice.
+std::vector<Item> share_out(const Problem& p, int64_t strip, int64_t fewest) {
+  std::vector<Item> items = make_items(p, strip, 1);
+  const int64_t count = std::max<int64_t>(1, items.size()), bands = (4 * p.threads + count - 1) / count;
+  const int64_t most = std::max<int64_t>(1, p.height / p.dilation / fewest);
+  return p.threads == 1 || bands == 1 ? items : make_items(p, strip, std::min(bands, most));
+}
+
+template <class Worker>
+int run(const Problem& p, const std::vector<Item>& items) {
+  int64_t widest = 0;
+  for (const Item& item : items) widest = std::max(widest, item.x1 - item.x0);
+  bool failed = false;
+  const int64_t count = items.size();
+#pragma omp parallel num_threads(p.threads)
+  {
+    Worker worker(p, widest);
+    if (!worker.ready()) {
+#pragma omp atomic write
+      failed = true;
+    }
+#pragma omp barrier
+    if (!failed) {
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t i = 0; i < count; ++i) worker.run(items[i]);
+    }
+  }
+  return failed;
+}
+
+// Packed rows of this many columns stay in the second level of the cache.
+std::vector<Item> forward_items(const Problem& p) { return share_out(p, 96, 2 * K); }
+std::vector<Item> backward_items(const Problem& p) { return share_out(p, p.width, 4 * K); }
+
+}  // namespace
+
+// Results: 0, or 1 where there is no memory.
+extern "C" {
+
+int forward(const Problem* p) {
+  return run<Forward>(*p, forward_items(*p));
+}
+
+// Tables of `bias_gradient`, which have to be summed over the parts of a head.
+int64_t backward_parts(const Problem* p) { return backward_items(*p).size(); }
+
+// The output, its gradient and the gradients of query, key and value are contiguous.
+int backward(const Problem* p) {
+  return run<Backward>(*p, backward_items(*p));
+}
+}

@@ -1,0 +1,135 @@
+// Short vectors of floats in the portable notation of GCC and Clang, and what the kernel does with them.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+// Lanes of the machine's widest vectors, and how many of those it has registers for.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int LANES = 8, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int LANES = 4, REGISTERS = 32;
+#else
+constexpr int LANES = 4, REGISTERS = 16;
+#endif
+
+template <int W>
+struct Vectors {
+  typedef float Float __attribute__((vector_size(W * 4)));
+  typedef int32_t Int __attribute__((vector_size(W * 4)));
+  typedef float Unaligned __attribute__((vector_size(W * 4), aligned(4), may_alias));
+};
+template <int W>
+using Float = typename Vectors<W>::Float;
+using Float8 = Float<8>;
+
+template <int W>
+inline Float<W> load(const float* from) {
+  return *reinterpret_cast<const typename Vectors<W>::Unaligned*>(from);
+}
+
+// Makes a vector that several operations share be loaded once: compilers would rather load it with each of them.
+#if defined(__AVX512F__)
+#define IN_REGISTER(x) asm("" : "+v"(x))
+#elif defined(__SSE__)
+#define IN_REGISTER(x) asm("" : "+x"(x))
+#elif defined(__aarch64__)
+#define IN_REGISTER(x) asm("" : "+w"(x))
+#else
+#define IN_REGISTER(x)
+#endif
+
+template <int W>
+inline void store(float* to, Float<W> x) {
+  *reinterpret_cast<typename Vectors<W>::Unaligned*>(to) = x;
+}
+
+// The second, if either is NaN.
+template <int W>
+inline Float<W> larger(Float<W> a, Float<W> b) {
+  return a > b ? a : b;
+}
+
+// 2^x for x <= 0 with a relative error of 2e-7; below 2^-126 the result is 2^-126, and of NaN it is NaN.
+template <int W>
+inline Float<W> exp2(Float<W> x) {
+  // Adding this number rounds to an integer, which then stands in the lowest bits.
+  constexpr float rounder = 12582912.0f;
+  x = larger<W>(Float<W>{} - 126.0f, x);
+  const Float<W> rounded = x + rounder;
+  const Float<W> f = x - (rounded - rounder);
+  // Minimax polynomial of 2^f for |f| <= 1/2.
+  Float<W> power = f * 1.5354237e-4f + 1.3398918e-3f;
+  power = power * f + 9.618434e-3f;
+  power = power * f + 5.5503323e-2f;
+  power = power * f + 2.4022648e-1f;
+  power = power * f + 6.931472e-1f;
+  power = power * f + 1.0f;
+  typedef typename Vectors<W>::Int Int;
+  return reinterpret_cast<Float<W>>(reinterpret_cast<Int>(power) + (reinterpret_cast<Int>(rounded) << 23));
+}
+
+// Round to nearest even, as PyTorch does; NaN stays NaN.
+inline uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if (x != x) return 0x7fc0;
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline float read(const float* from) { return *from; }
+inline float read(const uint16_t* from) {
+  const uint32_t bits = static_cast<uint32_t>(*from) << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline void write(float* to, float x) { *to = x; }
+inline void write(uint16_t* to, float x) { *to = to_bfloat16(x); }
+
+// Up to 8 numbers; the others are zero, or are not written.
+template <class T>
+inline Float8 read8(const T* from, int64_t count) {
+  if constexpr (sizeof(T) == 4) {
+    if (count >= 8) return load<8>(from);
+  }
+  Float8 x{};
+  for (int i = 0; i < std::min<int64_t>(count, 8); ++i) x[i] = read(from + i);
+  return x;
+}
+
+template <class T>
+inline void write8(T* to, Float8 x, int64_t count) {
+  if constexpr (sizeof(T) == 4) {
+    if (count >= 8) return store<8>(to, x);
+  }
+  for (int i = 0; i < std::min<int64_t>(count, 8); ++i) write(to + i, x[i]);
+}
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Vectors<8>::Int{__VA_ARGS__})
+#endif
+
+// Transpose an 8 x 8 block: interleave neighbouring rows, then pairs, then halves.
+inline void transpose8(Float8 x[8]) {
+  Float8 a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = SHUFFLE(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    a[i + 1] = SHUFFLE(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      b[i + 2 * j] = SHUFFLE(a[i + j], a[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      b[i + 2 * j + 1] = SHUFFLE(a[i + j], a[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    x[i] = SHUFFLE(b[i], b[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    x[i + 4] = SHUFFLE(b[i], b[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
