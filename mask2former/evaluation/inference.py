@@ -129,7 +129,7 @@ def _classes_only(model: nn.Module) -> Generator[None, None, None]:
 
 
 def _gather_speed(progress: _Progress, device: torch.device) -> Speed | None:
-    of_processes = comm.gather((progress.images, progress.model_seconds, _peak_memory(device)))
+    of_processes = comm.gather((progress.images, progress.model_seconds, peak_memory(device)))
     if not of_processes or not any(images for images, _, _ in of_processes):
         return None
     all_images, all_seconds, peaks = zip(*of_processes, strict=True)
@@ -137,7 +137,8 @@ def _gather_speed(progress: _Progress, device: torch.device) -> Speed | None:
     return Speed(images, seconds, images / seconds, max(peaks), _device_name(device), len(of_processes))
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
+    """Peak of a GPU's memory, or on a CPU of the process since it started, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # macOS counts in bytes, others in KiB.
