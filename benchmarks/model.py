@@ -1,0 +1,240 @@
+#!/usr/bin/env python
+"""Where the time of a published setting goes, from an image file to an encoded result, or in a training step.
+
+    python benchmarks/model.py [--settings coco-panoptic ...] [--size 480 640] [--repeats 3] [KEY VALUE ...]
+    python benchmarks/model.py --train [--size 1024 1024] [--targets 30] [KEY VALUE ...]
+
+Weights are random, and all queries take part in the results (OBJECT_MASK_THRESHOLD 0), which is the most that
+post-processing can have to do. Prints the median seconds of each part, its share, and the peak memory of the process
+(or of the GPU). Ratios between parts come from one run, so they can be compared between machines; times can't.
+"""
+
+import argparse
+import io
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from hotcoco import mask
+from PIL import Image
+from tabulate import tabulate
+from torch import Tensor, nn
+
+import dinat_backbone.neighborhood_attention as attention_module
+from dinat_backbone import add_dinat_config
+from mask2former import MaskFormer, setup_cfg
+from mask2former.data.coco_format import panoptic_colors
+from mask2former.data.dataset_mapper import TestMapper
+from mask2former.data.datasets import dataset_metadata
+from mask2former.engine import available_device
+from mask2former.evaluation.inference import peak_memory
+from mask2former.settings import SETTINGS
+from mask2former.solver import build_optimizer
+
+ROOT = Path(__file__).resolve().parents[1]
+# Layers of the backbone by kind; what is left are permutations, residual sums and the like.
+_KINDS = {nn.Linear: "linear", nn.LayerNorm: "norm", nn.GELU: "GELU", nn.Conv2d: "convolution"}
+_WHOLE = "backbone"
+
+
+class Stopwatch:
+    """Adds up the seconds of named parts, on a CPU or a GPU."""
+
+    def __init__(self, device: torch.device):
+        """Start without parts."""
+        self._device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def now(self) -> float:
+        """Seconds, when all that was asked of the device is done."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Generator[None, None, None]:
+        """Time what happens inside."""
+        start = self.now()
+        yield
+        self.seconds[name] += self.now() - start
+
+    def wrap(self, owner: Any, function: str, name: str) -> None:
+        """Time a function of a module, from now on."""
+        call: Callable[..., Any] = getattr(owner, function)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return call(*args, **kwargs)
+
+        setattr(owner, function, timed)
+
+
+def read_config(setting: str, opts: Sequence[str]) -> CfgNode:
+    """The config of a setting without weights, on a device that exists."""
+    always = ["MODEL.WEIGHTS", "", "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0"]
+    cfg = setup_cfg(ROOT / SETTINGS[setting].config_file, [*always, *opts], extend=[add_dinat_config])
+    for name in cfg.DATASETS.TRAIN:
+        dataset_metadata(name)  # the model wants to know which classes are things
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in opts)
+    return cfg
+
+
+def watch(model: MaskFormer, watch: Stopwatch, layers: bool) -> None:
+    """Time the parts of a model; its backbone's layers, too, if asked."""
+    watch.wrap(model.backbone, "forward", _WHOLE)
+    watch.wrap(model.sem_seg_head.pixel_decoder, "forward", "pixel decoder")
+    watch.wrap(model.sem_seg_head.predictor, "forward", "transformer decoder")
+    watch.wrap(model, "postprocess", "post-processing")
+    watch.wrap(model.criterion, "forward", "criterion")
+    if layers:
+        watch.wrap(attention_module, "neighborhood_attention_2d", f"{_WHOLE}: attention")
+        for layer in model.backbone.modules():
+            if type(layer) in _KINDS:
+                watch.wrap(layer, "forward", f"{_WHOLE}: {_KINDS[type(layer)]}")
+
+
+def encode(results: dict[str, Any]) -> None:
+    """Encode results as the benchmarks' formats want them."""
+    if "panoptic_seg" in results:
+        _png(panoptic_colors(results["panoptic_seg"][0].cpu().numpy()))
+    if "sem_seg" in results:
+        _png(results["sem_seg"].cpu().numpy().astype(np.uint8))
+    if "instances" in results:
+        for pixels in results["instances"].pred_masks.cpu().numpy():
+            mask.encode(pixels)
+
+
+def _png(pixels: Any) -> None:
+    Image.fromarray(pixels).save(io.BytesIO(), format="PNG", compress_level=1)
+
+
+def predict(cfg: CfgNode, image: Path, repeats: int) -> dict[str, float]:
+    """Median seconds of each part of predicting an image file."""
+    model = build_model(cfg).eval()
+    model.semantic_scores = False
+    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
+    mapper = TestMapper(T.AugmentationList([resize]), cfg.INPUT.FORMAT)
+    stopwatch = Stopwatch(model.device)
+    watch(model, stopwatch, layers=True)
+
+    def once() -> None:
+        with torch.inference_mode():
+            with stopwatch.part("data"):
+                inputs = mapper({"file_name": str(image)})
+            with stopwatch.part("model"):
+                (results,) = model([inputs])
+            with stopwatch.part("encoding"):
+                encode(results)
+
+    return _medians(once, stopwatch, repeats)
+
+
+def train(cfg: CfgNode, size: tuple[int, int], targets: int, repeats: int) -> dict[str, float]:
+    """Median seconds of each part of a training step on one image."""
+    model = build_model(cfg).train()
+    optimizer = build_optimizer(cfg, model)
+    batch = [training_input(size, targets, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
+    stopwatch = Stopwatch(model.device)
+    watch(model, stopwatch, layers=False)
+
+    def once() -> None:
+        with stopwatch.part("forward"), torch.autocast(model.device.type, torch.bfloat16, cfg.SOLVER.AMP.ENABLED):
+            total = sum(model(batch).values(), torch.zeros((), device=model.device))
+        with stopwatch.part("backward"):
+            total.backward()
+        with stopwatch.part("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return _medians(once, stopwatch, repeats)
+
+
+def training_input(size: tuple[int, int], targets: int, classes: int) -> dict[str, Any]:
+    """Noise, with rectangles as targets."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    masks = torch.zeros(targets, height, width, dtype=torch.bool)
+    for target in masks:
+        top, left = (int(torch.randint(side // 2, (), generator=generator)) for side in size)
+        target[top : top + height // 4, left : left + width // 4] = True
+    instances = Instances(size)
+    instances.gt_masks = masks
+    instances.gt_classes = torch.randint(classes, (targets,), generator=generator)
+    image: Tensor = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
+    return {"image": image, "instances": instances}
+
+
+def _medians(once: Callable[[], None], stopwatch: Stopwatch, repeats: int) -> dict[str, float]:
+    once()
+    runs = []
+    for _ in range(repeats):
+        stopwatch.seconds.clear()
+        once()
+        runs.append(dict(stopwatch.seconds))
+    return {part: statistics.median(run[part] for run in runs) for part in runs[0]}
+
+
+def table(seconds: dict[str, float], parts: Sequence[str], whole: float) -> str:
+    """Rows of parts with their share; parts of the backbone with their share of it."""
+    rows: list[tuple[str, float, float, float | None]] = []
+    for part in parts:
+        if part not in seconds:
+            continue
+        rows.append((part, seconds[part], 100 * seconds[part] / whole, None))
+        inside = {name: s for name, s in seconds.items() if name.startswith(f"{part}: ")}
+        if inside:
+            inside[f"{part}: rest"] = seconds[part] - sum(inside.values())
+        rows += [(f"  {n}", s, 100 * s / whole, 100 * s / seconds[part]) for n, s in inside.items()]
+    rows.append(("all", whole, 100.0, None))
+    return tabulate(rows, headers=("part", "s", "% of all", "% of backbone"), floatfmt=("", ".3f", ".1f", ".1f"))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["coco-panoptic"], metavar="NAME")
+    parser.add_argument("--train", action="store_true", help="a training step instead of a prediction")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the image")
+    parser.add_argument("--targets", type=int, default=30, help="segments of the training image")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set")
+    args = parser.parse_intermixed_args()
+    for setting in args.settings:
+        cfg = read_config(setting, args.opts)
+        size = tuple(args.size or ((1024, 1024) if args.train else (480, 640)))
+        if args.train:
+            seconds = train(cfg, size, args.targets, args.repeats)
+            inside = sum(seconds[part] for part in (_WHOLE, "pixel decoder", "transformer decoder", "criterion"))
+            seconds["forward: rest"] = seconds.pop("forward") - inside
+            parts = [_WHOLE, "pixel decoder", "transformer decoder", "criterion", "backward", "optimizer"]
+            whole = sum(seconds.values())
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                image = Path(folder, "image.jpg")
+                noise = np.random.RandomState(0).randint(0, 256, (size[0] // 8, size[1] // 8, 3), np.uint8)
+                Image.fromarray(noise).resize(size[::-1]).save(image)
+                seconds = predict(cfg, image, args.repeats)
+            parts = ["data", _WHOLE, "pixel decoder", "transformer decoder", "post-processing", "encoding"]
+            whole = seconds["data"] + seconds["model"] + seconds["encoding"]
+        device = torch.device(cfg.MODEL.DEVICE)
+        print(
+            f"{setting}, image of {size[0]} x {size[1]}: {1 / whole:.3f} a second, peak memory "
+            f"{peak_memory(device) / 2**30:.2f} GiB; {device}, {torch.get_num_threads()} threads, "
+            f"PyTorch {torch.__version__}"
+        )
+        print(table(seconds, parts, whole), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
