@@ -64,6 +64,8 @@ def _add_head_keys(cfg: CfgNode) -> None:
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
+    # How deformable attention is computed: auto, gather (CPU), triton (CUDA) or reference; see `ms_deform_attn`.
+    head.DEFORMABLE_ATTENTION_BACKEND = "auto"
 
 
 def _add_mask_former_keys(cfg: CfgNode) -> None:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,9 @@ PURE = (
     "mask2former.modeling.losses",
     "mask2former.modeling.postprocessing",
     "mask2former.modeling.transformer_decoder.position_encoding",
-    "mask2former.modeling.pixel_decoder.ops.ms_deform_attn",
 )
+# Of ours, the modules of these packages import only each other.
+CLOSED = ("dinat_backbone.ops", "mask2former.modeling.pixel_decoder.ops")
 # Builders, mapper factories and `from_config` are the only functions that see `cfg`.
 CFG_READERS = (
     "from_config",
@@ -90,8 +92,9 @@ def test_imports_respect_the_layers(name):
     assert {i for i in network if not within(i, MAY_USE_NETWORK.get(name, ()))} == set()
     if name in PURE:
         assert {i for i in imported if within(i, PACKAGES)} == set()
-    if within(name, ("dinat_backbone.ops",)):
-        assert {i for i in imported if within(i, PACKAGES) and not within(i, ("dinat_backbone.ops",))} == set()
+    for package in CLOSED:
+        if within(name, (package,)):
+            assert {i for i in imported if within(i, PACKAGES) and not within(i, (package,))} == set()
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -135,8 +138,11 @@ print([path for path in opened if not path.endswith(code) and "__pycache__" not 
 
 def test_importing_everything_opens_no_socket_and_reads_no_data():
     """Only Python files of ours are read, and tables that a package ships."""
+    # Kernels are imported by their backends when they are called: not everybody has Triton.
+    has_triton = util.find_spec("triton") is not None
+    importable = [name for name, path in MODULES.items() if has_triton or "triton" not in imports(name, path)]
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", IMPORT_ALL, str(ROOT), *MODULES],
+        [sys.executable, "-W", "ignore", "-c", IMPORT_ALL, str(ROOT), *importable],
         capture_output=True,
         text=True,
         cwd=ROOT,

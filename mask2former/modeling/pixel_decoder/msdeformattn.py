@@ -27,10 +27,17 @@ class MSDeformAttnEncoderLayer(nn.Module):
     """Deformable self-attention and a feed-forward network, each followed by residual and LayerNorm."""
 
     def __init__(
-        self, dim: int, dim_feedforward: int, dropout: float, num_levels: int, num_heads: int, num_points: int
+        self,
+        dim: int,
+        dim_feedforward: int,
+        dropout: float,
+        num_levels: int,
+        num_heads: int,
+        num_points: int,
+        attention_backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.self_attn = MSDeformAttn(dim, num_levels, num_heads, num_points)
+        self.self_attn = MSDeformAttn(dim, num_levels, num_heads, num_points, attention_backend)
         self.norm1 = nn.LayerNorm(dim)
         self.linear1 = nn.Linear(dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, dim)
@@ -105,6 +112,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         num_heads: int,
         num_points: int,
         dropout: float,
+        attention_backend: str = "auto",
     ) -> None:
         """Make the decoder; keys of `MODEL.SEM_SEG_HEAD` say what the settings mean."""
         super().__init__()
@@ -120,7 +128,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
         )
         num_levels = len(self.encoder_features)
         layers = [
-            MSDeformAttnEncoderLayer(conv_dim, _ENCODER_DIM_FEEDFORWARD, dropout, num_levels, num_heads, num_points)
+            MSDeformAttnEncoderLayer(
+                conv_dim, _ENCODER_DIM_FEEDFORWARD, dropout, num_levels, num_heads, num_points, attention_backend
+            )
             for _ in range(num_layers)
         ]
         self.transformer = MSDeformAttnTransformer(MSDeformAttnEncoder(layers), conv_dim, num_levels)
@@ -162,6 +172,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "num_heads": head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS,
             "num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
             "dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
+            "attention_backend": head.DEFORMABLE_ATTENTION_BACKEND,
         }
 
     def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:

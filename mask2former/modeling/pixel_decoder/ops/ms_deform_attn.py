@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch (Zhu et al., "Deformable DETR", ICLR 2021, equation 3).
+"""Multi-scale deformable attention (Zhu et al., "Deformable DETR", ICLR 2021, equation 3), by one of several backends.
 
 Shapes:
     B: images; S: positions of all levels together; C: channels; L: levels; n: heads; P: points; T: queries
@@ -8,8 +8,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .gather import gather_forward
+from .reference import reference_forward
+from .triton_backend import triton_forward, why_unavailable
+
+BACKENDS = ("auto", "gather", "triton", "reference")
 
 
 def ms_deform_attn(
@@ -17,41 +22,96 @@ def ms_deform_attn(
     spatial_shapes: Sequence[tuple[int, int]],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    backend: str = "auto",
 ) -> Tensor:
     """Sum bilinear samples of `value`, weighted.
 
     Args:
-        value: [B, S, n, C / n], the levels one after the other, each row by row.
+        value: [B, S, n, C / n], the levels one after the other, each row by row; of any floating type.
         spatial_shapes: height and width of each level.
         sampling_locations: [B, T, n, L, P, 2], (x, y) with 0 and 1 at the outer edges of a map; zeros outside.
         attention_weights: [B, T, n, L, P].
+        backend: "reference" (`grid_sample`, any device, exportable), "gather" (plain PyTorch, for the CPU), "triton"
+            (a Triton kernel, for CUDA) or "auto": `reference` while a model is exported or traced, and elsewhere
+            `triton` on CUDA and `gather` on the CPU, as far as they can serve the call.
+            `gather` and `triton` compute in float32 (float64 for float64) and can be differentiated once. `gather` is
+            deterministic; `triton` adds up the gradient of `value` by atomic additions, in no fixed order, unless
+            `torch.use_deterministic_algorithms` asks for a sorted sum; the `reference` on CUDA has no deterministic
+            gradient, and PyTorch says so then.
 
     Returns:
-        [B, T, C].
+        [B, T, C], in the type of `value`.
+
+    Raises:
+        ValueError: shapes that don't fit; an unknown backend, or one that can't serve the call.
     """
-    batch, _, heads, channels = value.shape
-    queries, levels, points = sampling_locations.shape[1], *sampling_locations.shape[3:5]
-    grids = (2 * sampling_locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [L, B n, T, P, 2]
-    sampled = []
-    per_level = value.split([height * width for height, width in spatial_shapes], dim=1)
-    for (height, width), level, grid in zip(spatial_shapes, per_level, grids, strict=True):
-        maps = level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
-        sampled.append(F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    weights = attention_weights.permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, levels * points)
-    output = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # [B n, C / n, T]
-    return output.view(batch, heads * channels, queries).transpose(1, 2)
+    _check(value, spatial_shapes, sampling_locations, attention_weights)
+    backend = _choose(value, backend)
+    forward = {"gather": gather_forward, "triton": triton_forward, "reference": reference_forward}[backend]
+    return forward(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def check_backend(backend: str) -> None:
+    """Raise a ValueError for an unknown backend."""
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown deformable attention backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+
+
+def _check(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
+    if value.dim() != 4 or locations.dim() != 6:
+        raise ValueError(
+            "expected value [B, S, n, C / n] and sampling_locations [B, T, n, L, P, 2], "
+            f"got {tuple(value.shape)} and {tuple(locations.shape)}"
+        )
+    positions = sum(height * width for height, width in spatial_shapes)
+    if value.shape[1] != positions:
+        raise ValueError(f"value has {value.shape[1]} positions, the levels {list(spatial_shapes)} have {positions}")
+    expected = (value.shape[0], locations.shape[1], value.shape[2], len(spatial_shapes), locations.shape[4], 2)
+    if tuple(locations.shape) != expected:
+        raise ValueError(f"sampling_locations must be [B, T, n, L, P, 2] = {expected}, got {tuple(locations.shape)}")
+    if weights.shape != locations.shape[:-1]:
+        raise ValueError(f"attention_weights must be {tuple(locations.shape[:-1])}, got {tuple(weights.shape)}")
+    if not value.is_floating_point():
+        raise ValueError(f"value must be of a floating type, got {value.dtype}")
+
+
+def _choose(value: Tensor, backend: str) -> str:
+    check_backend(backend)
+    if backend == "auto":
+        if _is_exporting():
+            return "reference"
+        if value.device.type == "cpu":
+            return "gather"
+        return "triton" if value.is_cuda and why_unavailable(value) is None else "reference"
+    reason = None
+    if backend == "gather" and value.device.type != "cpu":
+        reason = f"it is for the CPU, and value is on {value.device}"
+    if backend == "triton":
+        reason = why_unavailable(value)
+    if reason is not None:
+        raise ValueError(f"deformable attention backend {backend!r} can't serve this call: {reason}")
+    return backend
+
+
+def _is_exporting() -> bool:
+    """Whether only operators that other programs know may be used (ONNX, torch.export, counting FLOPs of a trace)."""
+    # PyTorch 2.6 can't tell an export from a compilation.
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or exporting()
 
 
 class MSDeformAttn(nn.Module):
     """Deformable attention of one query per position: offsets and weights are read off the query."""
 
-    def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int) -> None:
+    def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int, backend: str = "auto") -> None:
         super().__init__()
+        check_backend(backend)
         if dim % num_heads:
             raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
         self.num_levels = num_levels
         self.num_heads = num_heads
         self.num_points = num_points
+        self.backend = backend
         self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(dim, dim)
@@ -84,4 +144,4 @@ class MSDeformAttn(nn.Module):
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1).unflatten(-1, shape[1:])
         cells = torch.tensor([(width, height) for height, width in spatial_shapes], device=query.device)
         locations = reference_points[:, None, None, None, :] + offsets / cells[:, None, :]
-        return self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights))
+        return self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights, self.backend))

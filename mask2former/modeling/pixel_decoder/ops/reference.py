@@ -1,0 +1,28 @@
+"""Multi-scale deformable attention by `grid_sample`: plain PyTorch, for any device, exportable."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def reference_forward(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """Sum bilinear samples level by level; see `ms_deform_attn`.
+
+    Computes in the widest type of the three tensors.
+    """
+    batch, _, heads, channels = value.shape
+    queries, levels, points = sampling_locations.shape[1], *sampling_locations.shape[3:5]
+    dtype = torch.promote_types(torch.promote_types(value.dtype, sampling_locations.dtype), attention_weights.dtype)
+    grids = (2 * sampling_locations.to(dtype) - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [L, B n, T, P, 2]
+    sampled = []
+    per_level = value.to(dtype).split([height * width for height, width in spatial_shapes], dim=1)
+    for (height, width), level, grid in zip(spatial_shapes, per_level, grids, strict=True):
+        maps = level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        sampled.append(F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
+    weights = attention_weights.to(dtype).permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, levels * points)
+    output = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # [B n, C / n, T]
+    return output.view(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
