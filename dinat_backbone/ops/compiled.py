@@ -124,7 +124,7 @@ def _(
     "dinat_backbone::neighborhood_attention_2d_backward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor query, Tensor key, Tensor value, Tensor? rpb, Tensor output, Tensor sums, Tensor gradient,"
+    schema="(Tensor query, Tensor key, Tensor value, Tensor? rpb, Tensor sums, Tensor gradient,"
     " int kernel_size, int dilation, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def compiled_backward(
@@ -132,17 +132,17 @@ def compiled_backward(
     key: Tensor,
     value: Tensor,
     rpb: Tensor | None,
-    output: Tensor,
     sums: Tensor,
     gradient: Tensor,
     kernel_size: int,
     dilation: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and rpb (empty without one), given that of the output."""
+    """Gradients of query, key, value and rpb (empty without one), given the sums kept and the output's gradient."""
     query, key, value = (_channels_contiguous(x) for x in (query, key, value))
     results = [torch.empty_like(query, memory_format=torch.contiguous_format) for _ in range(3)]
-    maps = dict(zip(_MAPS, (query, key, value, output, gradient.contiguous(), *results), strict=True))
+    maps = {"query": query, "key": key, "value": value, "output_gradient": gradient.contiguous()}
+    maps |= dict(zip(("query_gradient", "key_gradient", "value_gradient"), results, strict=True))
     bias = None if rpb is None else rpb.detach().float().contiguous()
     problem = _problem(maps, {"bias": bias, "logsumexp": sums}, dilation, scale)
     rpb_gradient = query.new_empty(0)
@@ -164,7 +164,6 @@ def _(
     key: Tensor,
     value: Tensor,
     rpb: Tensor | None,
-    output: Tensor,
     sums: Tensor,
     gradient: Tensor,
     kernel_size: int,
@@ -177,12 +176,12 @@ def _(
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, rpb, *ctx.settings = inputs
-    ctx.save_for_backward(query, key, value, rpb, *output)
+    ctx.save_for_backward(query, key, value, rpb, output[1])
 
 
 def _differentiate(ctx: Any, gradient: Tensor, _gradient_of_sums: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, rpb, output, sums = ctx.saved_tensors
-    gradients = compiled_backward(query, key, value, rpb, output, sums, gradient, *ctx.settings[:3])
+    query, key, value, rpb, sums = ctx.saved_tensors
+    gradients = compiled_backward(query, key, value, rpb, sums, gradient, *ctx.settings[:3])
     return *gradients[:3], None if rpb is None else gradients[3], None, None, None, None
 
 

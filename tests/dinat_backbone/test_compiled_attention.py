@@ -30,11 +30,11 @@ def results(inputs, kernel_size, dilation, backend, dtype):
 
 
 @needs_compiler
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     kernel_size=st.sampled_from([3, 7, 11]),
     dilation=st.integers(1, 4),
-    extra=st.tuples(st.integers(0, 24), st.integers(0, 40)),
+    extra=st.tuples(st.integers(0, 12), st.integers(0, 24)),
     batch=st.integers(1, 2),
     heads=st.integers(1, 3),
     channels=st.sampled_from([1, 4, 8, 12, 32]),
@@ -102,12 +102,12 @@ def test_what_is_not_finite_is_seen(bad):
 
 @needs_compiler
 def test_memory_of_the_backward_pass():
-    """Nothing as large as the probabilities is kept: less than three maps beside the inputs' gradients."""
+    """Nothing but the inputs and one number per query and head is kept."""
     inputs = [x.requires_grad_() for x in random_inputs((1, 64, 64, 4, 32), 11)]
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         neighborhood_attention_2d(*inputs, 11, 1, backend="compiled")
-    assert sum(x.numel() for x in saved) < 4.1 * inputs[0].numel()
+    assert sum(x.numel() for x in saved) < 3.1 * inputs[0].numel()
 
 
 @needs_compiler

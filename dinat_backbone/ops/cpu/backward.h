@@ -18,14 +18,14 @@ class Backward {
     }
     for (Buffer* buffer : {&queries, &gradients}) *buffer = zeros(ROWS * channels * query_stride);
     for (Buffer* buffer : {&probabilities, &score_gradients}) *buffer = zeros(ROWS * KEYS * query_stride);
-    for (Buffer* buffer : {&logsumexp, &mean}) *buffer = zeros(ROWS * query_stride);
+    logsumexp = zeros(ROWS * query_stride);
     for (Buffer* buffer : {&bias, &bias_gradient}) *buffer = zeros((widest / LANES + 1) * TABLE * K * LANES);
     sums = zeros(ROWS * channels * LANES);
   }
 
   bool ready() const {
     return keys && values && key_gradients && value_gradients && queries && gradients && probabilities &&
-           score_gradients && logsumexp && mean && bias && bias_gradient && sums;
+           score_gradients && logsumexp && bias && bias_gradient && sums;
   }
 
   void run(const Item& item) {
@@ -34,7 +34,6 @@ class Backward {
     for (Buffer* buffer : {&queries, &gradients}) std::memset(buffer->get(), 0, ROWS * channels * query_stride * 4);
     // Of lanes without a query: makes their probabilities vanish.
     std::fill_n(logsumexp.get(), ROWS * query_stride, 1e30f);
-    std::memset(mean.get(), 0, ROWS * query_stride * 4);
     const float* table = p.bias ? p.bias + item.head * TABLE * TABLE : nullptr;
     for_tiles(width, [&](auto lanes, int64_t x) {
       spread_bias<lanes>(bias.get() + x * TABLE * K, table, x, width);
@@ -43,8 +42,8 @@ class Backward {
     set_columns(query_columns, p.query, 0, width, width, p.dilation);
     set_columns(key_columns, p.key, -HALF, width + HALF, width, p.dilation);
     set_columns(value_columns, p.value, -HALF, width + HALF, width, p.dilation);
-    // The output, its gradient and all results are contiguous, and alike.
-    set_columns(result_columns, p.output, 0, width, width, p.dilation);
+    // The gradients of all maps are contiguous, and alike.
+    set_columns(result_columns, p.output_gradient, 0, width, width, p.dilation);
     for (int64_t group_x = item.group_x0; group_x < item.group_x1; ++group_x) run_group(item, group_x);
     if (p.bias_gradient) write_bias_gradient(p.bias_gradient + item.index * TABLE * TABLE);
   }
@@ -59,6 +58,17 @@ class Backward {
     return place(p, map, item.b, y * p.dilation + item.group_y, group_x, item.head);
   }
 
+  // A row will be read soon; behind the last one comes the first one of the next group.
+  void announce(const Map& map, const Item& item, int64_t group_x, int64_t y, const Columns& columns) const {
+    const int64_t next = y >= height;
+    if (group_x + next < item.group_x1) prefetch(row(map, item, group_x + next, y - next * height), columns, p.channels);
+  }
+
+  void announce_keys(const Item& item, int64_t group_x, int64_t y) const {
+    announce(p.key, item, group_x, y, key_columns);
+    announce(p.value, item, group_x, y, value_columns);
+  }
+
   void run_group(const Item& item, int64_t group_x) {
     int64_t y = item.y0, end = item.y1;
     while (y > 0 && window_start(y - 1, height) + K > item.y0) --y;
@@ -70,13 +80,23 @@ class Backward {
       for (const int64_t stop = window_start(y + rows - 1, height) + K; packed < stop; ++packed) {
         pack(slot(keys, packed), stride, row(p.key, item, group_x, packed), key_columns, p.channels, 1.0f);
         pack(slot(values, packed), stride, row(p.value, item, group_x, packed), value_columns, p.channels, 1.0f);
+        if (packed + ROWS < stop) announce_keys(item, group_x, packed + ROWS);
         std::memset(slot(key_gradients, packed), 0, channels * stride * 4);
         std::memset(slot(value_gradients, packed), 0, channels * stride * 4);
       }
       for (int64_t n = 0; n < rows; ++n) pack_queries(item, group_x, y + n, n);
       for_tiles(width, [&](auto lanes, int64_t x) { run_tile<lanes>(item, group_x, y, rows, x); });
       for_tiles(width + K - 1, [&](auto lanes, int64_t x) {
-        for (int64_t n = 0; n < rows; ++n) add_to_keys<lanes>(window_start(y + n, height), n, x);
+        add_to_keys<lanes>(y, rows, x, key_gradients, score_gradients, queries);
+      });
+      // Now, as all that follows would push it out of the cache if it came earlier.
+      for (int64_t n = 0; n < rows; ++n) {
+        announce_keys(item, group_x, packed + n);
+        announce(p.query, item, group_x, y + rows + n, query_columns);
+        announce(p.output_gradient, item, group_x, y + rows + n, result_columns);
+      }
+      for_tiles(width + K - 1, [&](auto lanes, int64_t x) {
+        add_to_keys<lanes>(y, rows, x, value_gradients, probabilities, gradients);
       });
     }
     for (; finished < packed; ++finished) finish_keys(item, group_x, finished);
@@ -84,29 +104,14 @@ class Backward {
 
   void pack_queries(const Item& item, int64_t group_x, int64_t y, int64_t n) {
     const int64_t to = n * channels * query_stride + MARGIN;
-    const Place gradient = row(p.output_gradient, item, group_x, y);
-    const Place output = row(p.output, item, group_x, y);
     pack(queries.get() + to, query_stride, row(p.query, item, group_x, y), query_columns, p.channels,
          p.scale * LOG2_E);
-    pack(gradients.get() + to, query_stride, gradient, result_columns, p.channels, 1.0f);
+    pack(gradients.get() + to, query_stride, row(p.output_gradient, item, group_x, y), result_columns, p.channels,
+         1.0f);
     const int64_t position = (item.b * p.height + y * p.dilation + item.group_y) * p.width + group_x;
     for (int64_t x = 0; x < width; ++x) {
       logsumexp[n * query_stride + x] = p.logsumexp[(position + x * p.dilation) * p.heads + item.head];
-      mean[n * query_stride + x] = product(output, gradient, result_columns[x]);
     }
-  }
-
-  float product(Place a, Place b, int64_t offset) const {
-    Float8 products{};
-    with_type(a, [&](auto* from) {
-      const auto* other = reinterpret_cast<decltype(from)>(b.data);
-      for (int64_t c = 0; c < p.channels; c += 8) {
-        products += read8(from + offset + c, p.channels - c) * read8(other + offset + c, p.channels - c);
-      }
-    });
-    float sum = 0.0f;
-    for (int i = 0; i < 8; ++i) sum += products[i];
-    return sum;
   }
 
   // Probabilities, gradients of scores and of queries of W columns.
@@ -157,39 +162,43 @@ class Backward {
   template <int W>
   void differentiate_softmax(int64_t n, int64_t x, float* sums_of_bias) {
     const Float<W> shift = load<W>(logsumexp.get() + n * query_stride + x);
-    const Float<W> average = load<W>(mean.get() + n * query_stride + x);
-    const int64_t first = score_offset(n, 0) + MARGIN + x;
+    float* probability = probabilities.get() + score_offset(n, 0) + MARGIN + x;
+    float* score = score_gradients.get() + score_offset(n, 0) + MARGIN + x;
+    Float<W> mean{};
     for (int64_t i = 0; i < KEYS; ++i) {
-      float* probability = probabilities.get() + first + i * query_stride;
-      float* score = score_gradients.get() + first + i * query_stride;
-      const Float<W> e = exp2<W>(load<W>(probability) - shift);
-      const Float<W> gradient = e * (load<W>(score) - average);
-      store<W>(probability, e);
-      store<W>(score, gradient);
+      const Float<W> e = exp2<W>(load<W>(probability + i * query_stride) - shift);
+      store<W>(probability + i * query_stride, e);
+      mean += e * load<W>(score + i * query_stride);
+    }
+    for (int64_t i = 0; i < KEYS; ++i) {
+      const Float<W> difference = load<W>(score + i * query_stride) - mean;
+      const Float<W> gradient = load<W>(probability + i * query_stride) * difference;
+      store<W>(score + i * query_stride, gradient);
       if (sums_of_bias) store<W>(sums_of_bias + i * W, load<W>(sums_of_bias + i * W) + gradient);
     }
   }
 
-  // Gradients of W columns (counted from the first packed one) of all keys that row n of the queries attends.
+  // Add to W columns (counted from the first packed one) of the keys that the rows of queries attend.
   template <int W>
-  void add_to_keys(int64_t first_key, int64_t n, int64_t x) {
+  void add_to_keys(int64_t y, int64_t rows, int64_t x, const Buffer& results, const Buffer& weights,
+                   const Buffer& sources) {
     const float* weight[ROWS];
     float* sum[ROWS];
     // Column x has the keys in place j of the queries in columns x - j, which stand MARGIN further.
     const int64_t column = MARGIN - (K - 1) + x;
-    auto add = [&](const Buffer& results, const Buffer& weights, const Buffer& sources, int64_t t, auto count) {
-      for (int64_t i = 0; i < count; ++i) {
-        sum[i] = slot(results, first_key + t + i) + x;
-        weight[i] = weights.get() + score_offset(n, t + i) + (K - 1) * query_stride + column;
+    for (int64_t n = 0; n < rows; ++n) {
+      const int64_t first = window_start(y + n, height);
+      for (int64_t t = 0; t < K; t += ROWS) {
+        const int64_t count = std::min<int64_t>(ROWS, K - t);
+        for (int64_t i = 0; i < count; ++i) {
+          sum[i] = slot(results, first + t + i) + x;
+          weight[i] = weights.get() + score_offset(n, t + i) + (K - 1) * query_stride + column;
+        }
+        dispatch<ROWS>(count, [&](auto count) {
+          multiply_places<W, count>(sum, stride, weight, 1 - query_stride,
+                                    sources.get() + n * channels * query_stride + column, query_stride, p.channels);
+        });
       }
-      multiply_places<W, count>(sum, stride, weight, 1 - query_stride,
-                                sources.get() + n * channels * query_stride + column, query_stride, p.channels);
-    };
-    for (int64_t t = 0; t < K; t += ROWS) {
-      dispatch<ROWS>(std::min<int64_t>(ROWS, K - t), [&](auto count) {
-        add(key_gradients, score_gradients, queries, t, count);
-        add(value_gradients, probabilities, gradients, t, count);
-      });
     }
   }
 
@@ -231,7 +240,7 @@ class Backward {
   Buffer keys, values, key_gradients, value_gradients;  // [SLOTS, channels, stride], row m in slot m mod SLOTS
   Buffer queries, gradients;                            // [ROWS, channels, query_stride]
   Buffer probabilities, score_gradients;                // [ROWS, K, K, query_stride]
-  Buffer logsumexp, mean;                               // [ROWS, query_stride]
+  Buffer logsumexp;                                     // [ROWS, query_stride]
   Buffer bias, bias_gradient;                           // for each tile [TABLE, K, W]
   Buffer sums;                                          // [ROWS, channels, W]
   Columns query_columns, key_columns, value_columns, result_columns;

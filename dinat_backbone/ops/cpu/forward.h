@@ -41,16 +41,27 @@ class Forward {
     auto row = [&](const Map& map, int64_t y) {
       return place(p, map, item.b, y * p.dilation + item.group_y, group_x, item.head);
     };
+    // Behind the last row comes the first one of the next group.
+    auto announce = [&](const Map& map, int64_t y, const Columns& columns) {
+      const int64_t next = y >= height;
+      if (group_x + next < item.group_x1) {
+        prefetch(place(p, map, item.b, (y - next * height) * p.dilation + item.group_y, group_x + next, item.head),
+                 columns, p.channels);
+      }
+    };
     int64_t packed = window_start(item.y0, height);
     for (int64_t y = item.y0; y < item.y1; y += ROWS) {
       const int64_t rows = std::min<int64_t>(ROWS, item.y1 - y);
       for (const int64_t end = window_start(y + rows - 1, height) + K; packed < end; ++packed) {
         pack(slot(keys, packed), stride, row(p.key, packed), key_columns, p.channels, 1.0f);
         pack(slot(values, packed), stride, row(p.value, packed), value_columns, p.channels, 1.0f);
+        announce(p.key, packed + ROWS, key_columns);
+        announce(p.value, packed + ROWS, value_columns);
       }
       for (int64_t n = 0; n < rows; ++n) {
         pack(queries.get() + n * channels * stride, stride, row(p.query, y + n), query_columns, p.channels,
              p.scale * LOG2_E);
+        announce(p.query, y + n + ROWS, query_columns);
       }
       for_tiles(item.x1 - item.x0, [&](auto lanes, int64_t x) { run_tile<lanes>(item, group_x, y, rows, x); });
     }

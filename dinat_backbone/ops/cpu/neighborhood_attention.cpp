@@ -90,7 +90,7 @@ int forward(const Problem* p) {
 // Tables of `bias_gradient`, which have to be summed over the parts of a head.
 int64_t backward_parts(const Problem* p) { return backward_items(*p).size(); }
 
-// The output, its gradient and the gradients of query, key and value are contiguous.
+// The gradients of all maps are contiguous.
 int backward(const Problem* p) {
   return run<Backward>(*p, backward_items(*p));
 }
