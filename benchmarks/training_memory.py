@@ -1,0 +1,77 @@
+#!/usr/bin/env python
+"""What training a published setting keeps in memory per image, counted and not measured: any machine can run it.
+
+    python benchmarks/training_memory.py [--settings coco-panoptic ...] [--size 1024 1024] [KEY VALUE ...]
+
+Runs the forward pass on tensors without content and adds up what autograd keeps for the backward pass, with and without
+MODEL.DINAT.USE_CHECKPOINT, in float32. To that come, once per GPU, weights, gradients and the two moments of AdamW; what
+the losses keep (a few MiB) and what operations need for a moment are not counted.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.modeling import build_model
+from tabulate import tabulate
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from dinat_backbone import add_dinat_config
+from mask2former import setup_cfg
+from mask2former.data.datasets import dataset_metadata
+from mask2former.settings import SETTINGS
+
+ROOT = Path(__file__).resolve().parents[1]
+# Weights, gradients, and AdamW's means of gradients and of their squares.
+_COPIES = 4
+
+
+def count(setting: str, size: tuple[int, int], checkpoint: bool, opts: Sequence[str]) -> tuple[int, int, int]:
+    """Bytes of what the backbone keeps, of what all keeps, and of the weights."""
+    always = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.DINAT.USE_CHECKPOINT", str(checkpoint)]
+    cfg = setup_cfg(ROOT / SETTINGS[setting].config_file, [*always, *opts], extend=[add_dinat_config])
+    for name in cfg.DATASETS.TRAIN:
+        dataset_metadata(name)  # the model wants to know which classes are things
+    model = build_model(cfg).train()
+    without_content = FakeTensorMode(allow_non_fake_inputs=True)
+    weights = {without_content.from_tensor(p).untyped_storage()._cdata for p in model.parameters()}
+    # The tensors too, so that no storage gets the address of one that is gone.
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = (storage.nbytes(), tensor)
+        return tensor
+
+    with without_content, saved_tensors_hooks(keep, lambda tensor: tensor):
+        features = model.backbone(torch.zeros(1, 3, *size))
+        of_backbone = sum(size for size, _ in kept.values())
+        model.sem_seg_head(features)
+    everything = sum(size for size, _ in kept.values())
+    return of_backbone, everything, sum(p.nbytes for p in model.parameters())
+
+
+def main() -> None:
+    """Count and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["coco-panoptic"], metavar="NAME")
+    parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set")
+    args = parser.parse_intermixed_args()
+    rows = []
+    for setting in args.settings:
+        for checkpoint in (False, True):
+            numbers = count(setting, tuple(args.size), checkpoint, args.opts)
+            backbone, everything, weights = (number / 2**30 for number in numbers)
+            rows.append((setting, checkpoint, backbone, everything - backbone, everything, _COPIES * weights))
+    headers = ("setting", "USE_CHECKPOINT", "backbone", "head", "per image", "once: weights, gradients, AdamW")
+    print(f"GiB in float32, images of {args.size[0]} x {args.size[1]}, PyTorch {torch.__version__}")
+    print(tabulate(rows, headers=headers, floatfmt=".2f"))
+
+
+if __name__ == "__main__":
+    main()
