@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .custom_operator import make_operator, pairs
+from .reference import computing_dtype
 
 # Cells of zeros around each level in the table. With two, all four cells of a sample can lie outside the map.
 _MARGIN = 2
@@ -166,32 +167,32 @@ def value_gradient(
 ) -> Tensor:
     """Gradient of `value` [B, S, n, D] from that of the result [B, T, n, D], without atomic additions, on any device.
 
-    Samples are sorted by their top left cell; then, corner by corner, each cell sums weighted rows of `gradient`.
+    Level by level, samples are sorted by their top left cell; then, corner by corner, each cell sums weighted rows of
+    `gradient`.
     """
     batch, _, heads, channels = gradient.shape
-    levels, points = locations.shape[3:5]
-    table = Table(spatial_shapes, heads, points, locations)
-    positions = sum(height * width for height, width in table.shapes)
-    of_value = gradient.new_zeros((batch, positions, heads, channels))
-    for image in range(batch):
-        samples = table.locate(locations[image])
-        first, order = samples.row.flatten().sort(stable=True)
-        counts = torch.bincount(first, minlength=table.rows)
-        starts = (counts.cumsum(0) - counts).int()
-        queries = torch.div(order, levels * points, rounding_mode="floor").int()
-        rows = gradient[image].flatten(0, 1)
-        x, y, weight = (part.flatten().index_select(0, order) for part in (samples.x, samples.y, weights[image]))
-        factors = weight.new_empty((len(_CORNERS), len(order)))
-        Samples(first, x, y).corner_weights(weight, factors.unbind(0))
-        for corner, factor in zip(_CORNERS, factors, strict=True):
-            sums = F.embedding_bag(queries, rows, starts, mode="sum", per_sample_weights=factor)
-            table.add_back(sums, corner, of_value[image])
+    sizes = [height * width for height, width in spatial_shapes]
+    of_value = gradient.new_zeros((batch, sum(sizes), heads, channels))
+    for level, part in enumerate(of_value.split(sizes, dim=1)):
+        table = Table(spatial_shapes[level : level + 1], heads, locations.shape[4], locations)
+        for image in range(batch):
+            samples = table.locate(locations[image, :, :, level : level + 1])
+            _add_samples(table, samples, weights[image, :, :, level : level + 1], gradient[image], part[image])
     return of_value
 
 
-def computing_dtype(value: Tensor) -> torch.dtype:
-    """Type that sums are made in: float64 for float64, float32 for all others."""
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
+def _add_samples(table: Table, samples: Samples, weights: Tensor, gradient: Tensor, of_value: Tensor) -> None:
+    """Add to `of_value` [S, n, D] what samples of a table's cells take from `gradient` [T, n, D]."""
+    first, order = samples.row.flatten().sort(stable=True)
+    counts = torch.bincount(first, minlength=table.rows)
+    starts = (counts.cumsum(0) - counts).int()
+    sorted_samples = Samples(first, *(x.flatten().index_select(0, order) for x in (samples.x, samples.y)))
+    factors = weights.new_empty((len(_CORNERS), len(order)))
+    sorted_samples.corner_weights(weights.flatten().index_select(0, order), factors.unbind(0))
+    rows_of_samples = torch.div(order, weights.shape[2] * weights.shape[3], rounding_mode="floor").int()
+    for corner, factor in zip(_CORNERS, factors, strict=True):
+        sums = F.embedding_bag(rows_of_samples, gradient.flatten(0, 1), starts, mode="sum", per_sample_weights=factor)
+        table.add_back(sums, corner, of_value)
 
 
 def _split(coordinate: Tensor, size: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,8 +34,8 @@ def ms_deform_attn(
         backend: "reference" (`grid_sample`, any device, exportable), "gather" (plain PyTorch, for the CPU), "triton"
             (a Triton kernel, for CUDA) or "auto": `reference` while a model is exported or traced, and elsewhere
             `triton` on CUDA and `gather` on the CPU, as far as they can serve the call.
-            `gather` and `triton` compute in float32 (float64 for float64) and can be differentiated once. `gather` is
-            deterministic; `triton` adds up the gradient of `value` by atomic additions, in no fixed order, unless
+            All compute in float32, but float64 in float64. `gather` and `triton` can be differentiated once. `gather`
+            is deterministic; `triton` adds up the gradient of `value` by atomic additions, in no fixed order, unless
             `torch.use_deterministic_algorithms` asks for a sorted sum; the `reference` on CUDA has no deterministic
             gradient, and PyTorch says so then.
 
