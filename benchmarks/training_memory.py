@@ -4,8 +4,8 @@
     python benchmarks/training_memory.py [--settings coco-panoptic ...] [--size 1024 1024] [KEY VALUE ...]
 
 Runs the forward pass on tensors without content and adds up what autograd keeps for the backward pass, with and without
-MODEL.DINAT.USE_CHECKPOINT, in float32. To that come, once per GPU, weights, gradients and the two moments of AdamW; what
-the losses keep (a few MiB) and what operations need for a moment are not counted.
+MODEL.DINAT.USE_CHECKPOINT, in float32. To that come, once per GPU, weights, gradients and the two moments of AdamW.
+What the losses keep (a few MiB) and what operations need for a moment are not counted.
 """
 
 import argparse
