@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import torch
 from detectron2.evaluation import DatasetEvaluator, inference_context
 from detectron2.utils import comm
-from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
 
 from mask2former.files import write_json
@@ -90,16 +89,21 @@ class _Progress:
         self._batches = batches
         self._batches_done = 0
         self._start = time.perf_counter()
+        self._next_report = self._start
 
     def add(self, images: int, model_seconds: float, evaluation_seconds: float) -> None:
         self.images += images
         self._batches_done += 1
         self.model_seconds += model_seconds
         self._evaluation_seconds += evaluation_seconds
-        passed = time.perf_counter() - self._start
+        now = time.perf_counter()
+        if now < self._next_report:
+            return
+        self._next_report = now + _SECONDS_BETWEEN_REPORTS
+        passed = now - self._start
         left = timedelta(seconds=round(passed / self._batches_done * (self._batches - self._batches_done)))
-        message = f"Predicted {self._batches_done}/{self._batches}: {self._times(passed)}; eta: {left}"
-        log_every_n_seconds(logging.INFO, message, n=_SECONDS_BETWEEN_REPORTS, name=__name__)
+        done = f"{self._batches_done}/{self._batches}"
+        logging.getLogger(__name__).info("Predicted %s: %s; eta: %s", done, self._times(passed), left)
 
     def finish(self) -> None:
         passed = time.perf_counter() - self._start
