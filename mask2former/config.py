@@ -29,6 +29,8 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _add_mask_former_keys(cfg)
     # Predict in bfloat16 autocast; SOLVER.AMP.ENABLED is for training.
     cfg.TEST.AMP = False
+    # Run backbone and head through torch.compile. Compiling takes minutes, again for other sizes of images.
+    cfg.MODEL.COMPILE = False
 
 
 def _add_input_keys(cfg: CfgNode) -> None:

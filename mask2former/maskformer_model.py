@@ -77,6 +77,7 @@ class MaskFormer(nn.Module):
         detections_per_image: int,
         ignore_void: bool = False,
         bfloat16_inference: bool = False,
+        compile_network: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -98,6 +99,7 @@ class MaskFormer(nn.Module):
             ignore_void: mask losses skip the pixels that `void` of a training input marks, instead of taking them for
                 background.
             bfloat16_inference: run the network in bfloat16 autocast when it predicts; results are made in float32.
+            compile_network: run backbone and head through `torch.compile`, each as one graph.
         """
         super().__init__()
         self.backbone = backbone
@@ -118,6 +120,9 @@ class MaskFormer(nn.Module):
         self.ignore_void = ignore_void
         self.bfloat16_inference = bfloat16_inference
         self.semantic_scores = True
+        if compile_network:
+            self.backbone.compile(fullgraph=True)
+            self.sem_seg_head.compile(fullgraph=True)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -141,6 +146,7 @@ class MaskFormer(nn.Module):
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "ignore_void": node.IGNORE_VOID,
             "bfloat16_inference": cfg.TEST.AMP,
+            "compile_network": cfg.MODEL.COMPILE,
         }
 
     @property

@@ -20,6 +20,7 @@ OWN_KEYS = {
     "MODEL.DINAT.USE_CHECKPOINT": False,
     "MODEL.MASK_FORMER.IGNORE_VOID": False,
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION_BACKEND": "auto",
+    "MODEL.COMPILE": False,
     "TEST.AMP": False,
 }
 # Where a resolved setting differs from the published one, and why. (Nothing does.)
