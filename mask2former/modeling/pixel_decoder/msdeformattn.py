@@ -52,7 +52,7 @@ class MSDeformAttnEncoderLayer(nn.Module):
         """Map tokens [B, S, E] to the same shape."""
         attended = self.self_attn(source + position, reference_points, source, shapes)
         source = self.norm1(source + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(source)))
+        hidden = self.dropout(F.relu(self.linear1(source), inplace=True))
         return self.norm2(source + self.dropout(self.linear2(hidden)))
 
 
