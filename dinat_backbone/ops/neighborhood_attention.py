@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from . import compiled
+from . import compiled, triton_backend
 from .natten import natten_forward, why_unavailable
 from .reference import reference_forward
 from .tiled import TiledNeighborhoodAttention, tiled_forward
 
-BACKENDS = ("auto", "compiled", "tiled", "natten", "reference")
+BACKENDS = ("auto", "compiled", "triton", "tiled", "natten", "reference")
 
 
 def neighborhood_attention_2d(
@@ -40,10 +40,11 @@ def neighborhood_attention_2d(
         dilation: distance between neighbors.
         scale: factor of the scores; default D ** -0.5.
         backend: "tiled" (plain PyTorch, any device), "compiled" (float32 and bfloat16 on a CPU, by a C++ kernel that
-            is built at first use), "natten" (NATTEN's kernels, without `rpb`), "reference" (direct gather, for tests)
-            or "auto", which takes NATTEN's kernels on CUDA where they can serve the call, the C++ kernel on a CPU
-            where it can be built (and DINAT_COMPILED_ATTENTION=0 is not in the environment), and `tiled` otherwise.
-            All but NATTEN's have gradients for all inputs.
+            is built at first use), "triton" (float32, bfloat16 and float16 on CUDA, up to 128 channels a head, by
+            Triton kernels), "natten" (NATTEN's kernels, without `rpb`), "reference" (direct gather, for tests) or
+            "auto", which takes on CUDA NATTEN's kernels, else Triton's, where they can serve the call, the C++ kernel
+            on a CPU where it can be built (and DINAT_COMPILED_ATTENTION=0 is not in the environment), and `tiled`
+            otherwise. All but NATTEN's have gradients for all inputs.
         dropout_p: drop attention probabilities with this chance; served by "reference" alone.
 
     Returns:
@@ -62,6 +63,8 @@ def neighborhood_attention_2d(
         if backend == "compiled":
             keep = torch.is_grad_enabled()
             return compiled.compiled_forward(query, key, value, rpb, kernel_size, dilation, scale, keep)[0]
+        if backend == "triton":
+            return triton_backend.triton_forward(query, key, value, rpb, kernel_size, dilation, scale)[0]
         if backend == "reference":
             return reference_forward(query, key, value, rpb, kernel_size, dilation, scale, dropout_p)
         if torch.is_grad_enabled():
@@ -100,12 +103,25 @@ def _choose(query: Tensor, rpb: Tensor | None, kernel_size: int, backend: str, d
         if backend in ("auto", "reference"):
             return "reference"
         raise ValueError(f"attention dropout is served by the backend 'reference', not by {backend!r}")
-    if backend in ("natten", "compiled"):
-        reason = why_unavailable(rpb) if backend == "natten" else compiled.why_unavailable(query, kernel_size)
-        if reason is not None:
-            raise ValueError(f"attention backend {backend!r} can't serve this call: {reason}")
+    reason = _why_not(query, rpb, kernel_size, backend)
+    if reason is not None:
+        raise ValueError(f"attention backend {backend!r} can't serve this call: {reason}")
     if backend == "auto":
-        if query.is_cuda and why_unavailable(rpb) is None:
-            return "natten"
+        if query.is_cuda:
+            # NATTEN's kernels, written for each generation of devices, have no bias to add.
+            for name in ("natten", "triton"):
+                if _why_not(query, rpb, kernel_size, name) is None:
+                    return name
         return "compiled" if compiled.is_best(query, kernel_size) else "tiled"
     return backend
+
+
+def _why_not(query: Tensor, rpb: Tensor | None, kernel_size: int, backend: str) -> str | None:
+    """Say why a backend can't serve a call that is right in itself, or None if it can."""
+    if backend == "natten":
+        return why_unavailable(rpb)
+    if backend == "compiled":
+        return compiled.why_unavailable(query, kernel_size)
+    if backend == "triton":
+        return triton_backend.why_unavailable(query, kernel_size)
+    return None

@@ -162,7 +162,7 @@ def test_attention_dropout_is_served_by_the_reference_alone():
         ({"dilation": 4}, r"10 x 9 is smaller than kernel_size \* dilation = 3 \* 4"),
         (
             {"backend": "fast"},
-            "unknown attention backend 'fast'; expected one of auto, compiled, tiled, natten, reference",
+            "unknown attention backend 'fast'; expected one of auto, compiled, triton, tiled, natten, reference",
         ),
         ({"rpb": torch.zeros(2, 3, 3)}, r"rpb must be .* \(2, 5, 5\), got \(2, 3, 3\)"),
         ({"key": torch.zeros(1, 10, 9, 2, 3)}, "key must be like query"),

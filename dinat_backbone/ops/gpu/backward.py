@@ -1,0 +1,212 @@
+# ty does not understand calls between functions that triton.jit has wrapped.
+# ty: ignore[invalid-argument-type]
+"""Backward kernels: gradients of queries, and of keys and values; that of the bias is in `bias_gradient`.
+
+Probabilities are computed again, from scores and the forward pass's sums. Every gradient is summed by one program in a
+fixed order, without atomics, so results don't change from run to run.
+"""
+
+import triton
+import triton.language as tl
+
+from .geometry import (
+    first_query,
+    last_query,
+    load_vectors,
+    place_by_key,
+    place_by_query,
+    place_scores,
+    position_offset,
+    store_vectors,
+    tile_of,
+    window_start,
+)
+
+
+@triton.jit
+def query_gradient_kernel(
+    query,
+    key,
+    value,
+    bias,
+    output,
+    gradient,
+    log_sum,
+    mean,
+    query_gradient,
+    stride_batch,
+    stride_y,
+    stride_x,
+    stride_head,
+    height,
+    width,
+    heads,
+    dilation,
+    scale,
+    gradient_scale,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TY: tl.constexpr,
+    TX: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LEAD: tl.constexpr,
+    BIAS_ROWS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Write the gradient of the queries, and `mean` [B, n, H, W], sum(output * gradient), for the other kernels.
+
+    Grid and walk over the keys are those of `forward_kernel`.
+    """
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    group_y, group_x, length_y, length_x, y0, x0 = tile_of(tl.program_id(0), height, width, dilation, TY, TX)
+    if (y0 >= length_y) | (x0 >= length_x):
+        return
+    source = batch * stride_batch + head * stride_head
+    query += source
+    key += source
+    value += source
+    bias += head * (K * BIAS_ROWS * 2 * K)
+    target = (batch * height * width * heads + head) * D
+    output += target
+    gradient += target
+    query_gradient += target
+    log_sum += (batch * heads + head) * height * width
+    mean += (batch * heads + head) * height * width
+
+    member = tl.arange(0, TY * TX)
+    query_y, query_x = y0 + member // TX, x0 + member % TX
+    valid = (query_y < length_y) & (query_x < length_x)
+    y, x = query_y * dilation + group_y, query_x * dilation + group_x
+    queries = load_vectors(query, position_offset(y, x, stride_y, stride_x, WIDE), valid, D, BLOCK_D)
+    target = position_offset(y, x, width * heads * D, heads * D, WIDE)
+    gradients = load_vectors(gradient, target, valid, D, BLOCK_D)
+    outputs = load_vectors(output, target, valid, D, BLOCK_D)
+    means = tl.sum(outputs.to(tl.float32) * gradients.to(tl.float32), 1)
+    tl.store(mean + (y * width + x), means, mask=valid)
+    sums = tl.load(log_sum + (y * width + x), mask=valid, other=float("inf"))
+
+    first_y, first_x = window_start(y0, length_y, K), window_start(x0, length_x, K)
+    rows = window_start(tl.minimum(y0 + TY, length_y) - 1, length_y, K) + K - first_y
+    columns = window_start(tl.minimum(x0 + TX, length_x) - 1, length_x, K) + K - first_x
+    index = tl.arange(0, BLOCK)
+    row, column = index // COLUMNS, index % COLUMNS
+    key_y, key_x = first_y + row, first_x + column
+    # Of what depends on both query and key, all but the growth from row to row is computed once.
+    step_x = key_x[None, :] - window_start(query_x, length_x, K)[:, None]
+    place = place_by_key(key_y[None, :], step_x, key_x[None, :] - query_x[:, None], K, HAS_BIAS)
+    place += place_by_query(query_y, length_y, K, LEAD, BIAS_ROWS, HAS_BIAS)[:, None]
+    growth = 2 * K if HAS_BIAS else 1
+    result = tl.zeros([TY * TX, BLOCK_D], tl.float32)
+    for start in range(0, rows, BLOCK // COLUMNS):
+        offset = position_offset(
+            (key_y + start) * dilation + group_y, key_x * dilation + group_x, stride_y, stride_x, WIDE
+        )
+        inside = (row + start < rows) & (column < columns)
+        keys = load_vectors(key, offset, inside, D, BLOCK_D)
+        values = load_vectors(value, offset, inside, D, BLOCK_D)
+        products = tl.dot(queries, tl.trans(keys), input_precision="ieee")
+        scores = place_scores(products, bias, place + start * growth, scale, K, HAS_BIAS)
+        weights = tl.exp2(scores - sums[:, None])
+        changes = tl.dot(gradients, tl.trans(values), input_precision="ieee")
+        changes = weights * (changes - means[:, None])
+        result = tl.dot(changes.to(keys.dtype), keys, result, input_precision="ieee")
+    store_vectors(query_gradient, target, valid, result * gradient_scale, D, BLOCK_D)
+
+
+@triton.jit
+def key_gradient_kernel(
+    query,
+    key,
+    value,
+    bias,
+    gradient,
+    log_sum,
+    mean,
+    key_gradient,
+    value_gradient,
+    stride_batch,
+    stride_y,
+    stride_x,
+    stride_head,
+    height,
+    width,
+    heads,
+    dilation,
+    scale,
+    gradient_scale,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TY: tl.constexpr,
+    TX: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LEAD: tl.constexpr,
+    BIAS_ROWS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Write the gradients of a tile of keys and values, from all queries whose windows hold one of them.
+
+    Grid: tiles of all groups, heads, batch. Queries come in blocks of BLOCK from the rectangle of those that see a key
+    of the tile, which at a border is larger than a window.
+    """
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    group_y, group_x, length_y, length_x, y0, x0 = tile_of(tl.program_id(0), height, width, dilation, TY, TX)
+    if (y0 >= length_y) | (x0 >= length_x):
+        return
+    source = batch * stride_batch + head * stride_head
+    query += source
+    key += source
+    value += source
+    bias += head * (K * BIAS_ROWS * 2 * K)
+    target = (batch * height * width * heads + head) * D
+    gradient += target
+    key_gradient += target
+    value_gradient += target
+    log_sum += (batch * heads + head) * height * width
+    mean += (batch * heads + head) * height * width
+
+    member = tl.arange(0, TY * TX)
+    key_y, key_x = y0 + member // TX, x0 + member % TX
+    valid = (key_y < length_y) & (key_x < length_x)
+    key_at, key_on = key_y * dilation + group_y, key_x * dilation + group_x
+    source = position_offset(key_at, key_on, stride_y, stride_x, WIDE)
+    keys = load_vectors(key, source, valid, D, BLOCK_D)
+    values = load_vectors(value, source, valid, D, BLOCK_D)
+
+    first_y, first_x = first_query(y0, K), first_query(x0, K)
+    rows = last_query(tl.minimum(y0 + TY, length_y) - 1, length_y, K) + 1 - first_y
+    columns = last_query(tl.minimum(x0 + TX, length_x) - 1, length_x, K) + 1 - first_x
+    index = tl.arange(0, BLOCK)
+    row = index // COLUMNS
+    query_y = first_y + row
+    key_result = tl.zeros([TY * TX, BLOCK_D], tl.float32)
+    value_result = tl.zeros([TY * TX, BLOCK_D], tl.float32)
+    for left in range(0, columns, COLUMNS):
+        query_x = first_x + left + index % COLUMNS
+        step_x = key_x[:, None] - window_start(query_x, length_x, K)[None, :]
+        key_place = place_by_key(key_y[:, None], step_x, key_x[:, None] - query_x[None, :], K, HAS_BIAS)
+        for start in range(0, rows, BLOCK // COLUMNS):
+            y, x = (query_y + start) * dilation + group_y, query_x * dilation + group_x
+            inside = (row + start < rows) & (query_x < first_x + columns)
+            queries = load_vectors(query, position_offset(y, x, stride_y, stride_x, WIDE), inside, D, BLOCK_D)
+            offset = position_offset(y, x, width * heads * D, heads * D, WIDE)
+            gradients = load_vectors(gradient, offset, inside, D, BLOCK_D)
+            # An infinite sum gives probability 0, to what lies behind the end of the rectangle.
+            sums = tl.load(log_sum + (y * width + x), mask=inside, other=float("inf"))
+            means = tl.load(mean + (y * width + x), mask=inside, other=0.0)
+            products = tl.dot(keys, tl.trans(queries), input_precision="ieee")
+            place = key_place + place_by_query(query_y + start, length_y, K, LEAD, BIAS_ROWS, HAS_BIAS)[None, :]
+            scores = place_scores(products, bias, place, scale, K, HAS_BIAS)
+            weights = tl.exp2(scores - sums[None, :])
+            value_result = tl.dot(weights.to(gradients.dtype), gradients, value_result, input_precision="ieee")
+            changes = tl.dot(values, tl.trans(gradients), input_precision="ieee")
+            changes = weights * (changes - means[None, :])
+            key_result = tl.dot(changes.to(queries.dtype), queries, key_result, input_precision="ieee")
+    target = position_offset(key_at, key_on, width * heads * D, heads * D, WIDE)
+    store_vectors(key_gradient, target, valid, key_result * gradient_scale, D, BLOCK_D)
+    store_vectors(value_gradient, target, valid, value_result, D, BLOCK_D)

@@ -1,0 +1,104 @@
+# ty does not understand calls between functions that triton.jit has wrapped.
+# ty: ignore[invalid-argument-type]
+"""Forward kernel: a program attends from one tile of queries, of one residue group and head, to the keys around it."""
+
+import triton
+import triton.language as tl
+
+from .geometry import (
+    load_vectors,
+    place_by_key,
+    place_by_query,
+    place_scores,
+    position_offset,
+    store_vectors,
+    tile_of,
+    window_start,
+)
+
+
+@triton.jit
+def forward_kernel(
+    query,
+    key,
+    value,
+    bias,
+    output,
+    log_sum,
+    stride_batch,
+    stride_y,
+    stride_x,
+    stride_head,
+    height,
+    width,
+    heads,
+    dilation,
+    scale,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TY: tl.constexpr,
+    TX: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LEAD: tl.constexpr,
+    BIAS_ROWS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Write the output [B, H, W, n, D] and, for the backward pass, log2 of the sum of exponentials [B, n, H, W].
+
+    Grid: tiles of all groups, heads, batch. Keys come in blocks of BLOCK from the rectangle that holds all windows of
+    the tile; the softmax is accumulated over blocks (Milakov and Gimelshein, arXiv 1805.02867).
+    """
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    group_y, group_x, length_y, length_x, y0, x0 = tile_of(tl.program_id(0), height, width, dilation, TY, TX)
+    if (y0 >= length_y) | (x0 >= length_x):
+        return
+    source = batch * stride_batch + head * stride_head
+    query += source
+    key += source
+    value += source
+    bias += head * (K * BIAS_ROWS * 2 * K)
+    output += (batch * height * width * heads + head) * D
+    log_sum += (batch * heads + head) * height * width
+
+    member = tl.arange(0, TY * TX)
+    query_y, query_x = y0 + member // TX, x0 + member % TX
+    valid = (query_y < length_y) & (query_x < length_x)
+    y, x = query_y * dilation + group_y, query_x * dilation + group_x
+    queries = load_vectors(query, position_offset(y, x, stride_y, stride_x, WIDE), valid, D, BLOCK_D)
+
+    first_y, first_x = window_start(y0, length_y, K), window_start(x0, length_x, K)
+    rows = window_start(tl.minimum(y0 + TY, length_y) - 1, length_y, K) + K - first_y
+    columns = window_start(tl.minimum(x0 + TX, length_x) - 1, length_x, K) + K - first_x
+    index = tl.arange(0, BLOCK)
+    row, column = index // COLUMNS, index % COLUMNS
+    key_y, key_x = first_y + row, first_x + column
+    # Of what depends on both query and key, all but the growth from row to row is computed once.
+    step_x = key_x[None, :] - window_start(query_x, length_x, K)[:, None]
+    place = place_by_key(key_y[None, :], step_x, key_x[None, :] - query_x[:, None], K, HAS_BIAS)
+    place += place_by_query(query_y, length_y, K, LEAD, BIAS_ROWS, HAS_BIAS)[:, None]
+    growth = 2 * K if HAS_BIAS else 1
+    # Finite, so that a block without a key of the query's window gives exp2(-inf) = 0 and not exp2(-inf + inf).
+    largest = tl.full([TY * TX], -1.0e30, tl.float32)
+    total = tl.zeros([TY * TX], tl.float32)
+    result = tl.zeros([TY * TX, BLOCK_D], tl.float32)
+    for start in range(0, rows, BLOCK // COLUMNS):
+        offset = position_offset(
+            (key_y + start) * dilation + group_y, key_x * dilation + group_x, stride_y, stride_x, WIDE
+        )
+        inside = (row + start < rows) & (column < columns)
+        keys = load_vectors(key, offset, inside, D, BLOCK_D)
+        values = load_vectors(value, offset, inside, D, BLOCK_D)
+        products = tl.dot(queries, tl.trans(keys), input_precision="ieee")
+        scores = place_scores(products, bias, place + start * growth, scale, K, HAS_BIAS)
+        larger = tl.maximum(largest, tl.max(scores, 1))
+        shrink = tl.exp2(largest - larger)
+        weights = tl.exp2(scores - larger[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        result = tl.dot(weights.to(values.dtype), values, result * shrink[:, None], input_precision="ieee")
+        largest = larger
+    target = position_offset(y, x, width * heads * D, heads * D, WIDE)
+    store_vectors(output, target, valid, result / total[:, None], D, BLOCK_D)
+    tl.store(log_sum + (y * width + x), largest + tl.log2(total), mask=valid)

@@ -1,0 +1,159 @@
+"""The Triton kernels: what they compute, in the interpreter and on a GPU; that they compile; what they refuse."""
+
+import os
+import subprocess
+import sys
+from importlib import util
+
+import pytest
+import torch
+
+from dinat_backbone import neighborhood_attention_2d
+
+from ..conftest import ROOT
+
+needs_triton = pytest.mark.skipif(util.find_spec("triton") is None, reason="Triton is optional and not installed")
+# What a program may use on small devices.
+SHARED_MEMORY = 99 * 1024
+
+
+def random_inputs(shape, kernel_size, dtype=torch.float32, device="cpu"):
+    rpb = torch.randn(shape[3], 2 * kernel_size - 1, 2 * kernel_size - 1, device=device)
+    return *(torch.randn(shape, device=device).to(dtype) for _ in range(3)), rpb
+
+
+@needs_triton
+def test_kernels_in_the_interpreter():
+    """In a process of its own: Triton looks for TRITON_INTERPRET once, when it is imported."""
+    # Arrays of the interpreter come and go: memory that is kept need not be cleared by the system each time.
+    keep = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
+    script = "tests/dinat_backbone/triton_interpreted.py"
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--override-ini=testpaths=", script],
+        env=os.environ | keep | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " passed" in result.stdout
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("dtype", "channels", "names"),
+    [
+        (torch.bfloat16, 32, {"expand", "forward", "query_gradient", "key_gradient", "bias_gradient"}),
+        (torch.float32, 32, {"forward", "key_gradient"}),
+        (torch.float16, 128, {"query_gradient"}),
+    ],
+    ids=str,
+)
+def test_kernels_compile_for_a_gpu(dtype, channels, names, monkeypatch, tmp_path):
+    """Launches as they are made for compute capability 9.0, compiled to machine code instead of run; needs no GPU."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from dinat_backbone.ops.gpu import launch
+
+    if "nvidia" not in triton.backends.backends:
+        pytest.skip("this Triton makes no code for CUDA devices")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", int: "i32", float: "fp32"}
+    compiled = {}
+
+    def compile_instead(kernel, *args, grid, warmup, num_warps=4, num_stages=2, **constants):
+        values = dict(zip(kernel.arg_names, args, strict=False)) | constants
+        signature = {name: types.get(getattr(value, "dtype", type(value))) for name, value in values.items()}
+        signature |= dict.fromkeys(constants, "constexpr")
+        aligned = {
+            (place,): [["tt.divisibility", 16]]
+            for place, value in enumerate(args)
+            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)
+        }
+        if kernel.__name__.removesuffix("_kernel") in names:
+            source = ASTSource(kernel, signature, constants, aligned)
+            options = {"num_warps": num_warps, "num_stages": num_stages}
+            compiled[kernel.__name__] = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+    monkeypatch.setattr(triton.JITFunction, "run", compile_instead)
+    inputs = random_inputs((1, 33, 36, 2, channels), 11, dtype)
+    output, log_sum = launch.forward(*inputs, 11, 3, 1.0)
+    launch.backward(*inputs, output, log_sum, torch.ones_like(output), 11, 3, 1.0, bias_needed=True)
+    assert set(compiled) == {f"{name}_kernel" for name in names}
+    for kernel in compiled.values():
+        assert kernel.asm["cubin"]
+        assert kernel.metadata.shared <= SHARED_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "kernel_size", "message"),
+    [
+        (torch.float64, 8, 3, "it computes float32, bfloat16 and float16, got torch.float64"),
+        (torch.float32, 129, 3, "it takes up to 128 channels a head, got 129"),
+        (torch.float32, 8, 65, "it takes kernel sizes up to 63, got 65"),
+        pytest.param(
+            *(torch.float32, 8, 3, "it computes on CUDA devices, got a tensor on cpu"), marks=needs_triton, id="cpu"
+        ),
+    ],
+)
+def test_refusals_say_why(dtype, channels, kernel_size, message):
+    inputs = random_inputs((1, 65, 65, 1, channels), kernel_size, dtype)
+    with pytest.raises(ValueError, match=f"attention backend 'triton' can't serve this call: {message}"):
+        neighborhood_attention_2d(*inputs, kernel_size, 1, backend="triton")
+
+
+def test_a_missing_triton_is_named(monkeypatch):
+    monkeypatch.setattr("dinat_backbone.ops.triton_backend._is_installed", lambda: False)
+    with pytest.raises(ValueError, match="Triton is not installed"):
+        neighborhood_attention_2d(*random_inputs((1, 5, 5, 1, 8), 3), 3, 1, backend="triton")
+
+
+def results(inputs, kernel_size, dilation, backend):
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    output = neighborhood_attention_2d(*leaves, kernel_size, dilation, backend=backend)
+    gradient = torch.linspace(-1, 1, output.numel(), device=output.device).view(output.shape).to(output.dtype)
+    output.backward(gradient)
+    return [output.detach(), *(x.grad for x in leaves)]
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kernel_size", "dilation"),
+    [
+        ((2, 40, 53, 3, 32), 11, 1),
+        ((1, 47, 50, 2, 32), 11, 4),
+        ((1, 37, 41, 2, 64), 7, 3),
+        ((1, 30, 31, 1, 128), 5, 2),
+        ((1, 19, 23, 2, 20), 3, 1),
+    ],
+    ids=str,
+)
+def test_results_on_a_gpu(shape, kernel_size, dilation, dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    inputs = random_inputs(shape, kernel_size, dtype, "cuda")
+    expected = results([x.double() for x in inputs], kernel_size, dilation, "reference")
+    got = results(inputs, kernel_size, dilation, "triton")
+    # Rounding of inputs to products and of results; float32 as for the other backends.
+    tolerance = 2e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+    for result, true in zip(got, expected, strict=True):
+        assert float((result - true).abs().max()) < tolerance * max(1.0, float(true.abs().max()))
+    for result, again in zip(got, results(inputs, kernel_size, dilation, "triton"), strict=True):
+        assert torch.equal(result, again)
+
+
+@pytest.mark.gpu
+@needs_triton
+def test_auto_takes_it_on_a_gpu(monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    calls = []
+    forward = "dinat_backbone.ops.triton_backend.triton_forward"
+    monkeypatch.setattr(forward, lambda query, *rest: calls.append(1) or (query, None))
+    neighborhood_attention_2d(*random_inputs((1, 9, 9, 1, 32), 3, device="cuda"), 3, 1)
+    assert calls

@@ -1,0 +1,166 @@
+"""The Triton kernels in Triton's interpreter, on the CPU; `test_triton_attention` runs this in a process of its own."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+import triton.runtime.interpreter as interpreter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dinat_backbone import neighborhood_attention_2d
+from dinat_backbone.ops.gpu import launch
+from dinat_backbone.ops.gpu.tiles import Launch, Launches
+
+from ..conftest import ROOT
+
+PARITY = ROOT / "tests" / "parity"
+CASES = json.loads((PARITY / "neighborhood_attention_2d.json").read_text())
+# Absolute, in float32, as for the other backends.
+TOLERANCE = 2e-5
+# The interpreter takes its time per operation, whatever the size of the blocks.
+LARGE = Launches(*[Launch(128, 256, 1, 1)] * 3, Launch(32, 1024, 1, 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_interpreter():
+    """Leave out what takes most of the interpreter's time: checks for overflow, and preparing each call of a helper."""
+    call, builder = interpreter.InterpretedFunction.__call__, interpreter.interpreter_builder
+
+    def call_prepared(function, *args, **kwargs):
+        if function.fn.__module__.startswith("triton."):
+            return call(function, *args, **kwargs)
+        return function.rewrite()(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+        patch.setattr(interpreter.InterpretedFunction, "__call__", call_prepared)
+        yield
+
+
+@pytest.fixture
+def large_tiles(monkeypatch):
+    monkeypatch.setattr(launch, "launches", lambda dtype, channels: LARGE)
+
+
+def random_inputs(batch, height, width, heads, channels, kernel_size, with_bias=True, dtype=torch.float32):
+    shape = (batch, height, width, heads, channels)
+    rpb = torch.randn(heads, 2 * kernel_size - 1, 2 * kernel_size - 1) if with_bias else None
+    return *(torch.randn(shape).to(dtype) for _ in range(3)), rpb
+
+
+def run(inputs, kernel_size, dilation, backend, gradient):
+    """Output and gradients of all inputs."""
+    leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
+    output = neighborhood_attention_2d(*leaves, kernel_size, dilation, backend=backend)
+    output.backward(gradient.to(output.dtype))
+    return [output.detach(), *(x.grad for x in leaves if x is not None)]
+
+
+def compare(inputs, kernel_size, dilation, tolerance=TOLERANCE):
+    gradient = torch.randn(inputs[0].shape)
+    exact = [None if x is None else x.double() for x in inputs]
+    expected = run(exact, kernel_size, dilation, "reference", gradient.to(inputs[0].dtype).double())
+    for got, true in zip(run(inputs, kernel_size, dilation, "triton", gradient), expected, strict=True):
+        assert got.shape == true.shape
+        assert float((got - true).abs().max()) < tolerance * max(1.0, float(true.abs().max()))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+@pytest.mark.usefixtures("large_tiles")
+def test_output_and_gradients_equal_the_published_kernels(case, deterministic):
+    published = np.load(PARITY / "neighborhood_attention_2d.npz")
+    name, k = case["name"], case["kernel_size"]
+    shape = tuple(case[key] for key in ("batch", "height", "width", "heads", "head_dim"))
+    shapes = {"q": shape, "k": shape, "v": shape, "rpb": (case["heads"], 2 * k - 1, 2 * k - 1), "grad": shape}
+    tensors = {key: torch.from_numpy(deterministic.draw(f"{name}.{key}", size)) for key, size in shapes.items()}
+    gradient = tensors.pop("grad")
+    results = run(list(tensors.values()), k, case["dilation"], "triton", gradient)
+    for key, result in zip(("out", "dq", "dk", "dv", "drpb"), results, strict=True):
+        assert np.abs(result.numpy() - published[f"{name}.{key}"]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel_size", "dilation", "with_bias"),
+    [
+        # Head sizes that are no powers of two, maps that are no multiples of a tile, groups of two lengths.
+        ((1, 17, 13, 1, 32), 11, 1, True),
+        ((2, 7, 9, 1, 20), 3, 2, True),
+        ((1, 9, 6, 2, 8), 5, 1, False),
+        ((1, 3, 4, 1, 100), 1, 2, True),
+    ],
+)
+def test_shipped_tiles_equal_the_reference(shape, kernel_size, dilation, with_bias):
+    compare(random_inputs(*shape, kernel_size, with_bias), kernel_size, dilation)
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    kernel_size=st.sampled_from([3, 5, 7, 9, 15]),
+    dilation=st.integers(1, 2),
+    extra=st.tuples(st.integers(0, 6), st.integers(0, 6)),
+    channels=st.integers(8, 48),
+    with_bias=st.booleans(),
+    tile=st.sampled_from([64, 128]),
+)
+def test_any_size_equals_the_reference(kernel_size, dilation, extra, channels, with_bias, tile):
+    height, width = (kernel_size * dilation + more for more in extra)
+    sizes = Launches(*[Launch(tile, 256, 1, 1)] * 3, Launch(16, 512, 1, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "launches", lambda dtype, channels: sizes)
+        compare(random_inputs(1, height, width, 1, channels, kernel_size, with_bias), kernel_size, dilation)
+
+
+@pytest.mark.usefixtures("large_tiles")
+def test_float16_is_close_to_double():
+    # Probabilities and score gradients are rounded before they are multiplied, results once more.
+    compare(random_inputs(1, 15, 12, 1, 32, 5, dtype=torch.float16), 5, 2, 4 * torch.finfo(torch.float16).eps)
+
+
+@pytest.mark.usefixtures("large_tiles")
+def test_bfloat16_is_close_to_double(monkeypatch):
+    """The interpreter multiplies the bits of bfloat16 numbers as integers: here it is taught to convert them first."""
+    inputs = random_inputs(1, 15, 12, 1, 32, 5, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="interpreter can't multiply bfloat16"):
+        neighborhood_attention_2d(*inputs, 5, 2, backend="triton")
+    builder, handle_of = interpreter.interpreter_builder, interpreter.TensorHandle
+    multiply = builder.create_dot
+
+    def convert(handle):
+        if handle.dtype != tl.bfloat16:
+            return handle
+        return handle_of((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    monkeypatch.setattr(builder, "create_dot", lambda a, b, *rest: multiply(convert(a), convert(b), *rest))
+    monkeypatch.setattr("dinat_backbone.ops.triton_backend.why_unavailable", lambda query, kernel_size: None)
+    # Twice the tolerance of rounding: the interpreter cuts off bits where devices round.
+    compare(inputs, 5, 2, 8 * torch.finfo(torch.bfloat16).eps)
+
+
+@pytest.mark.usefixtures("large_tiles")
+def test_parts_of_one_projection_large_maps_and_frozen_bias(monkeypatch):
+    # As large maps are, with 64 bits.
+    monkeypatch.setattr(launch, "_WIDE_FROM", 0)
+    projection = torch.randn(1, 9, 11, 3, 2, 16)
+    *qkv, rpb = (*projection.unbind(3), torch.randn(2, 5, 5))
+    for x in qkv:
+        x.requires_grad_()
+    output = neighborhood_attention_2d(*qkv, rpb, 3, 2, backend="triton")
+    expected = neighborhood_attention_2d(*qkv, rpb, 3, 2, backend="reference")
+    assert (output - expected).abs().max() < TOLERANCE
+    gradients, truth = (torch.autograd.grad(x.square().sum(), qkv) for x in (output, expected))
+    for got, true in zip(gradients, truth, strict=True):
+        assert (got - true).abs().max() < TOLERANCE * 10
+
+
+@pytest.mark.usefixtures("large_tiles")
+def test_torch_compile_takes_it_whole():
+    inputs = [x.requires_grad_() for x in random_inputs(1, 7, 8, 1, 16, 3)]
+    whole = torch.compile(neighborhood_attention_2d, fullgraph=True, backend="aot_eager")
+    results = [f(*inputs, 3, 2, backend="triton") for f in (neighborhood_attention_2d, whole)]
+    gradients = [torch.autograd.grad(x.sum(), inputs) for x in results]
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
