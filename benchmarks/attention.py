@@ -1,164 +1,217 @@
-"""Neighborhood attention side by side: `tiled` against compiled FlexAttention with the same bias, on one device.
+#!/usr/bin/env python
+"""Neighborhood attention side by side, at the shapes of DiNAT-Large and DiNAT-Mini: every stage, every dilation.
 
-    python benchmarks/attention.py [--size 160] [--heads 6] [--dilations 1 14] [--threads 1] [--output attention.json]
+    python benchmarks/attention.py --quick           (DiNAT-L at 640 x 640, float32, against FlexAttention: minutes)
+    python benchmarks/attention.py [--models large mini] [--images 640 640 800 1344] [--dtypes float32 bfloat16]
+                                   [--peers flex-tiles ...] [--threads 2] [--device cpu] [--output STEM]
 
-FlexAttention runs twice: on tokens row by row, as one would call it, and on tokens sorted by residue group, the kindest
-order for its block mask (the same for dilation 1); sorting is not timed. Prints, for each dilation, median times of
-forward and of forward + backward, the ratios between the programs, the largest tensor made, and the largest difference
-of the results. Ratios come from one run, so they can be compared between machines; times can't.
+Programs: ours (what backend "auto" takes, and "tiled"); `torch.compile`d FlexAttention with the same bias and a block
+mask, on tokens sorted into residue groups and tiles of 8 x 16 ("flex-tiles"), into residue groups ("flex-groups", the
+same for dilation 1 as "flex-rows") or row by row ("flex-rows"); sorting is not timed. "gather" gathers every query's
+keys, as public rewrites do. "dense" is one scaled_dot_product_attention with the bias of all pairs. "natten" is
+NATTEN's own path, which has no bias: less work than the others do. A program that needs too much memory, or that can't
+compute a case, is named as absent with the reason.
+
+The limit of a case is the larger of its exact FLOPs (k * k keys per query; 2 products forward, 7 forward + backward, as
+the backward pass computes scores again) at the rate of a product of matrices that is measured just before and after,
+and of its bytes (all maps read or written once) at the measured rate of a copy. Ratios come from one run, so they can
+be compared between machines; times can't. Writes STEM.json, STEM.md and STEM.png.
 """
 
 import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
+import math
+import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from tabulate import tabulate
-from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from _attention_programs import PEERS, Case, Inputs, arranged, cases
+from _measure import copy_rate, describe, gemm_rate, machine, peak_memory, save, seconds, table, use_cpu_time
 
-from dinat_backbone import neighborhood_attention_2d
-from dinat_backbone.ops.windows import window_start
-
-HEAD_DIM = 32
+ROOT = Path(__file__).resolve().parents[1]
+_FORWARD, _BOTH = "forward", "forward + backward"
 
 
-def median_seconds(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    """Median wall time of a call, after one call to warm up."""
-    call()
-    times = []
-    for _ in range(repeats):
-        _synchronize(device)
-        start = time.perf_counter()
-        call()
-        _synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def measure(inputs: Inputs, name: str, backward: bool, repeats: int) -> dict[str, float]:
+    """Seconds and peak MB of a program; difference of its output from `tiled`.
 
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def largest_allocation(call: Callable[[], Any]) -> int:
-    """Elements of the largest tensor that a call makes in PyTorch."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal largest
-            result = func(*args, **(kwargs or {}))
-            for x in result if isinstance(result, tuple | list) else (result,):
-                if isinstance(x, Tensor):
-                    largest = max(largest, x.untyped_storage().nbytes() // x.element_size())
-            return result
-
-    with Watch():
-        call()
-    return largest
-
-
-class FlexNeighborhoodAttention:
-    """The same function by `torch.compile`d FlexAttention: a block mask for the window, a score_mod for the bias.
-
-    Tokens lie row by row, or with those of a residue group together, so that more blocks can be skipped.
+    Raises:
+        ValueError: it can't serve this case.
     """
+    program = inputs.program(name)
+    maps = arranged(program, inputs.maps)
+    if not backward:
+        with torch.no_grad():
+            expected = arranged(program, [inputs.program("tiled")(*inputs.maps)])[0]
+            # NATTEN computes something else: attention without bias.
+            difference = math.nan if name == "natten" else float((program(*maps) - expected).abs().max())
+            memory = peak_memory(lambda: program(*maps), inputs.device)
+            return {"s": seconds(lambda: program(*maps), repeats, inputs.device), "MB": memory, "diff": difference}
+    if name.startswith("flex") and inputs.device.type == "cpu":
+        raise ValueError("FlexAttention has no backward pass on CPUs")
+    leaves = [x.detach().requires_grad_() for x in maps]
+    # The maps' own gradients alone for the peers that hold the bias in another form.
+    wanted = [*leaves, inputs.rpb.requires_grad_()] if name in ("auto", "tiled", "gather") else leaves
+    gradient = torch.ones_like(leaves[0])
 
-    def __init__(self, size: int, kernel_size: int, dilation: int, rpb: Tensor, sort: bool) -> None:
-        position = torch.arange(size)
-        group, coordinate = position % dilation, position // dilation
-        first = window_start(coordinate, (size - group + dilation - 1) // dilation, kernel_size)
-        self.tokens = torch.arange(size * size)
-        if sort:
-            self.tokens = (group[:, None] * dilation + group[None, :]).flatten().argsort(stable=True)
-        rows, columns = self.tokens // size, self.tokens % size
-        group_y, y, first_y = group[rows], coordinate[rows], first[rows]
-        group_x, x, first_x = group[columns], coordinate[columns], first[columns]
+    def both() -> None:
+        torch.autograd.grad(program(*leaves), wanted, gradient)
 
-        def mask(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            same = (group_y[q] == group_y[k]) & (group_x[q] == group_x[k])
-            inside_y = (y[k] >= first_y[q]) & (y[k] < first_y[q] + kernel_size)
-            inside_x = (x[k] >= first_x[q]) & (x[k] < first_x[q] + kernel_size)
-            return same & inside_y & inside_x
-
-        def bias(score: Tensor, _batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            # Scores are also computed for masked keys of a block, whose offsets may lie outside the table.
-            row = (y[k] - y[q] + kernel_size - 1).clamp(0, 2 * kernel_size - 2)
-            column = (x[k] - x[q] + kernel_size - 1).clamp(0, 2 * kernel_size - 2)
-            return score + rpb[head, row, column]
-
-        self.bias = bias
-        self.block_mask = create_block_mask(mask, None, None, size * size, size * size, device="cpu", BLOCK_SIZE=128)
-        self.attend = torch.compile(flex_attention)
-
-    def arrange(self, x: Tensor) -> Tensor:
-        """Turn a map [B, H, W, heads, D] into tokens [B, heads, H * W, D]."""
-        return x.flatten(1, 2)[:, self.tokens].transpose(1, 2).contiguous()
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend arranged tokens."""
-        attended = self.attend(query, key, value, score_mod=self.bias, block_mask=self.block_mask)
-        # With return_lse or return_aux, which are off, it would be a tuple.
-        return cast(Tensor, attended)
+    both()
+    memory = peak_memory(both, inputs.device)
+    return {"s": seconds(both, repeats, inputs.device), "MB": memory, "diff": math.nan}
 
 
-def compare(size: int, heads: int, kernel_size: int, dilation: int, repeats: int) -> dict[str, Any]:
-    """Time both programs on the same inputs."""
-    device = torch.device("cpu")
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, size, size, heads, HEAD_DIM, generator=generator) for _ in range(3))
-    rpb = torch.randn(heads, 2 * kernel_size - 1, 2 * kernel_size - 1, generator=generator)
-    gradient = torch.randn(query.shape, generator=generator)
+def measure_if_possible(inputs: Inputs, name: str, backward: bool, repeats: int) -> dict[str, float] | str:
+    """As `measure`, or the reason why the program can't serve this case."""
+    try:
+        return measure(inputs, name, backward, repeats)
+    except ValueError as error:
+        return str(error)
 
-    def tiled() -> Tensor:
-        return neighborhood_attention_2d(query, key, value, rpb, kernel_size, dilation, backend="tiled")
 
-    row: dict[str, Any] = {"dilation": dilation}
-    with torch.no_grad():
-        row["tiled fwd (s)"] = median_seconds(tiled, repeats, device)
-        row["largest tensor / input"] = largest_allocation(tiled) / query.numel()
-        for layout in ("rows", "sorted"):
-            flex = FlexNeighborhoodAttention(size, kernel_size, dilation, rpb, sort=layout == "sorted")
-            tokens = [flex.arrange(x) for x in (query, key, value)]
-            difference = float((flex(*tokens) - flex.arrange(tiled())).abs().max())
-            row["difference"] = max(difference, row.get("difference", 0.0))
-            seconds = median_seconds(lambda flex=flex, tokens=tokens: flex(*tokens), repeats, device)
-            row[f"flex {layout} (s)"] = seconds
-            row[f"flex {layout} / tiled"] = seconds / row["tiled fwd (s)"]
-    leaves = [x.requires_grad_() for x in (query, key, value, rpb)]
-    row["tiled fwd + bwd (s)"] = median_seconds(lambda: torch.autograd.grad(tiled(), leaves, gradient), repeats, device)
-    row["(fwd + bwd) / fwd"] = row["tiled fwd + bwd (s)"] / row["tiled fwd (s)"]
+def compare(
+    case: Case, dtype: torch.dtype, backward: bool, options: argparse.Namespace, copied: float, absent: dict[str, str]
+) -> dict[str, Any]:
+    """One row of the table."""
+    device = torch.device(options.device)
+    inputs = Inputs(case, dtype, device)
+    before = gemm_rate(dtype, device)
+    ours = measure(inputs, "auto", backward, options.repeats)
+    products, maps = (7, 11) if backward else (2, 4)
+    flops = 2 * products * case.elements * case.kernel_size**2
+    peers = {}
+    for name in options.peers:
+        peer = measure_if_possible(inputs, name, backward, options.repeats)
+        if isinstance(peer, str):
+            absent[f"{name}, {case}, {_BOTH if backward else _FORWARD}, {dtype}"] = peer
+        else:
+            peers[name] = peer
+    rate = max(before, gemm_rate(dtype, device))
+    limit = max(flops / rate, maps * case.elements * inputs.maps[0].element_size() / copied)
+    row = {
+        "case": str(case),
+        "image": "x".join(map(str, case.image)),
+        "layers": case.layers,
+        "type": str(dtype).removeprefix("torch."),
+        "pass": _BOTH if backward else _FORWARD,
+        "ours ms": 1e3 * ours["s"],
+        "limit ms": 1e3 * limit,
+        "% of limit": 100 * limit / ours["s"],
+        "GEMM GFLOP/s": rate / 1e9,
+        "ours MB": ours["MB"],
+        "in + out MB": 4 * case.elements * inputs.maps[0].element_size() / 1e6,
+        "difference": ours["diff"],
+    }
+    for name, peer in peers.items():
+        row |= {f"{name} ms": 1e3 * peer["s"], f"{name} / ours": peer["s"] / ours["s"], f"{name} MB": peer["MB"]}
+        row["difference"] = max(row["difference"], peer["diff"]) if peer["diff"] == peer["diff"] else row["difference"]
     return row
 
 
-def main() -> None:
-    """Measure, print a table, save it if asked."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", type=int, default=160, help="height and width of the map")
-    parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--kernel-size", type=int, default=11)
-    parser.add_argument("--dilations", type=int, nargs="+", default=[1, 14])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="also write the table as JSON")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(
-        f"torch {torch.__version__}, {args.threads} thread(s), float32, {args.size} x {args.size}, {args.heads} heads"
+def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Sums over the layers of each model and image size, and what they say of the targets."""
+    result: dict[str, float] = {}
+    groups = dict.fromkeys((row["case"].split()[0], row["image"], row["type"]) for row in rows)
+    for group in groups:
+        name = " ".join(group)
+        chosen = [row for row in rows if (row["case"].split()[0], row["image"], row["type"]) == group]
+        sums = {}
+        for kind in (_FORWARD, _BOTH):
+            part = [row for row in chosen if row["pass"] == kind]
+            if not part:
+                continue
+            sums[kind] = sum(row["layers"] * row["ours ms"] for row in part)
+            result[f"{name}, {kind}: {sum(row['layers'] for row in part)} layers, ms"] = sums[kind]
+            limit = sum(row["layers"] * row["limit ms"] for row in part)
+            result[f"{name}, {kind}: % of limit"] = 100 * limit / sums[kind]
+            result[f"{name}, {kind}: most memory / (inputs + outputs)"] = max(
+                row["ours MB"] / row["in + out MB"] for row in part
+            )
+            for peer in PEERS:
+                times = [
+                    (row["layers"] * row[f"{peer} ms"], row["layers"] * row["ours ms"])
+                    for row in part
+                    if f"{peer} ms" in row
+                ]
+                if times:
+                    theirs, ours = (sum(x) for x in zip(*times, strict=True))
+                    note = "" if len(times) == len(part) else f" ({len(times)} of {len(part)} cases)"
+                    result[f"{name}, {kind}: {peer} / ours{note}"] = theirs / ours
+        if len(sums) == 2:
+            result[f"{name}: forward + backward / forward"] = sums[_BOTH] / sums[_FORWARD]
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="DiNAT-L, 640 x 640, float32, flex-tiles and tiled only")
+    parser.add_argument("--models", nargs="+", default=["large", "mini"], help="files dinat_*.yaml of configs/_base_")
+    parser.add_argument("--images", nargs="+", type=int, default=[640, 640, 800, 1344], help="heights and widths")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--passes", nargs="+", choices=("forward", "backward"), default=["forward", "backward"])
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
+    parser.add_argument("--dilations", nargs="+", type=int, help="these alone")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="processor seconds; for --threads 1 on a busy machine")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, metavar="STEM", help="default: benchmarks/results/attention-DEVICE")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.models, options.images, options.dtypes = ["large"], [640, 640], ["float32"]
+        options.peers = ["tiled", "flex-tiles"]
+    torch.set_num_threads(options.threads)
+    if options.cpu_time:
+        use_cpu_time()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    device = torch.device(options.device)
+    copied = copy_rate(device)
+    facts = machine(device) | {
+        "GEMM GFLOP/s": round(gemm_rate(torch.float32, device) / 1e9),
+        "copy GB/s": round(copied / 1e9, 1),
+    }
+    print(describe(facts))
+    rows: list[dict[str, Any]] = []
+    absent: dict[str, str] = {}
+    stem = options.output or ROOT / "benchmarks" / "results" / f"attention-{device.type}"
+    for model in options.models:
+        for image in zip(options.images[::2], options.images[1::2], strict=True):
+            for case in cases(model, image):
+                if options.dilations and case.dilation not in options.dilations:
+                    continue
+                for dtype in options.dtypes:
+                    for kind in options.passes:
+                        rows.append(compare(case, getattr(torch, dtype), kind == "backward", options, copied, absent))
+                        print(
+                            describe({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items()}),
+                            flush=True,
+                        )
+    summary = summarize(rows)
+    print(table(rows))
+    for name, value in summary.items():
+        print(f"{name}: {value:.3g}")
+    for name, reason in absent.items():
+        print(f"absent: {name}: {reason}")
+    bars = {
+        f"{row['case']} {row['type']}": {k.removesuffix(" ms"): v for k, v in row.items() if k.endswith(" ms")}
+        for row in rows
+        if row["pass"] == _FORWARD
+    }
+    save(
+        stem,
+        "Neighborhood attention",
+        facts,
+        rows,
+        summary | {f"absent: {k}": v for k, v in absent.items()},
+        bars,
+        "ms, forward",
     )
-    rows = [compare(args.size, args.heads, args.kernel_size, dilation, args.repeats) for dilation in args.dilations]
-    columns = [[name, *(row[name] for row in rows)] for name in rows[0]]
-    print(tabulate(columns, floatfmt=".3g"))
-    if args.output:
-        args.output.write_text(json.dumps(rows, indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""The calls that benchmarks/attention.py times, and neighborhood attention as users could compute it otherwise."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+import yaml
+from _measure import available_memory
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from dinat_backbone import neighborhood_attention_2d
+from dinat_backbone.ops.natten import why_unavailable
+from dinat_backbone.ops.windows import window_start
+
+PEERS = ("tiled", "flex-tiles", "flex-groups", "flex-rows", "gather", "dense", "natten")
+ROOT = Path(__file__).resolve().parents[1]
+HEAD_DIM = 32
+# As wide and high as a block of 128 tokens.
+_TILE = (8, 16)
+_BLOCK = 128
+
+
+class Geometry:
+    """Residue group, coordinate and first key of every position of a map, per axis."""
+
+    def __init__(self, height: int, width: int, kernel_size: int, dilation: int, device: torch.device) -> None:
+        self.kernel_size, self.dilation = kernel_size, dilation
+        axes = [torch.arange(size, device=device) for size in (height, width)]
+        grid = [x.flatten() for x in torch.meshgrid(*axes, indexing="ij")]
+        self.group = [x % dilation for x in grid]
+        self.coordinate = [x // dilation for x in grid]
+        self.first = [
+            window_start(x, (size - g + dilation - 1) // dilation, kernel_size)
+            for x, g, size in zip(self.coordinate, self.group, (height, width), strict=True)
+        ]
+
+    def arranged(self, tokens: Tensor) -> "Geometry":
+        """The same for tokens in another order."""
+        other = object.__new__(Geometry)
+        other.kernel_size, other.dilation = self.kernel_size, self.dilation
+        for name in ("group", "coordinate", "first"):
+            setattr(other, name, [x[tokens] for x in getattr(self, name)])
+        return other
+
+    def order(self, layout: str) -> Tensor:
+        """Tokens row by row ("rows"), by residue group ("groups"), or in tiles within groups ("tiles")."""
+        groups = self.group[0] * self.dilation + self.group[1]
+        if layout == "rows":
+            return torch.arange(len(groups), device=groups.device)
+        if layout == "tiles":
+            tiles = [x // size for x, size in zip(self.coordinate, _TILE, strict=True)]
+            groups = (groups * (int(tiles[0].max()) + 1) + tiles[0]) * (int(tiles[1].max()) + 1) + tiles[1]
+        return groups.argsort(stable=True)
+
+    def attends(self, q: Tensor, k: Tensor) -> Tensor:
+        """Whether queries attend keys."""
+        (group_y, group_x), (y, x), (first_y, first_x) = self.group, self.coordinate, self.first
+        same = (group_y[q] == group_y[k]) & (group_x[q] == group_x[k])
+        inside_y = (y[k] >= first_y[q]) & (y[k] < first_y[q] + self.kernel_size)
+        return same & inside_y & (x[k] >= first_x[q]) & (x[k] < first_x[q] + self.kernel_size)
+
+    def bias(self, table: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """Bias of queries and keys; any where they don't attend each other, which is asked for all the same."""
+        row, column = ((x[k] - x[q] + self.kernel_size - 1).clamp(0, 2 * self.kernel_size - 2) for x in self.coordinate)
+        return table[head, row, column]
+
+
+class Flex:
+    """`torch.compile`d FlexAttention: a block mask for the windows, a score_mod for the bias."""
+
+    def __init__(self, geometry: Geometry, rpb: Tensor, layout: str) -> None:
+        self.tokens = geometry.order(layout)
+        arranged = geometry.arranged(self.tokens)
+
+        def mask(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return arranged.attends(q, k)
+
+        def bias(score: Tensor, _batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return score + arranged.bias(rpb, head, q, k)
+
+        self._bias = bias
+        self._mask = _block_mask(arranged, len(self.tokens), mask)
+        # With symbolic sizes its code for CPUs does not compile (2.14).
+        self._attend = torch.compile(flex_attention, dynamic=False)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Turn a map [B, H, W, heads, D] into tokens [B, heads, H * W, D]."""
+        return x.flatten(1, 2)[:, self.tokens].transpose(1, 2).contiguous()
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend arranged tokens."""
+        attended = self._attend(query, key, value, score_mod=self._bias, block_mask=self._mask)
+        # With return_lse or return_aux, which are off, it would be a tuple.
+        return cast(Tensor, attended)
+
+
+def _block_mask(geometry: Geometry, length: int, mask: Callable[..., Tensor]) -> BlockMask:
+    """As `create_block_mask`, which holds the mask of all pairs, row of blocks by row."""
+    device = geometry.group[0].device
+    blocks = -(-length // _BLOCK)
+    keys = torch.arange(length, device=device)
+    needed = torch.zeros(blocks, blocks * _BLOCK, dtype=torch.bool, device=device)
+    for block in range(blocks):
+        queries = keys[block * _BLOCK : (block + 1) * _BLOCK]
+        needed[block, :length] = geometry.attends(queries[:, None], keys).any(0)
+    needed = needed.view(blocks, blocks, _BLOCK).any(-1)
+    indices = needed.to(torch.int8).argsort(dim=-1, descending=True, stable=True).int()
+    counts = needed.sum(-1).int()
+    return BlockMask.from_kv_blocks(
+        counts[None, None], indices[None, None], BLOCK_SIZE=_BLOCK, mask_mod=mask, seq_lengths=(length, length)
+    )
+
+
+class Dense:
+    """`scaled_dot_product_attention` over the whole map, with the bias of all pairs and -inf outside windows."""
+
+    def __init__(self, geometry: Geometry, rpb: Tensor, dtype: torch.dtype) -> None:
+        tokens = torch.arange(len(geometry.group[0]), device=rpb.device)
+        self._bias = torch.stack(
+            [
+                geometry.bias(rpb, torch.tensor(head, device=rpb.device), tokens[:, None], tokens)
+                .masked_fill(~geometry.attends(tokens[:, None], tokens), float("-inf"))
+                .to(dtype)
+                for head in range(len(rpb))
+            ]
+        )[None]
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Turn a map [B, H, W, heads, D] into tokens [B, heads, H * W, D]."""
+        return x.flatten(1, 2).transpose(1, 2).contiguous()
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend all tokens."""
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self._bias)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The attention of one or more layers of a model, for one image."""
+
+    model: str
+    image: tuple[int, int]
+    stage: int
+    height: int
+    width: int
+    heads: int
+    kernel_size: int
+    dilation: int
+    layers: int
+
+    @property
+    def elements(self) -> int:
+        """Numbers of a map."""
+        return self.height * self.width * self.heads * HEAD_DIM
+
+    def __str__(self) -> str:
+        """E.g. large 160x160 d14."""
+        return f"{self.model} {self.height}x{self.width} d{self.dilation}"
+
+
+def cases(model: str, image: tuple[int, int]) -> Iterator[Case]:
+    """All distinct calls of a model of configs/_base_ for an image; small maps are padded as the model does it."""
+    settings = yaml.safe_load((ROOT / "configs" / "_base_" / f"dinat_{model}.yaml").read_text())["MODEL"]["DINAT"]
+    kernel_size = settings["KERNEL_SIZE"]
+    for stage, (heads, dilations) in enumerate(zip(settings["NUM_HEADS"], settings["DILATIONS"], strict=True)):
+        for dilation, layers in Counter(dilations).items():
+            size = [max(-(-side // (4 << stage)), kernel_size * dilation) for side in image]
+            yield Case(model, image, stage, size[0], size[1], heads, kernel_size, dilation, layers)
+
+
+class Inputs:
+    """Random maps as a projection gives them, and the programs on them."""
+
+    def __init__(self, case: Case, dtype: torch.dtype, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, case.height, case.width, 3, case.heads, HEAD_DIM)
+        self.case, self.device = case, device
+        self.maps = torch.randn(shape, generator=generator).to(device, dtype).unbind(3)
+        table = (case.heads, 2 * case.kernel_size - 1, 2 * case.kernel_size - 1)
+        self.rpb = torch.randn(table, generator=generator).to(device)
+
+    def program(self, name: str) -> Callable[..., Tensor]:
+        """A function of three maps (arranged in its own way: see `arranged`).
+
+        Raises:
+            ValueError: it can't serve this case, for the reason given.
+        """
+        case, tokens = self.case, self.case.height * self.case.width
+        bytes_each = self.maps[0].element_size()
+        if name in ("auto", "tiled"):
+            return lambda q, k, v: neighborhood_attention_2d(
+                q, k, v, self.rpb, case.kernel_size, case.dilation, None, name
+            )
+        if name == "gather":
+            self._need(2 * case.elements * case.kernel_size**2 * bytes_each)
+            return lambda q, k, v: neighborhood_attention_2d(
+                q, k, v, self.rpb, case.kernel_size, case.dilation, None, "reference"
+            )
+        if name == "natten":
+            return self._natten(tokens)
+        geometry = Geometry(case.height, case.width, case.kernel_size, case.dilation, self.device)
+        if name == "dense":
+            self._need(3 * case.heads * tokens**2 * bytes_each)
+            return Dense(geometry, self.rpb, self.maps[0].dtype)
+        if case.dilation == 1 and name == "flex-groups":
+            raise ValueError("the same as flex-rows")
+        torch.compiler.reset()
+        return Flex(geometry, self.rpb, name.removeprefix("flex-"))
+
+    def _natten(self, tokens: int) -> Callable[..., Tensor]:
+        reason = why_unavailable(None)
+        if reason:
+            raise ValueError(reason)
+        if self.device.type == "cpu":
+            # Its own kernels are for GPUs: here it calls FlexAttention uncompiled, which holds all scores.
+            self._need(3 * self.case.heads * tokens**2 * 4)
+        kernel_size, dilation = self.case.kernel_size, self.case.dilation
+        return lambda q, k, v: neighborhood_attention_2d(q, k, v, None, kernel_size, dilation, None, "natten")
+
+    def _need(self, size: int) -> None:
+        if size > 0.6 * available_memory(self.device):
+            raise ValueError(f"needs {size / 1e9:.0f} GB")
+
+
+def arranged(program: Callable[..., Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps as a program takes them."""
+    return [program.arrange(x) for x in maps] if isinstance(program, Flex | Dense) else list(maps)

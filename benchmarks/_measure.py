@@ -1,0 +1,183 @@
+"""What the benchmarks share: times, peak memory, the machine's limits, and saving a table, its numbers and a chart."""
+
+import ctypes
+import gc
+import json
+import math
+import platform
+import statistics
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+# A call that takes longer is not repeated as often.
+_SECONDS = 20.0
+_clock = time.perf_counter
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all that was asked of a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def use_cpu_time() -> None:
+    """From now on count the processor seconds of this process, for one thread on a machine that others use, too."""
+    global _clock
+    _clock = time.process_time
+
+
+def seconds(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
+    """Median time of a call, after one to warm up; fewer repeats where they would take long."""
+    return statistics.median(_times(call, repeats, device))
+
+
+def _times(call: Callable[[], Any], repeats: int, device: torch.device) -> list[float]:
+    start = _clock()
+    call()
+    synchronize(device)
+    repeats = max(1, min(repeats, int(_SECONDS / (_clock() - start))))
+    times = []
+    for _ in range(repeats):
+        start = _clock()
+        call()
+        synchronize(device)
+        times.append(_clock() - start)
+    return times
+
+
+def peak_memory(call: Callable[[], Any], device: torch.device) -> float:
+    """MB by which a call raises the memory of the GPU, or on Linux that of the process; NaN elsewhere."""
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    if sys.platform != "linux":
+        return math.nan
+    # What was freed but is still held would hide what the call asks for.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    call()
+    return (_status("VmHWM") - before) / 1e6
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be had; on systems that don't tell, 4 GiB."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 4 << 30
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def gemm_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
+    """FLOP/s of a product of two square matrices; the best of some, as it is a limit."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / min(_times(lambda: a @ b, 5, device))
+
+
+def copy_rate(device: torch.device, megabytes: int = 256) -> float:
+    """Bytes/s read plus bytes/s written by a copy; the best of some."""
+    source = torch.ones(megabytes << 18, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(_times(lambda: target.copy_(source), 5, device))
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on."""
+    name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "clock": "wall" if _clock is time.perf_counter else "processor seconds",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "natten": _version("natten"),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def describe(facts: Mapping[str, Any]) -> str:
+    """Facts in one line."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def save(
+    stem: Path,
+    title: str,
+    facts: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    bars: Mapping[str, Mapping[str, float]],
+    axis: str,
+) -> None:
+    """Write `stem`.json, .md (the table) and .png (for each group of `bars` one bar per name, on a log axis)."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    content = {"title": title, "machine": facts, "command": sys.argv, "summary": summary, "rows": rows}
+    text = json.dumps(content, indent=1)
+    stem.with_suffix(".json").write_text(text.replace("NaN", "null") + "\n", encoding="utf-8")
+    parts = [f"# {title}", describe(facts), f"`python {' '.join(sys.argv)}`", table(rows)]
+    if summary:
+        parts.append(tabulate(summary.items(), headers=("sum", ""), tablefmt="github", floatfmt=".3g"))
+    stem.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    _draw(stem.with_suffix(".png"), title, facts, bars, axis)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows in Markdown; cells without a number stay empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[row.get(name, "") for name in names] for row in rows]
+    return tabulate(cells, headers=names, tablefmt="github", floatfmt=".3g")
+
+
+def _draw(path: Path, title: str, facts: Mapping[str, Any], bars: Mapping[str, Mapping[str, float]], axis: str) -> None:
+    # Imported here: it is slow, and nothing else needs it.
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(name for group in bars.values() for name in group))
+    height = 1.5 + 0.16 * len(bars) * (len(names) + 1)
+    figure, axes = pyplot.subplots(figsize=(9, height), layout="constrained")
+    for i, name in enumerate(names):
+        places = [j + 0.8 * i / len(names) for j in range(len(bars))]
+        axes.barh(places, [group.get(name, math.nan) for group in bars.values()], 0.8 / len(names), label=name)
+    axes.set_yticks([j + 0.4 for j in range(len(bars))], list(bars))
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel(axis)
+    axes.set_title(f"{title}\n{textwrap.fill(describe(facts), 110)}", fontsize=8)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
