@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Evaluation of COCO's three metrics: ours against the reference tools, on the same synthetic predictions.
 
-    python benchmarks/evaluate.py [--images 200] [--instances 100] [--size 480 640]
+    python benchmarks/evaluate.py [--images 200] [--instances 100] [--size 480 640] [--output STEM]
 
 Ground truth and predictions are drawn; 133 classes, 15 things and 5 regions of stuff an image. "all" is the whole time
-from predictions to numbers; "metric" is that without encoding predictions and writing them in the submission formats,
+from predictions to numbers; "alone" is that without encoding predictions and writing them in the submission formats,
 which every tool has to do. References: pycocotools (masks encoded one image at a time, as Detectron2 does), panopticapi
 (PNGs as Detectron2 writes them, one process), and Detectron2's evaluator of class maps. Results are compared, too.
 """
@@ -23,6 +23,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from _measure import describe, machine, save, table
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.evaluation import SemSegEvaluator
@@ -34,7 +35,6 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tabulate import tabulate
 
 from mask2former.evaluation import panoptic, semantic
 from mask2former.evaluation.instance import InstanceAP
@@ -42,6 +42,7 @@ from mask2former.evaluation.metric import Metric
 from mask2former.evaluation.panoptic import PanopticQuality
 from mask2former.evaluation.semantic import SemanticIoU
 
+RESULTS = Path(__file__).resolve().parent / "results"
 _NAME = "drawn_by_benchmarks_evaluate"
 _THINGS, _STUFF = 15, 5
 _IDS = [category["id"] for category in COCO_CATEGORIES]
@@ -260,7 +261,7 @@ COMPARED: tuple[tuple[str, type[Metric], Reference], ...] = (
 )
 
 
-def compare(scenes: Sequence[Scene], root: Path) -> Iterator[tuple[Any, ...]]:
+def compare(scenes: Sequence[Scene], root: Path) -> Iterator[dict[str, Any]]:
     """Rows of the table: metric, seconds of both tools and their ratio, and how far apart the results are."""
     totals = np.zeros(4)
     for name, metric, reference in COMPARED:
@@ -271,30 +272,42 @@ def compare(scenes: Sequence[Scene], root: Path) -> Iterator[tuple[Any, ...]]:
         theirs = reference(root, scenes, folders[1])
         seconds = np.array([mine.all, theirs.all, mine.metric, theirs.metric])
         totals += seconds
-        yield name, *_with_ratios(seconds), mine.result, abs(mine.result - theirs.result)
-    yield "all three", *_with_ratios(totals), None, None
+        yield {**_row(name, seconds), "%": mine.result, "difference": abs(mine.result - theirs.result)}
+    yield _row("all three", totals)
 
 
-def _with_ratios(seconds: NDArray[np.float64]) -> list[float]:
+def _row(name: str, seconds: NDArray[np.float64]) -> dict[str, Any]:
     mine, theirs, mine_alone, theirs_alone = seconds.tolist()
-    return [mine, theirs, theirs / mine, mine_alone, theirs_alone, theirs_alone / mine_alone]
+    return {
+        "metric": name,
+        "all: ours (s)": mine,
+        "reference (s)": theirs,
+        "ratio": theirs / mine,
+        "alone: ours (s)": mine_alone,
+        "reference alone (s)": theirs_alone,
+        "ratio alone": theirs_alone / mine_alone,
+    }
 
 
 def main() -> None:
-    """Draw, measure, print."""
+    """Draw, measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--instances", type=int, default=100, help="predicted in each image")
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--output", type=Path, metavar="STEM", help="default: benchmarks/results/evaluate-cpu")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         scenes = [Scene(index, tuple(args.size), args.instances) for index in range(args.images)]
         write_ground_truth(root, scenes)
         rows = list(compare(scenes, root))
-    headers = ("", "all: ours s", "reference s", "ratio", "metric: ours s", "reference s", "ratio", "%", "difference")
-    print(f"{args.images} images of {args.size[0]} x {args.size[1]}, {args.instances} instances each")
-    print(tabulate(rows, headers=headers, floatfmt=("", ".2f", ".2f", ".1f", ".2f", ".2f", ".1f", ".4f", ".1e")))
+    height, width = args.size
+    title = f"Evaluation of {args.images} images of {height} x {width}, {args.instances} instances each"
+    facts = machine(torch.device("cpu"))
+    bars = {row["metric"]: {name: row[name] for name in ("all: ours (s)", "reference (s)")} for row in rows}
+    print(f"{title}\n{describe(facts)}\n{table(rows)}")
+    save(args.output or RESULTS / "evaluate-cpu", title, facts, rows, {}, bars, "s")
 
 
 if __name__ == "__main__":

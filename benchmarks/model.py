@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Where the time of a published setting goes, from an image file to an encoded result, or in a training step.
 
-    python benchmarks/model.py [--settings coco-panoptic ...] [--size 480 640] [--repeats 3] [KEY VALUE ...]
+    python benchmarks/model.py [--settings coco-panoptic ...] [--size 480 640] [--output STEM] [KEY VALUE ...]
     python benchmarks/model.py --train [--size 1024 1024] [--targets 30] [KEY VALUE ...]
 
 Weights are random, and all queries take part in the results (OBJECT_MASK_THRESHOLD 0), which is the most that
@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from _measure import describe, machine, save, table
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from hotcoco import mask
 from PIL import Image
-from tabulate import tabulate
 from torch import Tensor, nn
 
 import dinat_backbone.neighborhood_attention as attention_module
@@ -185,55 +185,64 @@ def _medians(once: Callable[[], None], stopwatch: Stopwatch, repeats: int) -> di
     return {part: statistics.median(run[part] for run in runs) for part in runs[0]}
 
 
-def table(seconds: dict[str, float], parts: Sequence[str], whole: float) -> str:
-    """Rows of parts with their share; parts of the backbone with their share of it."""
-    rows: list[tuple[str, float, float, float | None]] = []
+def rows_of(seconds: dict[str, float], parts: Sequence[str], whole: float) -> list[dict[str, Any]]:
+    """A row for each part with its share; parts of the backbone also have their share of it."""
+    rows: list[dict[str, Any]] = []
     for part in parts:
-        if part not in seconds:
-            continue
-        rows.append((part, seconds[part], 100 * seconds[part] / whole, None))
+        rows.append({"part": part, "s": seconds[part], "% of all": 100 * seconds[part] / whole})
         inside = {name: s for name, s in seconds.items() if name.startswith(f"{part}: ")}
         if inside:
             inside[f"{part}: rest"] = seconds[part] - sum(inside.values())
-        rows += [(f"  {n}", s, 100 * s / whole, 100 * s / seconds[part]) for n, s in inside.items()]
-    rows.append(("all", whole, 100.0, None))
-    return tabulate(rows, headers=("part", "s", "% of all", "% of backbone"), floatfmt=("", ".3f", ".1f", ".1f"))
+        rows += [
+            {"part": name, "s": s, "% of all": 100 * s / whole, "% of backbone": 100 * s / seconds[part]}
+            for name, s in inside.items()
+        ]
+    return [*rows, {"part": "all", "s": whole, "% of all": 100.0}]
+
+
+def measure(setting: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of a setting."""
+    cfg = read_config(setting, args.opts)
+    device = torch.device(cfg.MODEL.DEVICE)
+    if args.train:
+        seconds = train(cfg, tuple(args.size or (1024, 1024)), args.targets, args.repeats)
+        whole = seconds.pop("forward") + seconds["backward"] + seconds["optimizer"]
+        parts = [_WHOLE, "pixel decoder", "transformer decoder", "criterion", "backward", "optimizer"]
+    else:
+        height, width = args.size or (480, 640)
+        with tempfile.TemporaryDirectory() as folder:
+            image = Path(folder, "image.jpg")
+            noise = np.random.RandomState(0).randint(0, 256, (height // 8, width // 8, 3), np.uint8)
+            Image.fromarray(noise).resize((width, height)).save(image)
+            seconds = predict(cfg, image, args.repeats)
+        whole = seconds["data"] + seconds["model"] + seconds["encoding"]
+        parts = ["data", _WHOLE, "pixel decoder", "transformer decoder", "post-processing", "encoding"]
+    rows = rows_of(seconds, parts, whole)
+    rows[-1] |= {"images a second": 1 / whole, "peak GiB": peak_memory(device) / 2**30}
+    return [{"setting": setting, **row} for row in rows]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["coco-panoptic"], metavar="NAME")
     parser.add_argument("--train", action="store_true", help="a training step instead of a prediction")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the image")
     parser.add_argument("--targets", type=int, default=30, help="segments of the training image")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, metavar="STEM", help="default: benchmarks/results/{model,train}-DEVICE")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set")
     args = parser.parse_intermixed_args()
-    for setting in args.settings:
-        cfg = read_config(setting, args.opts)
-        size = tuple(args.size or ((1024, 1024) if args.train else (480, 640)))
-        if args.train:
-            seconds = train(cfg, size, args.targets, args.repeats)
-            inside = sum(seconds[part] for part in (_WHOLE, "pixel decoder", "transformer decoder", "criterion"))
-            seconds["forward: rest"] = seconds.pop("forward") - inside
-            parts = [_WHOLE, "pixel decoder", "transformer decoder", "criterion", "backward", "optimizer"]
-            whole = sum(seconds.values())
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                image = Path(folder, "image.jpg")
-                noise = np.random.RandomState(0).randint(0, 256, (size[0] // 8, size[1] // 8, 3), np.uint8)
-                Image.fromarray(noise).resize(size[::-1]).save(image)
-                seconds = predict(cfg, image, args.repeats)
-            parts = ["data", _WHOLE, "pixel decoder", "transformer decoder", "post-processing", "encoding"]
-            whole = seconds["data"] + seconds["model"] + seconds["encoding"]
-        device = torch.device(cfg.MODEL.DEVICE)
-        print(
-            f"{setting}, image of {size[0]} x {size[1]}: {1 / whole:.3f} a second, peak memory "
-            f"{peak_memory(device) / 2**30:.2f} GiB; {device}, {torch.get_num_threads()} threads, "
-            f"PyTorch {torch.__version__}"
-        )
-        print(table(seconds, parts, whole), end="\n\n")
+    rows = [row for setting in args.settings for row in measure(setting, args)]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    title = "A training step on one image" if args.train else "From an image file to an encoded result"
+    facts = machine(device)
+    bars = {
+        f"{row['setting']}, {row['part']}": {"s": row["s"]} for row in rows if not row["part"].startswith(f"{_WHOLE}:")
+    }
+    print(f"{title}\n{describe(facts)}\n{table(rows)}")
+    stem = args.output or ROOT / "benchmarks" / "results" / f"{'train' if args.train else 'model'}-{device.type}"
+    save(stem, title, facts, rows, {}, bars, "s")
 
 
 if __name__ == "__main__":
