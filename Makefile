@@ -12,7 +12,7 @@ TEST_THREADS ?= 2
 export GOMP_SPINCOUNT ?= 20000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo clean clean-env
+.PHONY: help setup test lint format demo bench clean clean-env
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,16 @@ format: setup ## let ruff mend style and layout
 demo: export PYTHONWARNINGS = ignore::FutureWarning:torch.jit._script,ignore::UserWarning:detectron2.model_zoo.model_zoo
 demo: setup ## train, evaluate and show a small model on drawn shapes, then run the full-size one on a photograph
 	$(RUN) demo/shapes_demo.py $(ARGS)
+
+# All cores, unless OMP_NUM_THREADS says otherwise; a busy machine spoils times, less so ratios.
+bench: setup ## measure speed and memory side by side with others (half an hour); tables in benchmarks/results
+	$(RUN) benchmarks/attention.py --quick
+	$(RUN) benchmarks/deformable_attention.py --output benchmarks/results
+	$(RUN) benchmarks/model.py
+	$(RUN) benchmarks/model.py --train --repeats 1
+	$(RUN) benchmarks/evaluate.py
+	$(RUN) benchmarks/training_memory.py
+	$(RUN) benchmarks/inference_memory.py
 
 clean: ## remove what the demo wrote (output/shapes, datasets/shapes) and caches; other runs in output/ stay
 	rm -rf output/shapes datasets/shapes datasets/shapes.* build *.egg-info .pytest_cache .ruff_cache .hypothesis
