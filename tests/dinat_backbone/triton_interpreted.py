@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dinat_backbone import neighborhood_attention_2d
 from dinat_backbone.ops.gpu import launch
-from dinat_backbone.ops.gpu.tiles import Launch, Launches
+from dinat_backbone.ops.gpu.tiles import Launch, Launches, launches
 
 from ..conftest import ROOT
 
@@ -21,6 +21,7 @@ PARITY = ROOT / "tests" / "parity"
 CASES = json.loads((PARITY / "neighborhood_attention_2d.json").read_text())
 # Absolute, in float32, as for the other backends.
 TOLERANCE = 2e-5
+DTYPES = (torch.float32, torch.bfloat16)
 # The interpreter takes its time per operation, whatever the size of the blocks.
 LARGE = Launches(*[Launch(128, 256, 1, 1)] * 3, Launch(32, 1024, 1, 1))
 
@@ -97,7 +98,28 @@ def test_shipped_tiles_equal_the_reference(shape, kernel_size, dilation, with_bi
     compare(random_inputs(*shape, kernel_size, with_bias), kernel_size, dilation)
 
 
-@settings(max_examples=4, deadline=None, derandomize=True)
+@pytest.mark.parametrize("kernel_size", [1, 3, 7, 11, 13, 21, 63])
+@pytest.mark.parametrize("sizes", [LARGE, *{launches(dtype, d) for dtype in DTYPES for d in (32, 128)}])
+def test_no_tile_reaches_out_of_the_expanded_bias(kernel_size, sizes):
+    """Over all positions of a tile against the border, of queries and of keys."""
+    lead, rows = sizes.bias_rows(kernel_size)
+    for tile in (sizes.forward, sizes.query, sizes.key):
+        height, _, window = tile.sides(kernel_size)
+        step = max(tile.block, window) // window
+        for length in {kernel_size, kernel_size + 1, kernel_size + height + 3, 3 * kernel_size + 2 * height}:
+            start = [min(max(x - kernel_size // 2, 0), length - kernel_size) for x in range(length)]
+            for first in range(0, length, height):
+                last = min(first + height, length) - 1
+                keys = range(start[first], start[first] + -(-(start[last] + kernel_size - start[first]) // step) * step)
+                steps = {key - start[min(x, length - 1)] for x in range(first, first + height) for key in keys}
+                seeing = [x for x in range(length) if start[x] <= last and start[x] + kernel_size > first]
+                assert seeing == list(range(seeing[0], seeing[-1] + 1))
+                queries = range(seeing[0], seeing[0] + -(-len(seeing) // step) * step)
+                steps |= {key - start[min(x, length - 1)] for x in queries for key in range(first, first + height)}
+                assert -lead <= min(steps) and max(steps) < rows - lead
+
+
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(
     kernel_size=st.sampled_from([3, 5, 7, 9, 15]),
     dilation=st.integers(1, 2),

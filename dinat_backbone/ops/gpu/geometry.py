@@ -2,7 +2,7 @@
 # ty: ignore[invalid-argument-type]
 """Where queries and keys lie, for the Triton kernels: groups, windows, and the queries that see a key.
 
-Needs the package `triton`, as do the kernels; `backend` imports them when they are called.
+Needs the package `triton`, as do the kernels; `triton_backend` imports them when it is called.
 
 Positions of an axis fall into residue groups, position = coordinate * dilation + group. In a group of L positions the
 window of coordinate x starts at s(x) = clamp(x - k // 2, 0, L - k) (Hassani and Shi, "Dilated Neighborhood Attention

@@ -42,10 +42,12 @@ class Launches:
 
     def bias_rows(self, kernel_size: int) -> tuple[int, int]:
         """Rows of the expanded bias before a window's start, and all of them, enough for the keys of every tile."""
-        tiles = [(*launch.sides(kernel_size), launch.block) for launch in (self.forward, self.query, self.key)]
-        lead = max(rows for rows, *_ in tiles) - 1
-        behind = max(rows + max(1, block // window) for rows, _, window, block in tiles) + kernel_size
-        return lead, lead + behind
+        reach = 0
+        for launch in (self.forward, self.query, self.key):
+            rows, _, window = launch.sides(kernel_size)
+            # A tile's rows, and those that its last block computes in vain.
+            reach = max(reach, rows + max(1, launch.block // window))
+        return reach, 2 * reach + kernel_size
 
 
 def next_power(number: int) -> int:
