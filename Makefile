@@ -46,7 +46,7 @@ demo: setup ## train, evaluate and show a small model on drawn shapes, then run 
 # All cores, unless OMP_NUM_THREADS says otherwise; a busy machine spoils times, less so ratios.
 bench: setup ## measure speed and memory side by side with others (half an hour); tables in benchmarks/results
 	$(RUN) benchmarks/attention.py --quick
-	$(RUN) benchmarks/deformable_attention.py --output benchmarks/results
+	$(RUN) benchmarks/deformable_attention.py
 	$(RUN) benchmarks/model.py
 	$(RUN) benchmarks/model.py --train --repeats 1
 	$(RUN) benchmarks/evaluate.py
