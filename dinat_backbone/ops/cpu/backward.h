@@ -20,7 +20,7 @@ class Backward {
     for (Buffer* buffer : {&probabilities, &score_gradients}) *buffer = zeros(ROWS * KEYS * query_stride);
     logsumexp = zeros(ROWS * query_stride);
     for (Buffer* buffer : {&bias, &bias_gradient}) *buffer = zeros((widest / LANES + 1) * TABLE * K * LANES);
-    sums = zeros(ROWS * channels * LANES);
+    sums = zeros(ROWS * channels * LANES + 8);  // unpacked by eights
   }
 
   bool ready() const {

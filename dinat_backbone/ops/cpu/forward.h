@@ -11,7 +11,7 @@ class Forward {
     values = zeros(SLOTS * channels * stride);
     queries = zeros(ROWS * channels * stride);
     scores = zeros(ROWS * KEYS * LANES);
-    sums = zeros(ROWS * channels * LANES);
+    sums = zeros(ROWS * channels * LANES + 8);  // unpacked by eights
     bias = zeros((widest / LANES + 1) * TABLE * K * LANES);
   }
 
@@ -88,7 +88,7 @@ class Forward {
         multiply_channels<W, n>(query, stride, slot(keys, m) + x, stride, p.channels, initial, score, W);
       });
     });
-    float factors[ROWS][W];
+    float factors[ROWS][std::max(W, 8)] = {};  // unpacked by eights
     for (int64_t n = 0; n < rows; ++n) softmax<W>(item, group_x, y + n, x, scores.get() + n * KEYS * W, factors[n]);
     std::memset(sums.get(), 0, rows * channels * W * 4);
     for_key_rows(y, rows, height, [&](int64_t m, int64_t n0, int64_t n1) {
