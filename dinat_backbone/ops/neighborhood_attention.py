@@ -7,6 +7,7 @@ from . import compiled, triton_backend
 from .natten import natten_forward, why_unavailable
 from .reference import reference_forward
 from .tiled import TiledNeighborhoodAttention, tiled_forward
+from .trial import is_reliable
 
 BACKENDS = ("auto", "compiled", "triton", "tiled", "natten", "reference")
 
@@ -109,9 +110,12 @@ def _choose(query: Tensor, rpb: Tensor | None, kernel_size: int, backend: str, d
     if backend == "auto":
         if query.is_cuda:
             # NATTEN's kernels, written for each generation of devices, have no bias to add.
-            for name in ("natten", "triton"):
-                if _why_not(query, rpb, kernel_size, name) is None:
-                    return name
+            if _why_not(query, rpb, kernel_size, "natten") is None:
+                return "natten"
+            if _why_not(query, rpb, kernel_size, "triton") is None and is_reliable(
+                query.device, query.dtype, kernel_size, query.shape[-1], torch.is_grad_enabled()
+            ):
+                return "triton"
         return "compiled" if compiled.is_best(query, kernel_size) else "tiled"
     return backend
 
