@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .gather import gather_forward
 from .reference import reference_forward
+from .trial import is_reliable
 from .triton_backend import triton_forward, why_unavailable
 
 BACKENDS = ("auto", "gather", "triton", "reference")
@@ -33,7 +34,7 @@ def ms_deform_attn(
         attention_weights: [B, T, n, L, P].
         backend: "reference" (`grid_sample`, any device, exportable), "gather" (plain PyTorch, for the CPU), "triton"
             (a Triton kernel, for CUDA) or "auto": `reference` while a model is exported or traced, and elsewhere
-            `triton` on CUDA and `gather` on the CPU, as far as they can serve the call.
+            `triton` on CUDA, after a small trial there, and `gather` on the CPU, as far as they can serve the call.
             All compute in float32, but float64 in float64. `gather` and `triton` can be differentiated once. `gather`
             is deterministic; `triton` adds up the gradient of `value` by atomic additions, in no fixed order, unless
             `torch.use_deterministic_algorithms` asks for a sorted sum; the `reference` on CUDA has no deterministic
@@ -82,7 +83,10 @@ def _choose(value: Tensor, backend: str) -> str:
             return "reference"
         if value.device.type == "cpu":
             return "gather"
-        return "triton" if value.is_cuda and why_unavailable(value) is None else "reference"
+        usable = value.is_cuda and why_unavailable(value) is None
+        if usable and is_reliable(value.device, value.dtype, torch.is_grad_enabled()):
+            return "triton"
+        return "reference"
     reason = None
     if backend == "gather" and value.device.type != "cpu":
         reason = f"it is for the CPU, and value is on {value.device}"
