@@ -10,10 +10,8 @@ themselves take. `--direct` also does it as the formulas are written, with all m
 
 import argparse
 import multiprocessing
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,10 +19,12 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
+from mask2former.evaluation.inference import peak_memory
 from mask2former.modeling.mask_resizing import Resize, ResizedMasks
 from mask2former.modeling.postprocessing import instance_inference, panoptic_inference, semantic_classes
 
 Size = tuple[int, int]
+_CPU = torch.device("cpu")
 _DETECTIONS = 100
 _SHORT_EDGE, _LONG_EDGE = 800, 1333  # of the network's input
 _PADDING, _STRIDE = 32, 4
@@ -45,7 +45,7 @@ def predictions(queries: int, classes: int, size: Size) -> tuple[Tensor, Tensor,
 def measure(name: str, size: Size, queries: int, classes: int, rows: Any) -> None:
     """Put a row for each kind of result into `rows`: variant, result, seconds, GiB above the start."""
     logits, masks, steps = predictions(queries, classes, size)
-    before = _peak()
+    before = peak_memory(_CPU)
     source = ResizedMasks(masks, steps)
     if name == "direct":
         for (height, width), target in steps:
@@ -61,20 +61,7 @@ def measure(name: str, size: Size, queries: int, classes: int, rows: Any) -> Non
     for kind, compute in results.items():
         start = time.perf_counter()
         kept.append(compute())
-        rows.append((name, kind, time.perf_counter() - start, (_peak() - before) / 2**30))
-
-
-def _peak() -> int:
-    """Peak memory of the process in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def variants(direct: bool) -> Iterator[str]:
-    """What to compare."""
-    yield "in pieces"
-    if direct:
-        yield "direct"
+        rows.append((name, kind, time.perf_counter() - start, (peak_memory(_CPU) - before) / 2**30))
 
 
 def main() -> None:
@@ -88,7 +75,7 @@ def main() -> None:
     processes = multiprocessing.get_context("spawn")
     with processes.Manager() as manager:
         rows = manager.list()
-        for name in variants(args.direct):
+        for name in ("in pieces", "direct") if args.direct else ("in pieces",):
             task = (name, tuple(args.size), args.queries, args.classes, rows)
             process = processes.Process(target=measure, args=task)
             process.start()

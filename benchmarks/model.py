@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import describe, machine, save, table
+from _measure import describe, machine, save, synchronize, table
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
@@ -58,8 +58,7 @@ class Stopwatch:
 
     def now(self) -> float:
         """Seconds, when all that was asked of the device is done."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronize(self._device)
         return time.perf_counter()
 
     @contextmanager
