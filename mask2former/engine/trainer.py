@@ -27,6 +27,7 @@ from mask2former.evaluation import (
     json_ready,
     results_table,
     run_inference,
+    weights_digest,
     write_speed,
 )
 from mask2former.files import write_json
@@ -171,14 +172,16 @@ class BaseTrainer(DefaultTrainer):
             model = model.module
         results: dict[str, dict[str, Any]] = {}
         speeds: dict[str, Speed | None] = {}
+        # Once: it reads all weights.
+        weights = weights_digest(model)
         with reproducible_threads(cfg.MODEL.DEVICE):
             for index, name in enumerate(cfg.DATASETS.TEST):
                 folder = _prediction_folder(cfg, name)
                 evaluator = cls.build_evaluator(cfg, name, folder) if evaluators is None else evaluators[index]
-                evaluator.start(evaluation_fingerprint(cfg, name, model, augmented=False), resume=resume)
+                evaluator.start(evaluation_fingerprint(cfg, name, weights, augmented=False), resume=resume)
                 results[name], speeds[name] = cls._evaluate(cfg, name, model, evaluator)
                 if cfg.TEST.AUG.ENABLED:
-                    augmented, speeds[f"{name}_TTA"] = cls._test_with_augmentation(cfg, name, model, resume)
+                    augmented, speeds[f"{name}_TTA"] = cls._test_with_augmentation(cfg, name, model, weights, resume)
                     results[name].update(augmented)
                 if comm.is_main_process():
                     write_speed(Path(cfg.OUTPUT_DIR, "inference", "speed.json"), speeds, keep=resume)
@@ -200,7 +203,7 @@ class BaseTrainer(DefaultTrainer):
 
     @classmethod
     def _test_with_augmentation(
-        cls, cfg: CfgNode, dataset_name: str, model: nn.Module, resume: bool
+        cls, cfg: CfgNode, dataset_name: str, model: nn.Module, weights: str, resume: bool
     ) -> tuple[dict[str, Any], Speed | None]:
         augment = ModelWithTTA
         if not isinstance(model, MaskFormer):
@@ -210,7 +213,7 @@ class BaseTrainer(DefaultTrainer):
             tasks = cfg.MODEL.MASK_FORMER.TEST
             tasks.PANOPTIC_ON, tasks.INSTANCE_ON, tasks.SEMANTIC_ON = False, False, True
         evaluator = cls.build_evaluator(cfg, dataset_name, _prediction_folder(cfg, dataset_name, "tta"))
-        evaluator.start(evaluation_fingerprint(cfg, dataset_name, model, augmented=True), resume=resume)
+        evaluator.start(evaluation_fingerprint(cfg, dataset_name, weights, augmented=True), resume=resume)
         results, speed = cls._evaluate(cfg, dataset_name, augment(cfg, model), evaluator)
         return {f"{task}_TTA": metrics for task, metrics in results.items()}, speed
 

@@ -5,7 +5,7 @@ from mask2former.evaluation.cityscapes_instance import CityscapesAP
 from mask2former.evaluation.cityscapes_semantic import CityscapesIoU
 from mask2former.evaluation.errors import EvaluationError
 from mask2former.evaluation.evaluator import StreamingEvaluator
-from mask2former.evaluation.fingerprint import evaluation_fingerprint
+from mask2former.evaluation.fingerprint import evaluation_fingerprint, weights_digest
 from mask2former.evaluation.inference import Batches, Speed, run_inference, write_speed
 from mask2former.evaluation.instance import InstanceAP
 from mask2former.evaluation.panoptic import PanopticQuality
@@ -27,5 +27,6 @@ __all__ = [
     "json_ready",
     "results_table",
     "run_inference",
+    "weights_digest",
     "write_speed",
 ]

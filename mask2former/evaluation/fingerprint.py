@@ -29,13 +29,13 @@ _GROUND_TRUTH = (
 )
 
 
-def evaluation_fingerprint(cfg: CfgNode, dataset_name: str, model: nn.Module, *, augmented: bool) -> dict[str, Any]:
+def evaluation_fingerprint(cfg: CfgNode, dataset_name: str, weights: str, *, augmented: bool) -> dict[str, Any]:
     """Describe an evaluation so that two with one description have the same predictions and results.
 
     Args:
         cfg: the config.
         dataset_name: a registered data set.
-        model: its weights are read.
+        weights: `weights_digest` of the model.
         augmented: whether TEST.AUG takes part.
 
     Returns:
@@ -46,7 +46,7 @@ def evaluation_fingerprint(cfg: CfgNode, dataset_name: str, model: nn.Module, *,
         "data set": dataset_name,
         "ground truth": _files_of(dataset_name),
         "config": _config_digest(cfg, augmented=augmented),
-        "weights": weights_digest(model),
+        "weights": weights,
     }
 
 

@@ -9,7 +9,7 @@ from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
 from mask2former.config import add_maskformer2_config
-from mask2former.evaluation import evaluation_fingerprint, run_inference, write_speed
+from mask2former.evaluation import evaluation_fingerprint, run_inference, weights_digest, write_speed
 
 
 class Model(nn.Module):
@@ -103,7 +103,7 @@ def fingerprint(tmp_path):
         add_maskformer2_config(cfg)
         cfg.merge_from_list(list(opts))
         cfg.freeze()
-        return evaluation_fingerprint(cfg, name, model or Model(), augmented=augmented)
+        return evaluation_fingerprint(cfg, name, weights_digest(model or Model()), augmented=augmented)
 
     yield of
     DatasetCatalog.remove(name)
