@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from _measure import describe, machine, save, synchronize, table
+from _settings import ROOT, read_config
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
@@ -32,17 +33,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import dinat_backbone.neighborhood_attention as attention_module
-from dinat_backbone import add_dinat_config
-from mask2former import MaskFormer, setup_cfg
+from mask2former import MaskFormer
 from mask2former.data.coco_format import panoptic_colors
 from mask2former.data.dataset_mapper import TestMapper
-from mask2former.data.datasets import dataset_metadata
 from mask2former.engine import available_device
 from mask2former.evaluation.inference import peak_memory
 from mask2former.settings import SETTINGS
 from mask2former.solver import build_optimizer
 
-ROOT = Path(__file__).resolve().parents[1]
 # Layers of the backbone by kind; what is left are permutations, residual sums and the like.
 _KINDS = {nn.Linear: "linear", nn.LayerNorm: "norm", nn.GELU: "GELU", nn.Conv2d: "convolution"}
 _WHOLE = "backbone"
@@ -77,16 +75,6 @@ class Stopwatch:
                 return call(*args, **kwargs)
 
         setattr(owner, function, timed)
-
-
-def read_config(setting: str, opts: Sequence[str]) -> CfgNode:
-    """The config of a setting without weights, on a device that exists."""
-    always = ["MODEL.WEIGHTS", "", "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0"]
-    cfg = setup_cfg(ROOT / SETTINGS[setting].config_file, [*always, *opts], extend=[add_dinat_config])
-    for name in cfg.DATASETS.TRAIN:
-        dataset_metadata(name)  # the model wants to know which classes are things
-    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in opts)
-    return cfg
 
 
 def watch(model: MaskFormer, watch: Stopwatch, layers: bool) -> None:
@@ -201,7 +189,8 @@ def rows_of(seconds: dict[str, float], parts: Sequence[str], whole: float) -> li
 
 def measure(setting: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of a setting."""
-    cfg = read_config(setting, args.opts)
+    cfg = read_config(setting, ["MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0", *args.opts])
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in args.opts)
     device = torch.device(cfg.MODEL.DEVICE)
     if args.train:
         seconds = train(cfg, tuple(args.size or (1024, 1024)), args.targets, args.repeats)

@@ -10,31 +10,24 @@ What the losses keep (a few MiB) and what operations need for a moment are not c
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
+from _settings import read_config
 from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from dinat_backbone import add_dinat_config
-from mask2former import setup_cfg
-from mask2former.data.datasets import dataset_metadata
 from mask2former.settings import SETTINGS
 
-ROOT = Path(__file__).resolve().parents[1]
 # Weights, gradients, and AdamW's means of gradients and of their squares.
 _COPIES = 4
 
 
 def count(setting: str, size: tuple[int, int], checkpoint: bool, opts: Sequence[str]) -> tuple[int, int, int]:
     """Bytes of what the backbone keeps, of what all keeps, and of the weights."""
-    always = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.DINAT.USE_CHECKPOINT", str(checkpoint)]
-    cfg = setup_cfg(ROOT / SETTINGS[setting].config_file, [*always, *opts], extend=[add_dinat_config])
-    for name in cfg.DATASETS.TRAIN:
-        dataset_metadata(name)  # the model wants to know which classes are things
+    cfg = read_config(setting, ["MODEL.DEVICE", "cpu", "MODEL.DINAT.USE_CHECKPOINT", str(checkpoint), *opts])
     model = build_model(cfg).train()
     without_content = FakeTensorMode(allow_non_fake_inputs=True)
     weights = {without_content.from_tensor(p).untyped_storage()._cdata for p in model.parameters()}
