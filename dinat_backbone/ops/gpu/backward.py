@@ -11,8 +11,10 @@ import triton.language as tl
 
 from .geometry import (
     first_query,
+    keys_of_tile,
     last_query,
     load_vectors,
+    members_of_tile,
     place_by_key,
     place_by_query,
     place_scores,
@@ -76,9 +78,7 @@ def query_gradient_kernel(
     log_sum += (batch * heads + head) * height * width
     mean += (batch * heads + head) * height * width
 
-    member = tl.arange(0, TY * TX)
-    query_y, query_x = y0 + member // TX, x0 + member % TX
-    valid = (query_y < length_y) & (query_x < length_x)
+    query_y, query_x, valid = members_of_tile(y0, x0, length_y, length_x, TY, TX)
     y, x = query_y * dilation + group_y, query_x * dilation + group_x
     queries = load_vectors(query, position_offset(y, x, stride_y, stride_x, WIDE), valid, D, BLOCK_D)
     target = position_offset(y, x, width * heads * D, heads * D, WIDE)
@@ -88,23 +88,17 @@ def query_gradient_kernel(
     tl.store(mean + (y * width + x), means, mask=valid)
     sums = tl.load(log_sum + (y * width + x), mask=valid, other=float("inf"))
 
-    first_y, first_x = window_start(y0, length_y, K), window_start(x0, length_x, K)
-    rows = window_start(tl.minimum(y0 + TY, length_y) - 1, length_y, K) + K - first_y
-    columns = window_start(tl.minimum(x0 + TX, length_x) - 1, length_x, K) + K - first_x
-    index = tl.arange(0, BLOCK)
-    row, column = index // COLUMNS, index % COLUMNS
-    key_y, key_x = first_y + row, first_x + column
     # Of what depends on both query and key, all but the growth from row to row is computed once.
-    step_x = key_x[None, :] - window_start(query_x, length_x, K)[:, None]
-    place = place_by_key(key_y[None, :], step_x, key_x[None, :] - query_x[:, None], K, HAS_BIAS)
-    place += place_by_query(query_y, length_y, K, LEAD, BIAS_ROWS, HAS_BIAS)[:, None]
+    rows, row, in_columns, key_y, key_x, place = keys_of_tile(
+        y0, x0, query_y, query_x, length_y, length_x, K, TY, TX, BLOCK, COLUMNS, LEAD, BIAS_ROWS, HAS_BIAS
+    )
     growth = 2 * K if HAS_BIAS else 1
     result = tl.zeros([TY * TX, BLOCK_D], tl.float32)
     for start in range(0, rows, BLOCK // COLUMNS):
         offset = position_offset(
             (key_y + start) * dilation + group_y, key_x * dilation + group_x, stride_y, stride_x, WIDE
         )
-        inside = (row + start < rows) & (column < columns)
+        inside = (row + start < rows) & in_columns
         keys = load_vectors(key, offset, inside, D, BLOCK_D)
         values = load_vectors(value, offset, inside, D, BLOCK_D)
         products = tl.dot(queries, tl.trans(keys), input_precision="ieee")
@@ -170,9 +164,7 @@ def key_gradient_kernel(
     log_sum += (batch * heads + head) * height * width
     mean += (batch * heads + head) * height * width
 
-    member = tl.arange(0, TY * TX)
-    key_y, key_x = y0 + member // TX, x0 + member % TX
-    valid = (key_y < length_y) & (key_x < length_x)
+    key_y, key_x, valid = members_of_tile(y0, x0, length_y, length_x, TY, TX)
     key_at, key_on = key_y * dilation + group_y, key_x * dilation + group_x
     source = position_offset(key_at, key_on, stride_y, stride_x, WIDE)
     keys = load_vectors(key, source, valid, D, BLOCK_D)

@@ -107,3 +107,46 @@ def place_scores(products, bias, place, scale, K: tl.constexpr, HAS_BIAS: tl.con
     if HAS_BIAS:
         return products * scale + tl.load(bias + place)
     return tl.where((place >= 0) & (place < K), products * scale, float("-inf"))
+
+
+@triton.jit
+def members_of_tile(y0, x0, length_y, length_x, TY: tl.constexpr, TX: tl.constexpr):
+    """Coordinates (y, x) of a tile's positions in their group, and which of them the group has."""
+    member = tl.arange(0, TY * TX)
+    y, x = y0 + member // TX, x0 + member % TX
+    return y, x, (y < length_y) & (x < length_x)
+
+
+@triton.jit
+def keys_of_tile(
+    y0,
+    x0,
+    query_y,
+    query_x,
+    length_y,
+    length_x,
+    K: tl.constexpr,
+    TY: tl.constexpr,
+    TX: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LEAD: tl.constexpr,
+    BIAS_ROWS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """The rectangle of keys that a tile of queries attends, in blocks of BLOCK keys, COLUMNS in a row.
+
+    Returns:
+        The number of rows of the rectangle; for the keys of its first block, the row in it, whether the column is in
+        it, and the coordinates (y, x); and the places of all pairs [queries, keys], for `place_scores`.
+    """
+    first_y, first_x = window_start(y0, length_y, K), window_start(x0, length_x, K)
+    rows = window_start(tl.minimum(y0 + TY, length_y) - 1, length_y, K) + K - first_y
+    columns = window_start(tl.minimum(x0 + TX, length_x) - 1, length_x, K) + K - first_x
+    index = tl.arange(0, BLOCK)
+    row, column = index // COLUMNS, index % COLUMNS
+    key_y, key_x = first_y + row, first_x + column
+    step_x = key_x[None, :] - window_start(query_x, length_x, K)[:, None]
+    place = place_by_key(key_y[None, :], step_x, key_x[None, :] - query_x[:, None], K, HAS_BIAS)
+    place += place_by_query(query_y, length_y, K, LEAD, BIAS_ROWS, HAS_BIAS)[:, None]
+    return rows, row, column < columns, key_y, key_x, place
