@@ -23,7 +23,6 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from dinat_backbone import add_dinat_config
 from mask2former import ConfigError, setup_cfg
 from mask2former.data import build_test_loader, build_train_loader
 from mask2former.data.datasets import MissingDatasetError, dataset_metadata
@@ -95,7 +94,7 @@ def get_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         ConfigError: a missing file, an unknown key, or a value that does not fit.
     """
-    return setup_cfg(config_file, opts, extend=(add_dinat_config,))
+    return setup_cfg(config_file, opts)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from dinat_backbone import add_dinat_config
 from mask2former import setup_cfg
 from mask2former.data.datasets import dataset_metadata
 from mask2former.settings import SETTINGS
@@ -15,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def read_config(setting: str, opts: Sequence[str]) -> CfgNode:
     """The config of a setting without weights, ready to build its model from."""
-    cfg = setup_cfg(ROOT / SETTINGS[setting].config_file, ["MODEL.WEIGHTS", "", *opts], extend=[add_dinat_config])
+    cfg = setup_cfg(ROOT / SETTINGS[setting].config_file, ["MODEL.WEIGHTS", "", *opts])
     for name in cfg.DATASETS.TRAIN:
         dataset_metadata(name)  # the model wants to know which classes are things
     return cfg

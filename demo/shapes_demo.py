@@ -25,7 +25,6 @@ from detectron2.utils.logger import setup_logger
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from dinat_backbone import add_dinat_config
 from mask2former.config import setup_cfg
 from mask2former.data.datasets import dataset_metadata
 from mask2former.data.image_io import read_image, read_panoptic_png
@@ -131,7 +130,7 @@ def draw_pictures(weights: Path, folder: Path, count: int, opts: Sequence[str]) 
     Returns:
         The files.
     """
-    cfg = setup_cfg(ROOT / TRAINING_CONFIG, [*opts, "MODEL.WEIGHTS", str(weights)], extend=(add_dinat_config,))
+    cfg = setup_cfg(ROOT / TRAINING_CONFIG, [*opts, "MODEL.WEIGHTS", str(weights)])
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in opts)
     predictor = Predictor.from_config(cfg, "panoptic")
     dataset = cfg.DATASETS.TEST[0]

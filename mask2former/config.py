@@ -5,6 +5,7 @@ Universal Image Segmentation", CVPR 2022, sections 3 and 4.1); what a data set o
 """
 
 import difflib
+import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 from yaml.constructor import ConstructorError
+
+# Entry points of this group are functions that add a backbone's keys to a config.
+ENTRY_POINTS = "mask2former.config"
 
 
 class ConfigError(ValueError):
@@ -120,18 +124,25 @@ def _add_mask_former_keys(cfg: CfgNode) -> None:
 def setup_cfg(
     config_file: str | Path,
     opts: Sequence[str] = (),
-    extend: Iterable[Callable[[CfgNode], None]] = (),
+    extend: Iterable[Callable[[CfgNode], None]] | None = None,
 ) -> CfgNode:
     """Read a config file and its `_BASE_` files (safe YAML), then apply `KEY VALUE` overrides.
 
-    `extend` are functions that add keys to the config, one per backbone package. The config comes back not frozen.
+    Args:
+        config_file: YAML with the keys that differ from the defaults.
+        opts: keys and values in turn.
+        extend: functions that add keys to the config, one per backbone package. None: those that the installed
+            packages name under the entry-point group `mask2former.config`; loading one also registers its backbone.
+
+    Returns:
+        The config, not frozen.
 
     Raises:
         ConfigError: a missing file, YAML that is broken or unsafe, an unknown key, a value of a wrong type.
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)
-    for add_keys in extend:
+    for add_keys in _installed_extensions() if extend is None else extend:
         add_keys(cfg)
     loaded = _load_yaml(config_file)
     if loaded.get("VERSION", cfg.VERSION) != cfg.VERSION:
@@ -143,6 +154,18 @@ def setup_cfg(
         raise ConfigError(f"{config_file}: {error}") from error
     _merge_opts(cfg, list(opts))
     return cfg
+
+
+def _installed_extensions() -> list[Callable[[CfgNode], None]]:
+    entries = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return [_load(entry) for entry in sorted(entries, key=lambda entry: entry.name)]
+
+
+def _load(entry: importlib.metadata.EntryPoint) -> Callable[[CfgNode], None]:
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{ENTRY_POINTS} {entry.name!r} ({entry.value}) can't be loaded: {error}") from error
 
 
 def _load_yaml(config_file: str | Path) -> dict[str, Any]:
@@ -175,6 +198,8 @@ def _check_known(loaded: dict[str, Any], cfg: CfgNode, source: str) -> None:
     unknown = [key for key in _flat_keys(loaded) if key not in known and not _is_section(cfg, key)]
     if unknown:
         lines = [f"  {key}{_suggestion(key, known)}" for key in unknown]
+        if any(key.startswith("MODEL.") and key.split(".")[1] not in cfg.MODEL for key in unknown):
+            lines.append(f"Keys of a backbone come with its package, by entry point {ENTRY_POINTS!r}: is it installed?")
         raise ConfigError(f"{source}: unknown config key{'s' if len(unknown) > 1 else ''}:\n" + "\n".join(lines))
 
 

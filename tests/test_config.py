@@ -1,5 +1,7 @@
 """The config keys, and the eight published settings, as contracts."""
 
+from importlib.metadata import EntryPoint
+
 import pytest
 from detectron2.config import CfgNode
 
@@ -28,7 +30,7 @@ DEVIATIONS: dict[str, str] = {}
 
 
 def read(path, *opts: str) -> CfgNode:
-    return setup_cfg(path, opts, extend=[add_dinat_config])
+    return setup_cfg(path, opts)
 
 
 def flat(node: CfgNode, prefix: str = "") -> dict:
@@ -100,6 +102,17 @@ def test_bad_override_is_named(opts, message):
 def test_missing_file():
     with pytest.raises(ConfigError, match=r"config file not found: no/such\.yaml"):
         read("no/such.yaml")
+
+
+def test_keys_of_a_backbone_come_with_its_package(monkeypatch):
+    path = config_path("coco-panoptic")
+    with pytest.raises(ConfigError, match=r"(?s)MODEL\.DINAT\.EMBED_DIM.*'mask2former\.config': is it installed"):
+        setup_cfg(path, extend=())
+    assert setup_cfg(path, extend=[add_dinat_config]) == setup_cfg(path)
+    broken = EntryPoint("broken", "dinat_backbone:nothing", "mask2former.config")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [broken])
+    with pytest.raises(ConfigError, match=r"'broken' \(dinat_backbone:nothing\) can't be loaded"):
+        setup_cfg(path)
 
 
 def test_readme_has_the_published_numbers():

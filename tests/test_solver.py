@@ -6,7 +6,6 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from dinat_backbone import add_dinat_config
 from mask2former.config import setup_cfg
 from mask2former.settings import SETTINGS
 from mask2former.solver import build_lr_scheduler, build_optimizer
@@ -16,7 +15,7 @@ from .conftest import config_path, golden
 
 @pytest.fixture
 def cfg():
-    cfg = setup_cfg(config_path("coco-panoptic"), extend=[add_dinat_config])
+    cfg = setup_cfg(config_path("coco-panoptic"))
     cfg.MODEL.DEVICE = "meta"
     return cfg
 
@@ -70,7 +69,7 @@ EMBEDDING = re.compile(r"predictor\.(query_feat|query_embed|level_embed)\.weight
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_parameter_groups_of_every_setting(setting):
-    cfg = setup_cfg(config_path(setting), extend=[add_dinat_config])
+    cfg = setup_cfg(config_path(setting))
     cfg.MODEL.DEVICE = "meta"
     expected = {
         name: (
@@ -102,7 +101,7 @@ CURVES = {"coco": MULTI_STEP, "ade20k": poly(160_000), "cityscapes": poly(90_000
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_learning_rate_curve(setting):
-    cfg = setup_cfg(config_path(setting), extend=[add_dinat_config])
+    cfg = setup_cfg(config_path(setting))
     assert cfg.SOLVER.BASE_LR == 1e-4
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
     scheduler = build_lr_scheduler(cfg, optimizer)
@@ -129,7 +128,7 @@ def step(cfg, gradients):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_gradients_are_clipped_over_the_full_model(setting):
     """All gradients together have a norm of at most 0.01; smaller ones stay."""
-    cfg = setup_cfg(config_path(setting), extend=[add_dinat_config])
+    cfg = setup_cfg(config_path(setting))
     assert step(cfg, [3.0, 4.0]) == pytest.approx([0.006, 0.008], rel=1e-4)
     assert step(cfg, [0.003, 0.004]) == pytest.approx([0.003, 0.004])
 

@@ -21,7 +21,6 @@ import torch
 from safetensors.torch import save
 
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
-from dinat_backbone import add_dinat_config
 from mask2former.config import ConfigError, setup_cfg
 from mask2former.engine import (
     CheckpointError,
@@ -56,7 +55,7 @@ def model_names(config_file: Path, opts: Sequence[str] = ()) -> dict[str, torch.
     Raises:
         ConfigError: the config can't be used.
     """
-    return build_empty_state(setup_cfg(config_file, opts, extend=(add_dinat_config,)))
+    return build_empty_state(setup_cfg(config_file, opts))
 
 
 def check_names(state: dict[str, torch.Tensor], model_state: State, source: str, config_file: Path) -> str:

@@ -95,7 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from detectron2.modeling import build_model
 
     import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
-    from dinat_backbone import add_dinat_config
     from mask2former.config import ConfigError, setup_cfg
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -113,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output.suffix != ".safetensors":
         parser.error(f"--output {options.output}: expected a name ending in .safetensors")
     try:
-        cfg = setup_cfg(options.config_file, options.opts, extend=(add_dinat_config,))
+        cfg = setup_cfg(options.config_file, options.opts)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

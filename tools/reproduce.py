@@ -29,7 +29,6 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
-from dinat_backbone import add_dinat_config
 from mask2former.config import ConfigError, setup_cfg
 from mask2former.engine import CheckpointError, build_empty_state, match, read_checkpoint, report_errors
 from mask2former.files import sha256_of
@@ -59,7 +58,7 @@ def prepare(plan: Plan, options: argparse.Namespace) -> Run:
     """
     setting = plan.setting
     opts = [*(("TEST.AUG.ENABLED", "True") if setting.multi_scale else ()), *options.opts]
-    cfg = setup_cfg(ROOT / setting.config_file, opts, extend=(add_dinat_config,))
+    cfg = setup_cfg(ROOT / setting.config_file, opts)
     if plan.checkpoint and (fault := check_weights(plan.checkpoint, cfg)):
         plan = replace(plan, obstacles=(*plan.obstacles, f"weights: {fault}"))
     record = Record(

@@ -5,7 +5,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 
-from dinat_backbone import D2DiNAT, DiNAT, add_dinat_config
+from dinat_backbone import D2DiNAT, DiNAT
 from mask2former.config import setup_cfg
 
 from ..conftest import ROOT
@@ -28,7 +28,7 @@ def small_backbone(**settings) -> DiNAT:
 @pytest.mark.parametrize("size", SIZES)
 def test_published_sizes(size):
     """Parameter counts are the paper's (arXiv 2209.15001, table 2), which leave out the classifier's rounding."""
-    cfg = setup_cfg(ROOT / "configs" / "_base_" / f"dinat_{size}.yaml", extend=[add_dinat_config])
+    cfg = setup_cfg(ROOT / "configs" / "_base_" / f"dinat_{size}.yaml")
     with torch.device("meta"):
         backbone = build_backbone(cfg, ShapeSpec(channels=3))
     assert isinstance(backbone, D2DiNAT)

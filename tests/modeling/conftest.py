@@ -10,7 +10,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from dinat_backbone import add_dinat_config
 from mask2former import MaskFormer, setup_cfg
 
 from ..conftest import ROOT, config_path
@@ -37,7 +36,7 @@ def tiny_cfg(fixture) -> CfgNode:
     """Config of the parity fixture; clone it before changing it."""
     MetadataCatalog.get(THINGS).set(thing_dataset_id_to_contiguous_id={i: i for i in range(80)})
     opts = [str(part) for pair in fixture["overrides"].items() for part in pair]
-    cfg = setup_cfg(config_path("coco-panoptic"), opts, extend=[add_dinat_config])
+    cfg = setup_cfg(config_path("coco-panoptic"), opts)
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", (THINGS,)])
     cfg.freeze()
     return cfg

@@ -4,7 +4,6 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from dinat_backbone import add_dinat_config
 from mask2former import setup_cfg
 from mask2former.settings import SETTINGS
 
@@ -22,7 +21,7 @@ def relative_difference(tensor, array) -> float:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_names_and_shapes_of_checkpoints(setting):
-    cfg = setup_cfg(config_path(setting), extend=[add_dinat_config])
+    cfg = setup_cfg(config_path(setting))
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         model = build_model(cfg)
