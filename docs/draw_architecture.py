@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the diagram of docs/architecture.md: `python docs/draw_architecture.py` writes docs/pictures/architecture.png."""
+"""Draw the diagram of docs/architecture.md, docs/pictures/architecture.png: `python docs/draw_architecture.py`."""
 
 from dataclasses import dataclass
 from pathlib import Path
