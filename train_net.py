@@ -25,7 +25,12 @@ from torch import nn
 
 from mask2former import ConfigError, setup_cfg
 from mask2former.data import build_test_loader, build_train_loader
-from mask2former.data.datasets import MissingDatasetError, dataset_metadata
+from mask2former.data.datasets import (
+    AnnotationError,
+    MissingDatasetError,
+    dataset_metadata,
+    register_custom_datasets,
+)
 from mask2former.data.image_io import ImageReadError
 from mask2former.engine import (
     BaseTrainer,
@@ -44,6 +49,7 @@ from mask2former.solver import build_lr_scheduler, build_optimizer
 
 # What a user can mend: shown as a message, without a traceback.
 EXPECTED_ERRORS = (
+    AnnotationError,
     CheckpointError,
     ConfigError,
     DeviceError,
@@ -136,6 +142,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         DeviceError: the command line asks for a GPU and there is none.
     """
     cfg = get_config(args.config_file, args.opts)
+    cfg.DATASETS.CUSTOM = register_custom_datasets(cfg.DATASETS.CUSTOM, Path(args.config_file).parent)
     try:
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             dataset_metadata(name)

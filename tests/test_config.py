@@ -13,6 +13,7 @@ from .conftest import ROOT, config_path, golden
 
 # Keys that the published settings do not know; their defaults reproduce the published runs.
 OWN_KEYS = {
+    "DATASETS.CUSTOM": [],
     "INPUT.DROP_EMPTY_TARGETS": False,
     "SOLVER.WEIGHT_DECAY_RPB": None,
     "MODEL.DINAT.ATTENTION_BACKEND": "auto",

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
 
-from mask2former.data.datasets.registry import DatasetDict, register_dataset
+from mask2former.data.datasets.registry import AnnotationError, DatasetDict, register_dataset
 
 Task = Literal["panoptic", "instance", "semantic"]
 
@@ -134,19 +134,24 @@ def load_panoptic(metadata: Metadata) -> list[DatasetDict]:
     """Dicts of a panoptic split; categories in `segments_info` become contiguous ids.
 
     Raises:
-        ValueError: the panoptic JSON is damaged, or has categories or files that the data set does not have.
+        AnnotationError: the panoptic JSON is damaged, or has categories or files that the data set does not have.
     """
     # Not by Detectron2's function, which wants numbers for image ids: those of ADE20K are names.
-    with _errors_name(metadata.panoptic_json):
+    with errors_name(metadata.panoptic_json):
         annotations = json.loads(Path(metadata.panoptic_json).read_text())["annotations"]
-        dicts = [_panoptic_dict(annotation, metadata) for annotation in annotations]
+        dicts = [panoptic_dict(annotation, metadata, _image_of(annotation, metadata)) for annotation in annotations]
     for path in (dicts[0]["file_name"], dicts[0]["pan_seg_file_name"]) if dicts else ():
         if not os.path.isfile(path):
-            raise ValueError(f"{metadata.panoptic_json}: does not fit the files beside it, no {path}")
+            raise AnnotationError(f"{metadata.panoptic_json}: does not fit the files beside it, no {path}")
     return dicts
 
 
-def _panoptic_dict(annotation: Mapping[str, Any], metadata: Metadata) -> DatasetDict:
+def _image_of(annotation: Mapping[str, Any], metadata: Metadata) -> str:
+    return os.path.join(metadata.image_root, os.path.splitext(annotation["file_name"])[0] + ".jpg")
+
+
+def panoptic_dict(annotation: Mapping[str, Any], metadata: Metadata, image_file: str) -> DatasetDict:
+    """The dict of an annotation of a panoptic JSON; its category ids become contiguous."""
     things, stuff = metadata.thing_dataset_id_to_contiguous_id, metadata.stuff_dataset_id_to_contiguous_id
     label_name = annotation["file_name"]
     segments_info = []
@@ -155,7 +160,7 @@ def _panoptic_dict(annotation: Mapping[str, Any], metadata: Metadata) -> Dataset
         category_id = (things if isthing else stuff)[segment["category_id"]]
         segments_info.append({**segment, "category_id": category_id, "isthing": isthing})
     record = {
-        "file_name": os.path.join(metadata.image_root, os.path.splitext(label_name)[0] + ".jpg"),
+        "file_name": image_file,
         "image_id": annotation["image_id"],
         "pan_seg_file_name": os.path.join(metadata.panoptic_root, label_name),
         "segments_info": segments_info,
@@ -170,10 +175,10 @@ def load_instances(metadata: Metadata) -> list[DatasetDict]:
     """Dicts of an instance split, with contiguous category ids.
 
     Raises:
-        ValueError: the instances JSON is damaged, or has categories that the data set does not have.
+        AnnotationError: the instances JSON is damaged, or has categories that the data set does not have.
     """
     contiguous_id = metadata.thing_dataset_id_to_contiguous_id
-    with _errors_name(metadata.json_file):
+    with errors_name(metadata.json_file):
         # Without a name: else it would derive the ids from the file, and a file that lacks a category shifts them.
         dicts = load_coco_json(metadata.json_file, metadata.image_root)
         for record in dicts:
@@ -188,17 +193,19 @@ def load_semantic(metadata: Metadata) -> list[DatasetDict]:
 
 
 @contextmanager
-def _errors_name(json_file: str) -> Generator[None, None, None]:
-    """Turn what reading an annotation file raises into errors that name the file."""
+def errors_name(json_file: str) -> Generator[None, None, None]:
+    """Turn what reading an annotation file raises into `AnnotationError`s that name the file."""
     try:
         yield
     except json.JSONDecodeError as error:
-        raise ValueError(f"{json_file}: not valid JSON ({error})") from error
+        raise AnnotationError(f"{json_file}: not valid JSON ({error})") from error
     except KeyError as error:
         what = "a category id that the data set does not have" if isinstance(error.args[0], int) else "no key"
-        raise ValueError(f"{json_file}: has {what}: {error}") from error
+        raise AnnotationError(f"{json_file}: has {what}: {error}") from error
     except AssertionError as error:
-        raise ValueError(f"{json_file}: does not fit the files beside it or is not COCO's format: {error}") from error
+        raise AnnotationError(
+            f"{json_file}: does not fit the files beside it or is not COCO's format: {error}"
+        ) from error
 
 
 def _names_and_colors(kind: Literal["thing", "stuff"], categories: Iterable[Category]) -> dict[str, list[Any]]:

@@ -4,7 +4,7 @@ The variable is read when a data set is used, never when it is registered, so th
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +31,10 @@ class MissingDatasetError(FileNotFoundError):
         super().__init__(message)
         self.paths = paths
         self.source = source
+
+
+class AnnotationError(ValueError):
+    """Annotations that are damaged, or don't fit their images or classes; the message names the file."""
 
 
 class DatasetMetadata(Metadata):
@@ -96,25 +100,27 @@ def register_dataset(
         catalog.pop(name, None)
     metadata = DatasetMetadata(paths, name=name, **entries)
     MetadataCatalog[name] = metadata
-    DatasetCatalog.register(name, partial(_load_existing, load, metadata, tuple(paths), source))
+    DatasetCatalog.register(name, partial(_load_existing, load, metadata, dict(paths), source))
 
 
 def _load_existing(
-    load: Callable[[Metadata], list[DatasetDict]], metadata: Metadata, path_keys: Iterable[str], source: str
+    load: Callable[[Metadata], list[DatasetDict]], metadata: Metadata, paths: Mapping[str, str | Path], source: str
 ) -> list[DatasetDict]:
-    missing = [path for path in (getattr(metadata, key) for key in path_keys) if _is_missing(path)]
+    missing = [path for path in (getattr(metadata, key) for key in paths) if _is_missing(path)]
     if missing:
         listed = ", ".join(os.path.abspath(path) for path in missing)
         setting = os.environ.get(_ROOT_VARIABLE)
-        raise MissingDatasetError(
-            f"data set {metadata.name!r}: expected {listed}. Data sets are looked for under the folder that "
-            f"{_ROOT_VARIABLE} names ({f'now {setting}' if setting else f'not set: ./{_DEFAULT_ROOT}'}). {source}",
-            missing,
-            source,
+        # Absolute paths were given as such.
+        hint = (
+            ""
+            if all(map(os.path.isabs, paths.values()))
+            else f"Data sets are looked for under the folder that {_ROOT_VARIABLE} names "
+            f"({f'now {setting}' if setting else f'not set: ./{_DEFAULT_ROOT}'}). "
         )
+        raise MissingDatasetError(f"data set {metadata.name!r}: expected {listed}. {hint}{source}", missing, source)
     dicts = load(metadata)
     if not dicts:
-        paths = ", ".join(getattr(metadata, key) for key in path_keys)
+        paths = ", ".join(getattr(metadata, key) for key in paths)
         raise ValueError(f"data set {metadata.name!r} has no images; it was read from {paths}")
     return dicts
 
