@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from detectron2.utils.logger import setup_logger
 
-from dinat_backbone import add_dinat_config
 from mask2former.config import ConfigError, setup_cfg
 from mask2former.data.image_io import ImageReadError, read_image
 from mask2former.engine import CheckpointError, DeviceError, available_device
@@ -162,13 +161,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for text in empty:
         print(f"no image found: {text}", file=sys.stderr)
     try:
-        cfg = setup_cfg(options.config_file, options.opts, extend=(add_dinat_config,))
+        cfg = setup_cfg(options.config_file, options.opts)
         cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in options.opts)
         if not images:
             return 1
         if not cfg.MODEL.WEIGHTS:
             print("MODEL.WEIGHTS is empty: the weights are random, so the pictures mean nothing", file=sys.stderr)
-        predictor = Predictor.from_config(cfg, options.task, options.confidence_threshold)
+        predictor = Predictor.from_cfg(cfg, options.task, options.confidence_threshold)
     except (ConfigError, CheckpointError, DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

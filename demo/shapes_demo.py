@@ -132,7 +132,7 @@ def draw_pictures(weights: Path, folder: Path, count: int, opts: Sequence[str]) 
     """
     cfg = setup_cfg(ROOT / TRAINING_CONFIG, [*opts, "MODEL.WEIGHTS", str(weights)])
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in opts)
-    predictor = Predictor.from_config(cfg, "panoptic")
+    predictor = Predictor.from_cfg(cfg, "panoptic")
     dataset = cfg.DATASETS.TEST[0]
     classes = ClassTable.from_metadata(dataset_metadata(dataset), "panoptic")
     files, rows = [], []

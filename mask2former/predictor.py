@@ -1,12 +1,18 @@
 """From an image to a prediction: a model built from a config, and what happens to an image on its way through it.
 
+    predictor = Predictor.from_config("config.yaml", "model.pth")
+    result = predictor("photo.jpg")
+    picture, segments = result.draw(), result.segments()
+
 No data set has to be on disk: class names and colours come with the code (`mask2former.data.datasets`).
 """
 
 import math
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -14,178 +20,245 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
-from mask2former.config import ConfigError
-from mask2former.data.datasets import dataset_metadata
-from mask2former.engine import Checkpointer
-from mask2former.predictions import InstancePrediction, PanopticPrediction, Prediction, SemanticPrediction
+from mask2former.config import setup_cfg
+from mask2former.data.image_io import to_rgb
+from mask2former.engine import Checkpointer, available_device
+from mask2former.predictions import Prediction, Rgb, from_model
+from mask2former.tasks import checked_task, possible_tasks, predicted_metadata
 from mask2former.visualization import ClassTable
 from mask2former.visualization.classes import Task
 
-# From the richest result to the plainest, with the metadata that describes its classes.
-_TASK_METADATA: dict[Task, tuple[str, ...]] = {
-    "panoptic": ("stuff_classes", "thing_dataset_id_to_contiguous_id"),
-    "instance": ("thing_classes",),
-    "semantic": ("stuff_classes",),
-}
+ImageLike = str | Path | Image.Image | NDArray[np.uint8]
+
 # Below it an instance is more likely wrong than right; benchmarks count the top 100 of any score instead.
 _INSTANCE_THRESHOLD = 0.5
 # A mask per instance at the size of the result: 100 of 12 million pixels are 1.2 GB. Results for larger images are
 # enlarged from that many pixels, which is more than the network sees (its input is at most 1333 x 1333).
 _MAX_PIXELS = 12_000_000
+# Images that a GPU predicts at once. A CPU gains nothing from more than one.
+_GPU_BATCH = 4
 
 
 class Predictor:
-    """Predicts one image at a time.
+    """Predicts images.
 
     Attributes:
         model: the model, in evaluation mode.
-        task: which result it gives.
+        tasks: the results that its classes allow, the richest first.
+        task: which of them it gives where a call does not say.
+        confidence_threshold: lowest score of a segment or an instance where a call does not say. None: 0.5 for
+            instances, the config's OBJECT_MASK_THRESHOLD for panoptic segments.
     """
 
     def __init__(
         self,
         model: nn.Module,
         metadata: Metadata,
-        task: Task,
+        task: Task | None = None,
         *,
         resize: ResizeShortestEdge,
         image_format: str = "RGB",
-        instance_threshold: float = _INSTANCE_THRESHOLD,
+        confidence_threshold: float | None = None,
         max_pixels: int = _MAX_PIXELS,
     ):
         """Set the parts.
 
         Args:
-            model: a Detectron2 model (a list of dicts in, a list of dicts out) that has the task switched on.
+            model: a `MaskFormer`, or what takes and returns the same and has its switches (`panoptic_on` ...).
             metadata: names and colours of its classes.
-            task: which of its outputs to use.
+            task: by default the richest that the model has on.
             resize: what makes an image the size that the model was trained for.
             image_format: order of the channels that the model expects, "RGB" or "BGR".
-            instance_threshold: instances with a lower score are left out.
+            confidence_threshold: see the class.
             max_pixels: results for larger images are predicted at this size and enlarged.
+
+        Raises:
+            ConfigError: the classes do not allow the task, or the threshold does not fit.
         """
         self.model = model.eval()
-        self.task = task
+        self.tasks = possible_tasks(metadata)
+        self.task = checked_task(task or _first_on(self.tasks, model), confidence_threshold, metadata)
+        self.confidence_threshold = confidence_threshold
         self._metadata = metadata
-        self._classes = ClassTable.from_metadata(metadata, task)
         self._resize = resize
         self._image_format = image_format
-        self._instance_threshold = instance_threshold
         self._max_pixels = max_pixels
+        # A model that knows stuff needs the panoptic output on to keep stuff out of the instances.
+        self._panoptic_model = bool(getattr(model, "panoptic_on", False))
+        self._segment_threshold = float(getattr(model, "object_mask_threshold", 0.0))
+        # The model's switches are set for each call.
+        self._lock = threading.Lock()
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, task: Task | None = None, confidence_threshold: float | None = None
+        cls,
+        config_file: str | Path,
+        weights: str | Path | None = None,
+        opts: Sequence[str] = (),
+        device: str | torch.device | None = None,
+        *,
+        task: Task | None = None,
+        confidence_threshold: float | None = None,
     ) -> "Predictor":
-        """Build the model of a config and load MODEL.WEIGHTS; `cfg` stays as it is.
+        """Build the model of a config file and load its weights.
 
         Args:
-            cfg: from `mask2former.config.setup_cfg`.
-            task: by default the richest one that the config has on.
-            confidence_threshold: lowest score of a segment (panoptic; by default OBJECT_MASK_THRESHOLD) or an instance.
+            config_file: a file of `configs/`, or the `config.yaml` that a training left.
+            weights: a checkpoint; see `MODEL.WEIGHTS` in README. None: that of the config.
+            opts: config keys and values in turn.
+            device: by default MODEL.DEVICE in `opts`, else a GPU if there is one, else the CPU.
+            task: "panoptic", "instance" or "semantic"; by default the richest that the config has on.
+            confidence_threshold: lowest score of a segment or an instance, see the class.
+
+        Raises:
+            ConfigError: the config can't be used, or the model has no such task.
+            CheckpointError: the weights can't be used.
+            DeviceError: there is no such device.
+        """
+        cfg = setup_cfg(config_file, opts)
+        if weights is not None:
+            cfg.MODEL.WEIGHTS = str(weights)
+        explicit = device is not None or "MODEL.DEVICE" in opts
+        cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE if device is None else str(device), explicit=explicit)
+        return cls.from_cfg(cfg, task, confidence_threshold)
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, task: Task | None = None, confidence_threshold: float | None = None) -> "Predictor":
+        """Build the model of a config (from `mask2former.setup_cfg`) and load MODEL.WEIGHTS; `cfg` stays as it is.
 
         Raises:
             ConfigError: the model has no such task, or the threshold does not fit.
             CheckpointError: MODEL.WEIGHTS can't be used.
         """
-        metadata = _test_metadata(cfg)
-        cfg = cfg.clone()
-        task = select_task(cfg, metadata, task)
-        if confidence_threshold is not None:
-            if not 0 <= confidence_threshold <= 1:
-                raise ConfigError(f"confidence threshold {confidence_threshold}: expected a number from 0 to 1")
-            if task == "semantic":
-                raise ConfigError("semantic results have no confidence threshold: every pixel gets its best class")
-            cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = float(confidence_threshold)
-        model = build_model(cfg)
+        metadata = predicted_metadata(cfg)
+        if task is not None:
+            checked_task(task, confidence_threshold, metadata)
+        model = build_model(cfg.clone())
         model.semantic_scores = False
-        Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-        return cls(
+        predictor = cls(
             model,
             metadata,
             task,
             resize=ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
             image_format=cfg.INPUT.FORMAT,
-            instance_threshold=_INSTANCE_THRESHOLD if confidence_threshold is None else confidence_threshold,
+            confidence_threshold=confidence_threshold,
         )
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        return predictor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters(), torch.zeros(0)).device
+
+    def classes(self, task: Task | None = None) -> ClassTable:
+        """Names and colours of the classes that results of a task (by default the predictor's) are numbered by."""
+        return ClassTable.from_metadata(self._metadata, task or self.task)
+
+    @overload
+    def __call__(
+        self, images: ImageLike, *, task: Task | None = ..., confidence_threshold: float | None = ...
+    ) -> Prediction: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        task: Task | None = ...,
+        confidence_threshold: float | None = ...,
+        batch_size: int | None = ...,
+    ) -> list[Prediction]: ...
+
+    def __call__(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        task: Task | None = None,
+        confidence_threshold: float | None = None,
+        batch_size: int | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Predict one image, or several.
+
+        Images of one size go through the model together. Those of different sizes do not: the smaller would be padded
+        to the larger, which changes results slightly.
+
+        Args:
+            images: a path, a Pillow image or an array (uint8 RGB [H, W, 3]; see `image_io.to_rgb`), or a list of these.
+            task: by default the predictor's.
+            confidence_threshold: likewise.
+            batch_size: most images at once; by default 4 on a GPU, 1 on a CPU.
+
+        Returns:
+            The result, or a list of results in the order of the images.
+
+        Raises:
+            ImageReadError: an image can't be read; the message says which.
+            ConfigError: the classes do not allow the task, or the threshold does not fit.
+        """
+        if confidence_threshold is None and task in (None, self.task):
+            confidence_threshold = self.confidence_threshold
+        task = checked_task(task or self.task, confidence_threshold, self._metadata)
+        if isinstance(images, str | Path | Image.Image | np.ndarray):
+            return self._predict([to_rgb(images)], task, confidence_threshold)[0]
+        pixels = [to_rgb(image) for image in images]
+        results: dict[int, Prediction] = {}
+        for batch in _batches(pixels, batch_size or (_GPU_BATCH if self.device.type == "cuda" else 1)):
+            predictions = self._predict([pixels[i] for i in batch], task, confidence_threshold)
+            results.update(zip(batch, predictions, strict=True))
+        return [results[i] for i in range(len(pixels))]
 
     @torch.inference_mode()
-    def __call__(self, image: NDArray[np.uint8]) -> Prediction:
-        """Predict an RGB image [H, W, 3]."""
+    def _predict(self, images: Sequence[Rgb], task: Task, threshold: float | None) -> list[Prediction]:
+        """Predict images of one size at once."""
+        inputs = [self._input(image) for image in images]
+        switches = {
+            "panoptic_on": task == "panoptic" or (task == "instance" and self._panoptic_model),
+            "instance_on": task == "instance",
+            "semantic_on": task == "semantic",
+            "object_mask_threshold": self._segment_threshold if threshold is None else threshold,
+        }
+        with self._lock:
+            for name, value in switches.items():
+                setattr(self.model, name, value)
+            outputs = _run(self.model, inputs)
+        lowest = _INSTANCE_THRESHOLD if threshold is None else threshold
+        classes = self.classes(task)
+        return [from_model(o, i, task, classes, lowest) for o, i in zip(outputs, images, strict=True)]
+
+    def _input(self, image: Rgb) -> dict[str, Any]:
         height, width = image.shape[:2]
         shrink = min(1.0, math.sqrt(self._max_pixels / (height * width)))
-        size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
         pixels = self._resize.get_transform(image).apply_image(image)
         if self._image_format == "BGR":
             pixels = pixels[:, :, ::-1]
         tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        output = self.model([{"image": tensor, "height": size[0], "width": size[1]}])[0]
-        return self._prediction(output, (height, width))
-
-    def _prediction(self, output: dict[str, Any], size: tuple[int, int]) -> Prediction:
-        if self.task == "panoptic":
-            ids, segments_info = output["panoptic_seg"]
-            return PanopticPrediction(_enlarged(ids.int().cpu().numpy(), size), segments_info, self._classes)
-        if self.task == "semantic":
-            labels = output["sem_seg"]
-            # Our model gives class ids, others in Detectron2 give scores of all classes.
-            labels = (labels.argmax(dim=0) if labels.dim() == 3 else labels).int().cpu().numpy()
-            things = self._metadata.get("thing_dataset_id_to_contiguous_id") or {}
-            return SemanticPrediction(_enlarged(labels, size), self._classes, frozenset(things.values()))
-        instances = output["instances"]
-        instances = instances[instances.scores >= self._instance_threshold]
-        instances = instances[instances.scores.argsort(descending=True, stable=True)].to("cpu")
-        masks = [_enlarged(mask.numpy().astype(np.uint8), size).astype(bool) for mask in instances.pred_masks]
-        return InstancePrediction(
-            np.stack(masks) if masks else np.zeros((0, *size), dtype=bool),
-            instances.pred_classes.numpy(),
-            instances.scores.float().numpy(),
-            self._classes,
-        )
+        return {"image": tensor, "height": max(1, round(height * shrink)), "width": max(1, round(width * shrink))}
 
 
-def select_task(cfg: CfgNode, metadata: Metadata, task: Task | None) -> Task:
-    """Switch the outputs of a model's config, in place, to what one task needs.
-
-    Args:
-        cfg: not frozen.
-        metadata: of the data set whose classes the model predicts.
-        task: None: the richest one that the config has on.
-
-    Returns:
-        The task.
-
-    Raises:
-        ConfigError: the classes do not allow the task.
-    """
-    test = cfg.MODEL.MASK_FORMER.TEST
-    possible = [name for name, keys in _TASK_METADATA.items() if all(metadata.get(key) for key in keys)]
-    if task is None:
-        task = next((name for name in possible if test[f"{name.upper()}_ON"]), None)
-    if task not in possible:
-        raise ConfigError(
-            f"task {task or 'of this config'}: the classes of {metadata.name} allow {' or '.join(possible) or 'none'}"
-        )
-    # A model that knows stuff needs the panoptic output on to keep stuff out of the instances.
-    panoptic = task == "panoptic" or (task == "instance" and test.PANOPTIC_ON)
-    test.PANOPTIC_ON, test.INSTANCE_ON, test.SEMANTIC_ON = panoptic, task == "instance", task == "semantic"
-    return task
+def _first_on(tasks: Sequence[Task], model: nn.Module) -> Task | None:
+    return next((task for task in tasks if getattr(model, f"{task}_on", False)), None)
 
 
-def _test_metadata(cfg: CfgNode) -> Metadata:
-    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-    if not names:
-        raise ConfigError("DATASETS.TEST is empty: it names the data set whose classes the model predicts")
+def _run(model: nn.Module, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Outputs for a batch, in two halves where there is not memory enough for it."""
     try:
-        return dataset_metadata(names[0])
-    except ValueError as error:
-        raise ConfigError(f"DATASETS.TEST: {error}") from error
+        return model(inputs)
+    except torch.OutOfMemoryError:
+        if len(inputs) == 1:
+            raise
+    middle = len(inputs) // 2
+    return _run(model, inputs[:middle]) + _run(model, inputs[middle:])
 
 
-def _enlarged(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Labels at `size` (height, width), without new values in between."""
-    if labels.shape == size:
-        return labels
-    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+def _batches(images: Sequence[Rgb], batch_size: int) -> Iterator[list[int]]:
+    """Positions of images of one size, at most so many at once."""
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for position, image in enumerate(images):
+        sizes.setdefault(image.shape, []).append(position)
+    for positions in sizes.values():
+        for start in range(0, len(positions), batch_size):
+            yield positions[start : start + batch_size]

@@ -61,7 +61,7 @@ def instance_annotation(
     Things are polygons unless a polygon can't say what they are (holes, or parts that meet at a corner) or `polygons`
     is false; these are compressed run lengths. Crowds are lists of run lengths, as in COCO's own files.
     """
-    segmentation = encode_runs(mask) if iscrowd else ((polygons and trace_polygons(mask)) or _encode_rle(mask))
+    segmentation = encode_runs(mask) if iscrowd else ((polygons and trace_polygons(mask)) or encode_rle(mask))
     return {
         "id": annotation_id,
         "image_id": image_id,
@@ -114,6 +114,7 @@ def _drop_straight(corners: NDArray[np.float64]) -> NDArray[np.float64]:
     return corners[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
 
 
-def _encode_rle(mask: Mask) -> dict[str, Any]:
+def encode_rle(mask: Mask) -> dict[str, Any]:
+    """COCO's compressed run lengths, as JSON holds them: `size` [H, W] and `counts`."""
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}

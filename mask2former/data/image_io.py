@@ -37,8 +37,34 @@ def read_image(path: str | Path, format: ChannelOrder = "RGB") -> NDArray[np.uin
     """
     if format not in ("RGB", "BGR"):
         raise ValueError(f"image format is {format!r}, expected 'RGB' or 'BGR'")
-    pixels = _decode(path, lambda image: np.array(_to_rgb(ImageOps.exif_transpose(image))))
+    pixels = _decode(path, _upright_rgb)
     return pixels if format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def to_rgb(image: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image as uint8 RGB [H, W, 3], whatever it is given as.
+
+    Args:
+        image: a path (see `read_image`), a Pillow image (treated likewise), or pixels, uint8 RGB [H, W, 3], RGBA
+            [H, W, 4] (alpha is dropped) or grey [H, W] or [H, W, 1].
+
+    Raises:
+        ImageReadError: it can't be read, or is an array of another type or shape.
+    """
+    if isinstance(image, Image.Image):
+        try:
+            return _upright_rgb(image)
+        except _DECODING_ERRORS as error:
+            raise ImageReadError(f"the given {type(image).__name__} can't be used ({error})") from error
+    if isinstance(image, str | Path):
+        return read_image(image)
+    pixels = np.asarray(image)
+    grey = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1)
+    if pixels.dtype != np.uint8 or not (grey or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))) or not pixels.size:
+        raise ImageReadError(f"an array of {pixels.dtype} {list(pixels.shape)}: expected uint8, RGB [height, width, 3]")
+    if grey:
+        return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(pixels[:, :, :3])
 
 
 def read_label_map(path: str | Path) -> NDArray[np.uint8] | NDArray[np.int32]:
@@ -94,6 +120,10 @@ def _decode(path: str | Path, convert: Callable[[Image.Image], _Result]) -> _Res
         raise ImageReadError(f"{path}: no such file") from error
     except _DECODING_ERRORS as error:
         raise ImageReadError(f"{path}: can't be read as an image ({error})") from error
+
+
+def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

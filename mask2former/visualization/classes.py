@@ -1,8 +1,8 @@
 """Names and colours of classes, from a data set's metadata or made up where it has none."""
 
 import colorsys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from detectron2.data.catalog import Metadata
@@ -16,10 +16,19 @@ _GOLDEN = 0.618033988749895
 
 @dataclass(frozen=True)
 class ClassTable:
-    """What class ids (contiguous, as models predict them) are called and how they are coloured (RGB, 0..255)."""
+    """What is known of class ids (contiguous, as models predict them).
+
+    Attributes:
+        names: of the classes.
+        colors: RGB, 0..255.
+        dataset_ids: class id to the category id in the data set's own files.
+        thing_ids: the classes that are things.
+    """
 
     names: Sequence[str] = ()
     colors: Sequence[Sequence[int]] = ()
+    dataset_ids: Mapping[int, int] = field(default_factory=dict)
+    thing_ids: frozenset[int] = frozenset()
 
     @classmethod
     def from_metadata(cls, metadata: Metadata, task: Task) -> "ClassTable":
@@ -29,11 +38,22 @@ class ClassTable:
         panoptic sets lists the things as well (Detectron2's "standard" panoptic format).
         """
         kind = "thing" if task == "instance" else "stuff"
-        return cls(metadata.get(f"{kind}_classes") or (), metadata.get(f"{kind}_colors") or ())
+        things = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        stuff = {} if kind == "thing" else metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+        return cls(
+            metadata.get(f"{kind}_classes") or (),
+            metadata.get(f"{kind}_colors") or (),
+            {class_id: dataset_id for dataset_id, class_id in (*stuff.items(), *things.items())},
+            frozenset(things.values()),
+        )
 
     def name(self, class_id: int) -> str:
         """Name of a class; ``class 7`` for one without."""
         return str(self.names[class_id]) if 0 <= class_id < len(self.names) else f"class {class_id}"
+
+    def dataset_id(self, class_id: int) -> int:
+        """The category id in the data set's own files; the class id itself where the data set is not known."""
+        return self.dataset_ids.get(class_id, class_id)
 
     def color(self, class_id: int) -> Color:
         """Colour of a class; classes without one get well separated hues."""

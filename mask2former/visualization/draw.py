@@ -2,7 +2,8 @@
 
 Glossary: H, W height and width of the image and of every mask; S, T those of the picture, N instances. A picture is the
 image itself, or the image enlarged by a whole factor where text would not be legible at its size. Lines and text
-grow with the picture. Colours depend on the classes and the order of the segments alone, so pictures can be compared.
+grow with the picture. Colours depend on the classes and the order of the segments alone, so pictures can be compared;
+in a video, on the classes and the `track_id` of an object, which stays the same from frame to frame.
 """
 
 import math
@@ -36,15 +37,22 @@ class Segment:
 
 
 def draw_panoptic(
-    image: Image, panoptic: NDArray[np.integer], segments_info: Sequence[Mapping[str, Any]], classes: ClassTable
+    image: Image,
+    panoptic: NDArray[np.integer],
+    segments_info: Sequence[Mapping[str, Any]],
+    classes: ClassTable,
+    *,
+    enlarge: bool = True,
 ) -> Image:
     """Draw a panoptic segmentation.
 
     Args:
         image: RGB [H, W, 3].
         panoptic: Segment ids [H, W]; ids that ``segments_info`` does not list stay undrawn.
-        segments_info: Per segment ``id``, ``category_id`` (contiguous), ``isthing`` and, optionally, ``score``.
+        segments_info: Per segment ``id``, ``category_id`` (contiguous), ``isthing`` and, optionally, ``score`` and
+            ``track_id``.
         classes: What the category ids mean.
+        enlarge: Whether small images are enlarged; otherwise the picture has the size of the image.
 
     Returns:
         RGB picture [S, T, 3].
@@ -59,12 +67,12 @@ def draw_panoptic(
         category = int(info["category_id"])
         mask = panoptic == info["id"]
         if info.get("isthing", True):
-            color = classes.instance_color(category, counts[category])
+            color = classes.instance_color(category, info.get("track_id", counts[category]))
             counts[category] += 1
         else:
             color = classes.color(category)
-        segments.append(Segment(mask, color, _text(classes.name(category), info.get("score"))))
-    return draw_segments(image, segments)
+        segments.append(Segment(mask, color, _text(classes.name(category), info.get("score"), info.get("track_id"))))
+    return draw_segments(image, segments, enlarge=enlarge)
 
 
 def draw_instances(
@@ -73,6 +81,9 @@ def draw_instances(
     category_ids: Sequence[int],
     scores: Sequence[float] | None,
     classes: ClassTable,
+    *,
+    track_ids: Sequence[int] | None = None,
+    enlarge: bool = True,
 ) -> Image:
     """Draw instances, the best one on top.
 
@@ -82,6 +93,8 @@ def draw_instances(
         category_ids: Contiguous class of each instance.
         scores: Score of each instance, or None.
         classes: What the category ids mean.
+        track_ids: Number of each object in a video, or None.
+        enlarge: Whether small images are enlarged; otherwise the picture has the size of the image.
 
     Returns:
         RGB picture [S, T, 3].
@@ -95,15 +108,22 @@ def draw_instances(
     segments = []
     for index, (mask, category) in enumerate(zip(masks, category_ids, strict=True)):
         _check_size(image, mask, "a mask")
-        text = _text(classes.name(int(category)), None if scores is None else scores[index])
-        segments.append(Segment(mask, classes.instance_color(int(category), counts[category]), text))
+        track = None if track_ids is None else track_ids[index]
+        color = classes.instance_color(int(category), counts[category] if track is None else track)
+        text = _text(classes.name(int(category)), None if scores is None else scores[index], track)
+        segments.append(Segment(mask, color, text))
         counts[category] += 1
     order = range(len(segments)) if scores is None else np.argsort(scores, kind="stable")
-    return draw_segments(image, [segments[i] for i in order])
+    return draw_segments(image, [segments[i] for i in order], enlarge=enlarge)
 
 
 def draw_semantic(
-    image: Image, labels: NDArray[np.integer], classes: ClassTable, ignore_label: int | None = 255
+    image: Image,
+    labels: NDArray[np.integer],
+    classes: ClassTable,
+    ignore_label: int | None = 255,
+    *,
+    enlarge: bool = True,
 ) -> Image:
     """Draw a semantic segmentation.
 
@@ -112,6 +132,7 @@ def draw_semantic(
         labels: Contiguous class of each pixel [H, W].
         classes: What the classes mean.
         ignore_label: Pixels with this value stay undrawn.
+        enlarge: Whether small images are enlarged; otherwise the picture has the size of the image.
 
     Returns:
         RGB picture [S, T, 3].
@@ -121,9 +142,8 @@ def draw_semantic(
     """
     _check_size(image, labels, "class ids")
     present = [int(label) for label in np.unique(labels) if label != ignore_label]
-    return draw_segments(
-        image, [Segment(labels == label, classes.color(label), classes.name(label)) for label in present]
-    )
+    segments = [Segment(labels == label, classes.color(label), classes.name(label)) for label in present]
+    return draw_segments(image, segments, enlarge=enlarge)
 
 
 def enlargement(height: int, width: int) -> int:
@@ -131,10 +151,10 @@ def enlargement(height: int, width: int) -> int:
     return math.ceil(MIN_LONGER_SIDE / max(height, width))
 
 
-def draw_segments(image: Image, segments: Sequence[Segment]) -> Image:
+def draw_segments(image: Image, segments: Sequence[Segment], *, enlarge: bool = True) -> Image:
     """Draw segments over ``image`` (RGB [H, W, 3]), later ones on top, and return the picture [S, T, 3]."""
     height, width = image.shape[:2]
-    factor = enlargement(height, width)
+    factor = enlargement(height, width) if enlarge else 1
     enlarged = cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_CUBIC)
     picture = np.asarray(enlarged, dtype=np.uint8)
     line = max(1, round(max(picture.shape[:2]) / 500))
@@ -175,8 +195,9 @@ def _paint(picture: Image, segment: Segment, factor: int, line: int) -> Label | 
     return Label(segment.text, segment.color, (left + column - 1, top + row - 1), room)
 
 
-def _text(name: str, score: float | None) -> str:
-    return name if score is None else f"{name} {100 * float(score):.0f}%"
+def _text(name: str, score: float | None, track_id: int | None = None) -> str:
+    number = "" if track_id is None or not name else f" #{track_id}"
+    return f"{name}{number}" if score is None else f"{name}{number} {100 * float(score):.0f}%"
 
 
 def _check_size(image: Image, labels: NDArray[Any], what: str) -> None:

@@ -103,7 +103,7 @@ def test_a_comparison_shows_image_ground_truth_and_prediction(tmp_path):
 
     def predict(image):
         seen.append(image.shape)
-        return PanopticPrediction(np.full((48, 64), 261, dtype=np.int32), info, classes)
+        return PanopticPrediction(ids=np.full((48, 64), 261, dtype=np.int32), segments_info=info, classes=classes)
 
     row = shapes_demo.comparison(record, predict, classes)
     assert seen == [(48, 64, 3)]
