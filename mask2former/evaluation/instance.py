@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hotcoco import COCO, COCOeval, mask
+from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 
 from mask2former.evaluation.errors import EvaluationError
 from mask2former.evaluation.metric import Image, Metric, Records, require_all
 from mask2former.files import atomic_write
+from mask2former.rle import encode_masks
 
 RESULTS_FILE = "coco_instances_results.json"
 
@@ -51,13 +52,15 @@ class InstanceAP(Metric):
     def record(self, image: Image, output: Mapping[str, Any], folder: Path) -> tuple[Any, list[Path]]:
         """Encode the masks of `instances`: `pred_masks` bool [N, H, W], `scores` and contiguous `pred_classes` [N]."""
         instances = output["instances"]
-        detections = []
-        for pixels, score, category in zip(
-            instances.pred_masks, instances.scores.tolist(), instances.pred_classes.tolist(), strict=True
-        ):
-            # One by one: a hundred masks of a large image take a gigabyte.
-            rle = mask.encode(pixels.cpu().numpy().astype(bool, copy=False))
-            detections.append([self._dataset_ids[category], score, rle["counts"].decode("ascii")])
+        detections = [
+            [self._dataset_ids[category], score, counts]
+            for category, score, counts in zip(
+                instances.pred_classes.tolist(),
+                instances.scores.tolist(),
+                encode_masks(instances.pred_masks),
+                strict=True,
+            )
+        ]
         return {"size": list(instances.image_size), "detections": detections}, []
 
     def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
