@@ -107,18 +107,10 @@ def process(predictor: Predictor, image_file: Path, stem: Path, with_json: bool)
     start = time.perf_counter()
     prediction = predictor(image)
     seconds = time.perf_counter() - start
-    segments = prediction.segments() if with_json else None
     picture_file = stem.with_name(f"{stem.name}.png")
-    write_png(picture_file, prediction.draw(image))
-    if segments is not None:
-        result = {
-            "file_name": str(image_file),
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "task": prediction.task,
-            "segments_info": segments,
-        }
-        write_json(stem.with_name(f"{stem.name}.json"), result, indent=1)
+    write_png(picture_file, prediction.draw())
+    if with_json:
+        write_json(stem.with_name(f"{stem.name}.json"), prediction.to_json(str(image_file)), indent=1)
     return f"{image_file} ({image.shape[1]}x{image.shape[0]}) -> {picture_file}, {seconds:.2f} s"
 
 

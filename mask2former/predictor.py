@@ -9,9 +9,10 @@ No data set has to be on disk: class names and colours come with the code (`mask
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -24,12 +25,16 @@ from PIL import Image
 from torch import nn
 
 from mask2former.config import setup_cfg
+from mask2former.data.datasets import register_custom_datasets
 from mask2former.data.image_io import to_rgb
 from mask2former.engine import Checkpointer, available_device
 from mask2former.predictions import Prediction, Rgb, from_model
 from mask2former.tasks import checked_task, possible_tasks, predicted_metadata
 from mask2former.visualization import ClassTable
 from mask2former.visualization.classes import Task
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -102,7 +107,7 @@ class Predictor:
         *,
         task: Task | None = None,
         confidence_threshold: float | None = None,
-    ) -> "Predictor":
+    ) -> "Self":
         """Build the model of a config file and load its weights.
 
         Args:
@@ -119,6 +124,7 @@ class Predictor:
             DeviceError: there is no such device.
         """
         cfg = setup_cfg(config_file, opts)
+        cfg.DATASETS.CUSTOM = register_custom_datasets(cfg.DATASETS.CUSTOM, Path(config_file).parent)
         if weights is not None:
             cfg.MODEL.WEIGHTS = str(weights)
         explicit = device is not None or "MODEL.DEVICE" in opts
@@ -126,7 +132,7 @@ class Predictor:
         return cls.from_cfg(cfg, task, confidence_threshold)
 
     @classmethod
-    def from_cfg(cls, cfg: CfgNode, task: Task | None = None, confidence_threshold: float | None = None) -> "Predictor":
+    def from_cfg(cls, cfg: CfgNode, task: Task | None = None, confidence_threshold: float | None = None) -> "Self":
         """Build the model of a config (from `mask2former.setup_cfg`) and load MODEL.WEIGHTS; `cfg` stays as it is.
 
         Raises:
@@ -157,6 +163,12 @@ class Predictor:
     def classes(self, task: Task | None = None) -> ClassTable:
         """Names and colours of the classes that results of a task (by default the predictor's) are numbered by."""
         return ClassTable.from_metadata(self._metadata, task or self.task)
+
+    def default_threshold(self, task: Task) -> float:
+        """Lowest score of a segment or an instance of a task where a call does not say."""
+        if task == self.task and self.confidence_threshold is not None:
+            return self.confidence_threshold
+        return _INSTANCE_THRESHOLD if task == "instance" else self._segment_threshold
 
     @overload
     def __call__(
@@ -199,8 +211,6 @@ class Predictor:
             ImageReadError: an image can't be read; the message says which.
             ConfigError: the classes do not allow the task, or the threshold does not fit.
         """
-        if confidence_threshold is None and task in (None, self.task):
-            confidence_threshold = self.confidence_threshold
         task = checked_task(task or self.task, confidence_threshold, self._metadata)
         if isinstance(images, str | Path | Image.Image | np.ndarray):
             return self._predict([to_rgb(images)], task, confidence_threshold)[0]
@@ -215,19 +225,25 @@ class Predictor:
     def _predict(self, images: Sequence[Rgb], task: Task, threshold: float | None) -> list[Prediction]:
         """Predict images of one size at once."""
         inputs = [self._input(image) for image in images]
+        lowest = self.default_threshold(task) if threshold is None else threshold
+        with self._switched(task, lowest):
+            outputs = _run(self.model, inputs)
+        classes = self.classes(task)
+        return [from_model(o, i, task, classes, lowest) for o, i in zip(outputs, images, strict=True)]
+
+    @contextmanager
+    def _switched(self, task: Task, threshold: float) -> Generator[None, None, None]:
+        """The model gives results of this task alone, for one caller at a time."""
         switches = {
             "panoptic_on": task == "panoptic" or (task == "instance" and self._panoptic_model),
             "instance_on": task == "instance",
             "semantic_on": task == "semantic",
-            "object_mask_threshold": self._segment_threshold if threshold is None else threshold,
+            "object_mask_threshold": threshold if task == "panoptic" else self._segment_threshold,
         }
         with self._lock:
             for name, value in switches.items():
                 setattr(self.model, name, value)
-            outputs = _run(self.model, inputs)
-        lowest = _INSTANCE_THRESHOLD if threshold is None else threshold
-        classes = self.classes(task)
-        return [from_model(o, i, task, classes, lowest) for o, i in zip(outputs, images, strict=True)]
+            yield
 
     def _input(self, image: Rgb) -> dict[str, Any]:
         height, width = image.shape[:2]

@@ -62,8 +62,26 @@ class Prediction(ABC):
         """
         return [
             {**entry, "area": int(np.count_nonzero(mask)), "bbox": tight_box(mask), "segmentation": encode_rle(mask)}
-            for entry, mask in self._segments()
+            for entry, mask in self.entries_and_masks()
         ]
+
+    def to_json(self, file_name: str) -> dict[str, Any]:
+        """The result as `demo/demo.py --json` writes it; `file_name` is that of the image."""
+        height, width = self.size
+        return {
+            "file_name": file_name,
+            "height": height,
+            "width": width,
+            "task": self.task,
+            "segments_info": self.segments(),
+        }
+
+    @abstractmethod
+    def entries_and_masks(self) -> Iterator[tuple[dict[str, Any], Mask]]:
+        """What `segments` says of each without measuring it, and its mask [H, W].
+
+        `classes.segment_colors` gives the colours in which the entries are drawn.
+        """
 
     def filter(
         self, *, min_score: float = 0.0, min_area: int = 0, classes: Collection[int | str] | None = None
@@ -77,7 +95,7 @@ class Prediction(ABC):
         """
         kept = [
             entry["id"]
-            for entry, mask in self._segments()
+            for entry, mask in self.entries_and_masks()
             if entry.get("score", 1.0) >= min_score
             and (not min_area or np.count_nonzero(mask) >= min_area)
             and (classes is None or entry["category_id"] in classes or entry["category_name"] in classes)
@@ -90,10 +108,6 @@ class Prediction(ABC):
 
     @abstractmethod
     def _draw(self, image: Rgb, enlarge: bool) -> Rgb: ...
-
-    @abstractmethod
-    def _segments(self) -> Iterator[tuple[dict[str, Any], Mask]]:
-        """What `segments` says of each that isn't measured, and the mask [H, W]."""
 
     @abstractmethod
     def _keep(self, ids: Sequence[int]) -> "Self":

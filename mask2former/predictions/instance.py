@@ -58,6 +58,13 @@ class InstancePrediction(Prediction):
                 kept.append(index)
         return self._keep([index + 1 for index in kept])
 
+    def entries_and_masks(self) -> Iterator[tuple[dict[str, Any], Mask]]:
+        """See `Prediction.entries_and_masks`; ids count from 1."""
+        tracks = [None] * len(self.masks) if self.track_ids is None else self.track_ids
+        found = zip(self.masks, self.category_ids, self.scores, tracks, strict=True)
+        for number, (mask, category, score, track) in enumerate(found, start=1):
+            yield self._entry(number, category, True, score, track), mask
+
     def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
         """Detections: `image_id`, `category_id`, `bbox`, `score` and `segmentation` (compressed RLE) of each."""
         return [
@@ -68,19 +75,13 @@ class InstancePrediction(Prediction):
                 "score": entry["score"],
                 "segmentation": encode_rle(mask),
             }
-            for entry, mask in self._segments()
+            for entry, mask in self.entries_and_masks()
         ]
 
     def _draw(self, image: Rgb, enlarge: bool) -> Rgb:
         tracks = None if self.track_ids is None else self.track_ids.tolist()
         categories, scores = self.category_ids.tolist(), self.scores.tolist()
         return draw_instances(image, self.masks, categories, scores, self.classes, track_ids=tracks, enlarge=enlarge)
-
-    def _segments(self) -> Iterator[tuple[dict[str, Any], Mask]]:
-        tracks = [None] * len(self.masks) if self.track_ids is None else self.track_ids
-        found = zip(self.masks, self.category_ids, self.scores, tracks, strict=True)
-        for number, (mask, category, score, track) in enumerate(found, start=1):
-            yield self._entry(number, category, True, score, track), mask
 
     def _keep(self, ids: Sequence[int]) -> "Self":
         index = np.array(ids, dtype=np.int64) - 1

@@ -34,6 +34,14 @@ class PanopticPrediction(Prediction):
         """H and W."""
         return self.ids.shape[0], self.ids.shape[1]
 
+    def entries_and_masks(self) -> Iterator[tuple[dict[str, Any], Mask]]:
+        """See `Prediction.entries_and_masks`."""
+        for info in self.segments_info:
+            entry = self._entry(
+                info["id"], info["category_id"], info["isthing"], info.get("score"), info.get("track_id")
+            )
+            yield entry, self.ids == info["id"]
+
     def to_coco(self, image_id: int | str = 0) -> dict[str, Any]:
         """An entry of `annotations` of a panoptic JSON: `image_id`, `file_name` (of the PNG) and `segments_info`.
 
@@ -42,7 +50,7 @@ class PanopticPrediction(Prediction):
         entries = [
             segment_info(mask, entry["id"], self.classes.dataset_id(entry["category_id"]))
             | ({"score": entry["score"]} if "score" in entry else {})
-            for entry, mask in self._segments()
+            for entry, mask in self.entries_and_masks()
         ]
         return {"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": entries}
 
@@ -52,13 +60,6 @@ class PanopticPrediction(Prediction):
 
     def _draw(self, image: Rgb, enlarge: bool) -> Rgb:
         return draw_panoptic(image, self.ids, self.segments_info, self.classes, enlarge=enlarge)
-
-    def _segments(self) -> Iterator[tuple[dict[str, Any], Mask]]:
-        for info in self.segments_info:
-            entry = self._entry(
-                info["id"], info["category_id"], info["isthing"], info.get("score"), info.get("track_id")
-            )
-            yield entry, self.ids == info["id"]
 
     def _keep(self, ids: Sequence[int]) -> "Self":
         kept = [info for info in self.segments_info if info["id"] in ids]

@@ -35,6 +35,13 @@ class SemanticPrediction(Prediction):
         """H and W."""
         return self.labels.shape[0], self.labels.shape[1]
 
+    def entries_and_masks(self) -> Iterator[tuple[dict[str, Any], Mask]]:
+        """See `Prediction.entries_and_masks`; one per class that occurs, its id is the category id plus 1."""
+        for category in np.unique(self.labels).tolist():
+            if category != NO_CLASS:
+                entry = self._entry(category + 1, category, category in self.classes.thing_ids, None, None)
+                yield entry, self.labels == category
+
     def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
         """One entry a class that occurs: `image_id`, `category_id` and `segmentation` (compressed RLE)."""
         return [
@@ -43,18 +50,11 @@ class SemanticPrediction(Prediction):
                 "category_id": self.classes.dataset_id(entry["category_id"]),
                 "segmentation": encode_rle(mask),
             }
-            for entry, mask in self._segments()
+            for entry, mask in self.entries_and_masks()
         ]
 
     def _draw(self, image: Rgb, enlarge: bool) -> Rgb:
         return draw_semantic(image, self.labels, self.classes, ignore_label=NO_CLASS, enlarge=enlarge)
-
-    def _segments(self) -> Iterator[tuple[dict[str, Any], Mask]]:
-        """One per class that occurs; its id is the category id plus 1."""
-        for category in np.unique(self.labels).tolist():
-            if category != NO_CLASS:
-                entry = self._entry(category + 1, category, category in self.classes.thing_ids, None, None)
-                yield entry, self.labels == category
 
     def _keep(self, ids: Sequence[int]) -> "Self":
         kept = np.isin(self.labels, [number - 1 for number in ids])

@@ -1,9 +1,10 @@
 """Names and colours of classes, from a data set's metadata or made up where it has none."""
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from detectron2.data.catalog import Metadata
 
@@ -61,6 +62,24 @@ class ClassTable:
             red, green, blue = (int(channel) for channel in self.colors[class_id])
             return red, green, blue
         return _to_rgb(class_id * _GOLDEN % 1.0, 0.75, 0.9)
+
+    def segment_colors(self, segments: Iterable[Mapping[str, Any]]) -> list[Color]:
+        """Colours of an image's segments: of its class for stuff, unlike its neighbours' for each thing.
+
+        Args:
+            segments: dicts with `category_id`, perhaps `isthing` (by default true), and `track_id` in a video, which
+                gives an object the same colour in every frame.
+        """
+        counts: Counter[int] = Counter()
+        colors = []
+        for segment in segments:
+            category = int(segment["category_id"])
+            if segment.get("isthing", True):
+                colors.append(self.instance_color(category, int(segment.get("track_id", counts[category]))))
+                counts[category] += 1
+            else:
+                colors.append(self.color(category))
+        return colors
 
     def instance_color(self, class_id: int, index: int) -> Color:
         """Colour of the ``index``-th instance of a class: near the colour of its class, unlike its neighbours'."""

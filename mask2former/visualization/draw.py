@@ -7,7 +7,6 @@ in a video, on the classes and the `track_id` of an object, which stays the same
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,17 +60,11 @@ def draw_panoptic(
         ValueError: Sizes do not fit.
     """
     _check_size(image, panoptic, "panoptic ids")
-    counts: Counter[int] = Counter()
-    segments = []
-    for info in segments_info:
-        category = int(info["category_id"])
-        mask = panoptic == info["id"]
-        if info.get("isthing", True):
-            color = classes.instance_color(category, info.get("track_id", counts[category]))
-            counts[category] += 1
-        else:
-            color = classes.color(category)
-        segments.append(Segment(mask, color, _text(classes.name(category), info.get("score"), info.get("track_id"))))
+    colors = classes.segment_colors(segments_info)
+    segments = [
+        Segment(panoptic == info["id"], color, _text(info, classes))
+        for info, color in zip(segments_info, colors, strict=True)
+    ]
     return draw_segments(image, segments, enlarge=enlarge)
 
 
@@ -104,15 +97,13 @@ def draw_instances(
     """
     if len(masks) != len(category_ids) or (scores is not None and len(masks) != len(scores)):
         raise ValueError(f"{len(masks)} masks, {len(category_ids)} classes and {scores and len(scores)} scores")
-    counts: Counter[int] = Counter()
+    columns = {"category_id": category_ids, "score": scores, "track_id": track_ids}
+    columns = {key: column for key, column in columns.items() if column is not None}
+    infos = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     segments = []
-    for index, (mask, category) in enumerate(zip(masks, category_ids, strict=True)):
+    for mask, info, color in zip(masks, infos, classes.segment_colors(infos), strict=True):
         _check_size(image, mask, "a mask")
-        track = None if track_ids is None else track_ids[index]
-        color = classes.instance_color(int(category), counts[category] if track is None else track)
-        text = _text(classes.name(int(category)), None if scores is None else scores[index], track)
-        segments.append(Segment(mask, color, text))
-        counts[category] += 1
+        segments.append(Segment(mask, color, _text(info, classes)))
     order = range(len(segments)) if scores is None else np.argsort(scores, kind="stable")
     return draw_segments(image, [segments[i] for i in order], enlarge=enlarge)
 
@@ -195,9 +186,11 @@ def _paint(picture: Image, segment: Segment, factor: int, line: int) -> Label | 
     return Label(segment.text, segment.color, (left + column - 1, top + row - 1), room)
 
 
-def _text(name: str, score: float | None, track_id: int | None = None) -> str:
-    number = "" if track_id is None or not name else f" #{track_id}"
-    return f"{name}{number}" if score is None else f"{name}{number} {100 * float(score):.0f}%"
+def _text(info: Mapping[str, Any], classes: ClassTable) -> str:
+    name = classes.name(int(info["category_id"]))
+    if name and "track_id" in info:
+        name += f" #{info['track_id']}"
+    return name if info.get("score") is None else f"{name} {100 * float(info['score']):.0f}%"
 
 
 def _check_size(image: Image, labels: NDArray[Any], what: str) -> None:
