@@ -64,7 +64,7 @@ def inspect_labels(path: str, allowed: Collection[int], divisor: int = 0) -> Ins
     if divisor:
         found = np.where(found >= divisor, found // divisor, found)
     outside = sorted({*found.tolist()}.difference(allowed))
-    return Inspection(_size(labels), {OUTSIDE: f"ids {_few(outside)}"} if outside else {})
+    return Inspection(_size(labels), {OUTSIDE: f"ids {few(outside)}"} if outside else {})
 
 
 def inspect_panoptic(path: str, segments: Mapping[int, int], hidden: Collection[int] = ()) -> Inspection:
@@ -76,22 +76,35 @@ def inspect_panoptic(path: str, segments: Mapping[int, int], hidden: Collection[
         hidden: ids of segments that may be smaller than the JSON says, or gone.
     """
     ids = panoptic_ids(read_panoptic_png(path))
+    return Inspection(_size(ids), segment_problems(segment_areas(ids), segments, hidden))
+
+
+def segment_areas(ids: NDArray[np.integer]) -> dict[int, int]:
+    """Id -> pixels of the segments of a panoptic segmentation [H, W]; 0 is void and left out."""
     values, counts = np.unique(ids, return_counts=True)
     found = dict(zip(values.tolist(), counts.tolist(), strict=True))
     found.pop(0, None)
+    return found
+
+
+def segment_problems(
+    found: Mapping[int, int], segments: Mapping[int, int | None], hidden: Collection[int] = ()
+) -> dict[str, str]:
+    """Compare `segment_areas` of a PNG with id -> area of its JSON; see `inspect_panoptic`. Problem -> details."""
     problems = {}
     if more := sorted(found.keys() - segments.keys()):
-        problems[NOT_IN_JSON] = f"ids {_few(more)}"
+        problems[NOT_IN_JSON] = f"ids {few(more)}"
     if lacking := sorted(segments.keys() - found.keys() - set(hidden)):
-        problems[NOT_IN_PNG] = f"ids {_few(lacking)}"
+        problems[NOT_IN_PNG] = f"ids {few(lacking)}"
     if other := [i for i in found.keys() & segments.keys() if segments[i] != found[i] and i not in hidden]:
-        problems[OTHER_AREA] = f"ids {_few(sorted(other))}"
-    return Inspection(_size(ids), problems)
+        problems[OTHER_AREA] = f"ids {few(sorted(other))}"
+    return problems
 
 
 def _size(pixels: NDArray[Any]) -> tuple[int, int]:
     return pixels.shape[0], pixels.shape[1]
 
 
-def _few(values: Sequence[int]) -> str:
+def few(values: Sequence[int]) -> str:
+    """The first of many numbers, as text."""
     return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")

@@ -1,0 +1,119 @@
+"""Read the annotations of a split in any of the four formats; no image is opened."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mask2former.config import ConfigError
+from mask2former.data.custom import problems
+from mask2former.data.custom.problems import Findings
+from mask2former.data.custom.source import Content, Sample, Source, known_keys, read_class_file
+from mask2former.data.datasets.coco_layout import Category, errors_name
+from mask2former.data.datasets.custom import find_pairs, read_file_list, read_json
+from mask2former.data.datasets.custom_entry import read_classes
+from mask2former.data.datasets.registry import AnnotationError
+
+
+def read_source(source: Source) -> Content:
+    """Read a split.
+
+    Raises:
+        AnnotationError: an annotation file that isn't in COCO's format, or no image at all.
+        SourceError: a list of classes that can't be used.
+    """
+    content = _read_coco(source) if source.annotations else _read_label_maps(source)
+    if not content.samples:
+        raise AnnotationError(f"{source.split}: no images with annotations in {source.annotations or source.labels}")
+    return content
+
+
+def _read_coco(source: Source) -> Content:
+    path = Path(source.annotations or "")
+    content, findings = read_json(path), Findings()
+    with errors_name(str(path)):
+        images, annotations = content["images"], content["annotations"]
+        categories = _categories(source, content["categories"], findings)
+        try:
+            _count_ids(images, annotations, source, findings)
+            of_image = defaultdict(list)
+            listed = {image["id"] for image in images}
+            for annotation in annotations:
+                if annotation["image_id"] in listed:
+                    of_image[annotation["image_id"]].append(annotation)
+                else:
+                    findings.add(problems.UNKNOWN_IMAGE, f"{path.name}: image {annotation['image_id']}")
+            samples = [_coco_sample(source, image, of_image[image["id"]], findings) for image in images]
+        except (TypeError, AttributeError) as error:
+            raise AnnotationError(f"{path}: not COCO's format: {error}") from error
+    return Content(source, categories, tuple(sample for sample in samples if sample), findings)
+
+
+def _categories(source: Source, found: Any, findings: Findings) -> tuple[Category, ...]:
+    if source.classes:
+        return read_class_file(source.classes, first_id=1)[0]
+    path = source.annotations
+    if not isinstance(found, list) or not all(isinstance(c, Mapping) and {"id", "name"} <= c.keys() for c in found):
+        raise AnnotationError(f"{path}: expected categories with id and name")
+    if source.format == "coco_panoptic":
+        for category in found:
+            if "isthing" not in category:
+                findings.add(problems.NO_ISTHING, str(category["name"]))
+    try:
+        categories = read_classes(sorted(map(known_keys, found), key=lambda c: c["id"]), f"{path}: categories")
+    except (ConfigError, TypeError) as error:
+        raise AnnotationError(str(error)) from error
+    if source.format == "coco_instance":
+        # Instance files of panoptic sets may list stuff, too.
+        categories = tuple(category for category in categories if category.isthing)
+    return categories
+
+
+def _count_ids(images: Sequence[Any], annotations: Sequence[Any], source: Source, findings: Findings) -> None:
+    checks = [(problems.IMAGE_ID_TWICE, [image["id"] for image in images])]
+    if source.format == "coco_panoptic":
+        checks.append((problems.ANNOTATED_TWICE, [annotation["image_id"] for annotation in annotations]))
+    else:
+        checks.append((problems.ANNOTATION_ID_TWICE, [annotation["id"] for annotation in annotations]))
+    for problem, ids in checks:
+        for identity, count in Counter(ids).items():
+            if count > 1:
+                findings.add(problem, f"{identity} ({count} times)")
+
+
+def _coco_sample(
+    source: Source, image: Mapping[str, Any], annotations: Sequence[dict[str, Any]], findings: Findings
+) -> Sample | None:
+    size = (int(image["height"]), int(image["width"]))
+    sample = Sample(image["id"], source.images / image["file_name"], size, annotations=tuple(annotations))
+    if source.panoptic is None:
+        return sample
+    if not annotations:
+        findings.add(problems.WITHOUT_LABEL, str(sample.image))
+        return None
+    (annotation, *_) = annotations
+    segments = tuple(dict(segment) for segment in annotation["segments_info"])
+    return replace(sample, label=source.panoptic / annotation["file_name"], annotations=segments)
+
+
+def _read_label_maps(source: Source) -> Content:
+    # With 0 for void, a list without ids counts from 1.
+    categories, says_things = read_class_file(Path(source.classes or ""), first_id=int(source.ignore_label == 0))
+    if any(category.id == source.ignore_label for category in categories):
+        raise AnnotationError(f"{source.classes}: a class has the id {source.ignore_label}, which marks void")
+    findings, samples = Findings(), []
+    listed = read_file_list(source.files) if source.files else None
+    pairs = find_pairs(source.images, source.labels or "", listed)
+    numbered = find_pairs(source.images, source.instances, listed) if source.instances else {}
+    for stem, (image, label) in pairs.items():
+        numbers = numbered.get(stem, (None, None))[1]
+        if image is None:
+            problem = problems.MISSING_IMAGE if listed else problems.WITHOUT_IMAGE
+            findings.add(problem, str(label or f"{source.images}/{stem}"))
+        elif label is None or (source.instances and numbers is None):
+            findings.add(problems.MISSING_LABEL if listed else problems.WITHOUT_LABEL, str(image))
+        else:
+            samples.append(Sample(stem, image, label=label, numbers=numbers))
+    derive = source.format == "semantic_instance" and not says_things
+    return Content(source, categories, tuple(samples), findings, derive_things=derive)
