@@ -49,8 +49,8 @@ def measure(inputs: Inputs, name: str, backward: bool, repeats: int) -> dict[str
             difference = math.nan if name == "natten" else float((program(*maps) - expected).abs().max())
             memory = peak_memory(lambda: program(*maps), inputs.device)
             return {"s": seconds(lambda: program(*maps), repeats, inputs.device), "MB": memory, "diff": difference}
-    if name.startswith("flex") and inputs.device.type == "cpu":
-        raise ValueError("FlexAttention has no backward pass on CPUs")
+    if name.startswith(("flex", "natten")) and inputs.device.type == "cpu":
+        raise ValueError("FlexAttention, which NATTEN calls here, too, has no backward pass on CPUs")
     leaves = [x.detach().requires_grad_() for x in maps]
     # The maps' own gradients alone for the peers that hold the bias in another form.
     wanted = [*leaves, inputs.rpb.requires_grad_()] if name in ("auto", "tiled", "gather") else leaves
