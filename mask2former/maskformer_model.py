@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from .modeling.criterion import SetCriterion
 from .modeling.mask_resizing import Resize, ResizedMasks, Size, class_map
 from .modeling.matcher import HungarianMatcher
-from .modeling.postprocessing import instance_inference, panoptic_inference, semantic_classes, semantic_inference
+from .modeling.postprocessing import (
+    InstanceResult,
+    PanopticResult,
+    Result,
+    SemanticClasses,
+    SemanticScores,
+    infer,
+    semantic_classes,
+    semantic_inference,
+)
 
 
 class Prediction(NamedTuple):
@@ -215,17 +224,21 @@ class MaskFormer(nn.Module):
     def postprocess(self, prediction: Prediction, result_size: Size) -> dict[str, Any]:
         """The results that are switched on, with this height and width; see `forward`."""
         logits, masks = prediction.logits, prediction.resized_masks(result_size)
-        results: dict[str, Any] = {}
-        if self.semantic_on:
-            results["sem_seg"] = self.semantic(prediction, result_size, scores=self.semantic_scores)
+        parts: dict[str, Result] = {}
+        if self.semantic_on and self.resize_masks_first:
+            kind = SemanticScores if self.semantic_scores else SemanticClasses
+            parts["sem_seg"] = kind(logits, masks.size)
         if self.panoptic_on:
-            results["panoptic_seg"] = panoptic_inference(
-                logits, masks, self.thing_ids, self.object_mask_threshold, self.overlap_threshold
+            parts["panoptic_seg"] = PanopticResult(
+                logits, masks.size, self.thing_ids, self.object_mask_threshold, self.overlap_threshold
             )
         if self.instance_on:
             # A panoptic model also predicts stuff, which has no instances.
             classes = self.thing_ids if self.panoptic_on else None
-            results["instances"] = instance_inference(logits, masks, self.detections_per_image, classes)
+            parts["instances"] = InstanceResult(logits, masks.size, self.detections_per_image, classes)
+        results = dict(zip(parts, infer(masks, *parts.values()), strict=True))
+        if self.semantic_on and not self.resize_masks_first:
+            results["sem_seg"] = self.semantic(prediction, result_size, scores=self.semantic_scores)
         return results
 
     def semantic(self, prediction: Prediction, result_size: Size, *, scores: bool) -> Tensor:

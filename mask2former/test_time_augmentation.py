@@ -125,8 +125,7 @@ def merge_views(views: Sequence[tuple[Prediction, bool]]) -> Prediction:
 
 def _on_grid(prediction: Prediction, flipped: bool, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Probabilities of classes [Q, K + 1] and of masks [Q, h, w], not flipped."""
-    queries = torch.arange(len(prediction.logits), device=prediction.logits.device)
-    masks = torch.cat([maps.sigmoid() for _, maps in prediction.resized_masks(grid).select(queries)])
+    masks = torch.cat([strip.sigmoid() for _, strip in prediction.resized_masks(grid).strips()], 1)
     return prediction.logits.softmax(-1), masks.flip(-1) if flipped else masks
 
 

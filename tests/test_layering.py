@@ -34,11 +34,10 @@ FORBIDDEN = {
 # These import nothing of ours, so that they can be read, tested and reused alone.
 PURE = (
     "mask2former.modeling.losses",
-    "mask2former.modeling.postprocessing",
     "mask2former.modeling.transformer_decoder.position_encoding",
 )
 # Of ours, the modules of these packages import only each other.
-CLOSED = ("dinat_backbone.ops", "mask2former.modeling.pixel_decoder.ops")
+CLOSED = ("dinat_backbone.ops", "mask2former.modeling.pixel_decoder.ops", "mask2former.modeling.postprocessing")
 # Builders, mapper factories and `from_config` are the only functions that see `cfg`.
 CFG_READERS = (
     "from_config",

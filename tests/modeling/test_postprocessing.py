@@ -2,15 +2,23 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mask2former.modeling.mask_resizing import ResizedMasks
 from mask2former.modeling.postprocessing import (
+    InstanceResult,
+    PanopticResult,
+    SemanticClasses,
+    SemanticScores,
+    infer,
     instance_inference,
     mask_boxes,
     panoptic_inference,
     semantic_inference,
 )
 
+aten = torch.ops.aten
 QUERIES, CLASSES, SIZE = 12, 6, (24, 31)
 THINGS = {0, 1, 2}
 
@@ -24,8 +32,8 @@ def predictions(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def in_groups(masks: torch.Tensor) -> ResizedMasks:
-    """Masks that are looked at five queries, or a few rows, at a time."""
-    return ResizedMasks(masks, values_at_once=5 * SIZE[0] * SIZE[1])
+    """Masks that are looked at two rows at a time."""
+    return ResizedMasks(masks, values_at_once=16 * QUERIES * SIZE[1])
 
 
 def direct_panoptic(logits, masks, object_threshold, overlap_threshold):
@@ -123,18 +131,76 @@ def test_boxes_are_tight_and_empty_masks_have_zeros():
     assert mask_boxes(masks).tolist() == [[3, 2, 9, 5], [0, 7, 1, 8], [0, 0, 0, 0], [0, 0, 10, 8]]
 
 
-def test_no_query_is_looked_at_one_by_one(monkeypatch):
-    """Copies to the host (each a wait for the device) do not grow with the number of queries."""
-    copies = 0
+class Waits(TorchDispatchMode):
+    """Counts operators that wait for a device: they copy to the host, or the size of their result depends on values."""
 
-    class Count(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal copies
-            copies += func is torch.ops.aten._local_scalar_dense.default
-            return func(*args, **(kwargs or {}))
+    def __init__(self):
+        super().__init__()
+        self.count = 0
 
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        indices = tree_leaves(args[1:]) if func is aten.index.Tensor else []
+        masked = any(index.dtype == torch.bool for index in indices if index is not None)
+        sized_by_values = (aten.nonzero, aten.masked_select, aten._unique2, aten.bincount)
+        self.count += masked or func.overloadpacket in (aten._local_scalar_dense, *sized_by_values)
+        return func(*args, **(kwargs or {}))
+
+
+def all_results(logits: torch.Tensor, masks: ResizedMasks) -> list:
+    size = masks.size
+    return infer(
+        masks,
+        SemanticClasses(logits, size),
+        PanopticResult(logits, size, THINGS, 0.3, 0.1),
+        InstanceResult(logits, size, 20, THINGS),
+    )
+
+
+def test_loops_do_not_wait_for_the_device():
+    """Neither the number of queries nor that of strips matters."""
     logits, masks = predictions(2)
-    with Count():
-        panoptic_inference(logits, in_groups(masks), THINGS, 0.0, 0.0)
-        instance_inference(logits, in_groups(masks), 20, THINGS)
-    assert copies == 0
+    counts = []
+    for rows in (1, 3, SIZE[0]):
+        # A strip is an eighth of what may be made at once.
+        with Waits() as waits:
+            all_results(logits, ResizedMasks(masks, values_at_once=8 * rows * QUERIES * SIZE[1]))
+        counts.append(waits.count)
+    assert counts[0] == counts[1] == counts[2]
+
+
+@pytest.mark.parametrize("parts", [(0, 1, 2), (1, 2), (1,), (2,), ()])
+def test_results_of_one_pass_are_those_of_passes_of_their_own(parts):
+    """Whichever queries each of them wants."""
+    logits, masks = predictions(4)
+    panoptic, instance = PanopticResult(logits, SIZE, THINGS, 0.6, 0.1), InstanceResult(logits, SIZE, 5, THINGS)
+    assert 0 < len(panoptic.queries) < QUERIES
+    assert 0 < len(instance.queries) < QUERIES
+    assert panoptic.queries.tolist() != instance.queries.tolist()
+    source = in_groups(masks)
+    makers = [
+        lambda: SemanticScores(logits, SIZE),
+        lambda: PanopticResult(logits, SIZE, THINGS, 0.6, 0.1),
+        lambda: InstanceResult(logits, SIZE, 5, THINGS),
+    ]
+    together = infer(source, *(makers[part]() for part in parts))
+    alone = [infer(source, makers[part]())[0] for part in parts]
+    for part, got, expected in zip(parts, together, alone, strict=True):
+        if part == 0:
+            assert torch.equal(got, expected)
+        elif part == 1:
+            assert torch.equal(got[0], expected[0])
+            assert got[1] == expected[1] != []
+        else:
+            assert torch.equal(got.pred_masks, expected.pred_masks)
+            # Sums over strips of other heights.
+            torch.testing.assert_close(got.scores, expected.scores, rtol=1e-6, atol=0)
+
+
+def test_nothing_is_found_where_no_query_counts():
+    logits, masks = predictions(0)
+    panoptic, instances = infer(
+        in_groups(masks), PanopticResult(logits, SIZE, THINGS, 1.0, 0.0), InstanceResult(logits, SIZE, 20, set())
+    )
+    assert panoptic[1] == [] and not panoptic[0].any()
+    assert instances.pred_masks.shape == (0, *SIZE)
+    assert len(instances.pred_boxes) == 0
