@@ -1,0 +1,121 @@
+"""Serve a web page that segments photographs with a trained model.
+
+    python demo/app.py --config-file F MODEL.WEIGHTS CHECKPOINT
+
+The page takes uploads or samples, and shows what was found as an overlay with names and as a table; task, thresholds
+and classes can be changed, and picture and JSON downloaded. It works without a network, and only on this machine
+unless --host says otherwise. Ctrl-C ends it. Needs Gradio: pip install 'dinat-mask2former[app]'.
+Exit status: 0 after Ctrl-C or SIGTERM; 2 the command line, the config or the address can't be used.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.utils.logger import setup_logger
+
+from mask2former import ConfigError
+from mask2former.engine import CheckpointError, DeviceError
+from mask2former.staged_prediction import StagedPredictor
+from mask2former.web import (
+    Limits,
+    SamplesError,
+    WebPageError,
+    Workbench,
+    build_page,
+    find_samples,
+    import_gradio,
+    serve,
+)
+
+
+def positive(text: str) -> float:
+    """A number larger than zero, of the command line."""
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number larger than 0")
+    return number
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; exits with status 2 if it is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Exit status: 0 after Ctrl-C or SIGTERM; 2 wrong command line, config or address.",
+    )
+    parser.add_argument("--config-file", required=True, metavar="F", help="a file of configs/, or one of your own")
+    parser.add_argument(
+        "--samples", metavar="DIR", help="folder of images to try; default: photographs of scikit-image"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where to listen; 0.0.0.0: open to the network; default: %(default)s, this machine alone",
+    )
+    parser.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860 on")
+    parser.add_argument(
+        "--max-megapixels",
+        type=positive,
+        default=Limits.megapixels,
+        metavar="N",
+        help="largest photograph accepted, in millions of pixels; default: %(default)g",
+    )
+    parser.add_argument(
+        "--max-megabytes",
+        type=positive,
+        default=Limits.megabytes,
+        metavar="N",
+        help="largest file accepted, in millions of bytes; default: %(default)g",
+    )
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="config keys to set, e.g. MODEL.WEIGHTS model.pth MODEL.DEVICE cpu"
+    )
+    return parser.parse_intermixed_args(arguments)
+
+
+def wait_for_the_end() -> None:
+    """Return after Ctrl-C or SIGTERM."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    # Waiting in pieces lets Python see signals on every system.
+    while not ended.wait(timeout=1):
+        pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the page until it is ended, and return the exit status."""
+    options = parse_arguments(arguments)
+    setup_logger(name="mask2former")
+    setup_logger(name="dinat_backbone")
+    try:
+        samples = find_samples(options.samples)
+        import_gradio()
+        predictor = StagedPredictor.from_config(options.config_file, opts=options.opts)
+    except (ConfigError, CheckpointError, DeviceError, WebPageError, SamplesError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="dinat-app-") as files:
+        # Gradio keeps uploads there.
+        os.environ["GRADIO_TEMP_DIR"] = files
+        workbench = Workbench(predictor, Limits(options.max_megapixels, options.max_megabytes), Path(files))
+        page = build_page(workbench, samples)
+        try:
+            print(f"open {serve(page, workbench, options.host, options.port)} (Ctrl-C ends it)", flush=True)
+            wait_for_the_end()
+        except WebPageError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        finally:
+            page.close(verbose=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
