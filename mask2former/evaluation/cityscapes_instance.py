@@ -55,7 +55,7 @@ class CityscapesAP(Metric):
             path = truth_file(self._metadata.gt_dir, stem, "instanceIds")
             raise EvaluationError(f"{path}: id {truth.max()}; expected at most {LABELS * FIRST_INSTANCE - 1}")
         ids, positions, pixels = np.unique(truth, return_inverse=True, return_counts=True)
-        positions = positions.reshape(truth.shape)
+        ids, positions = ids.astype(np.int64), positions.reshape(truth.shape)
         crowd = ids < FIRST_INSTANCE
         labels = np.where(crowd, ids, ids // FIRST_INSTANCE)
         void = np.isin(ids, VOID_LABELS)

@@ -21,7 +21,7 @@ from mask2former.evaluation.cityscapes import (
     truth_stems,
 )
 from mask2former.evaluation.errors import EvaluationError
-from mask2former.evaluation.label_files import add_pairs, class_map, count_pairs, read_ids, write_png
+from mask2former.evaluation.label_files import add_pairs, class_map, common_runs, count_pairs, read_ids, write_png
 from mask2former.evaluation.metric import Image, Metric, Records, require_all
 from mask2former.evaluation.semantic import FOLDER
 
@@ -68,15 +68,16 @@ class CityscapesIoU(Metric):
             raise EvaluationError(f"{label_file}: label {labels.max()}; expected 0 to {LABELS - 1}")
         instances = read_ids(truth_file(gt_dir, stem, "instanceIds"), predicted.shape)
         file = write_png(folder / FOLDER / f"{stem}{_ENDING}", self._label_ids[predicted].astype(np.uint8))
+        classes, labelled, pixels = common_runs(predicted, labels)
         record = {
             "stem": stem,
-            "pairs": count_pairs(predicted, self._classes[labels], len(self._label_ids)),
+            "pairs": count_pairs(classes, self._classes[labelled], pixels, len(self._label_ids)),
             "instances": self._weigh_instances(predicted, instances),
         }
         return record, [file]
 
     def _weigh_instances(
-        self, predicted: NDArray[np.int64], instances: NDArray[np.int64]
+        self, predicted: NDArray[np.integer], instances: NDArray[np.integer]
     ) -> dict[str, tuple[float, float]]:
         names = list(self._metadata.stuff_classes)
         in_group = {name: np.isin(names, GROUPS[group]) for group in THING_GROUPS for name in GROUPS[group]}

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hotcoco.panoptic import PanopticEval
 from numpy.typing import NDArray
 
 from mask2former.evaluation.errors import EvaluationError
-from mask2former.evaluation.label_files import write_png
+from mask2former.evaluation.label_files import read_panoptic_ids, write_png
 from mask2former.evaluation.metric import Image, Metric, Records, require_all
+from mask2former.evaluation.panoptic_matching import count_segment_pairs, match_segments
 from mask2former.files import write_json
 
 FOLDER = "panoptic_predictions"
@@ -28,7 +28,7 @@ _GROUPS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 
 
 class PanopticQuality(Metric):
-    """PQ, SQ and RQ of `panoptic_seg`; hotcoco matches the segments of each image.
+    """PQ, SQ and RQ of `panoptic_seg`, the numbers of panopticapi in a fraction of its time.
 
     Metrics: PQ, SQ, RQ, the same of things and of stuff with _th and _st, and PQ-<class>, SQ-<class>, RQ-<class>; NaN
     where there is nothing to measure. Results go to `panoptic_predictions/*.png` (pixel id = R + 256 G + 65536 B, 0
@@ -64,8 +64,10 @@ class PanopticQuality(Metric):
             "file_name": f"{Path(image['file_name']).stem}.png",
             "segments_info": [{"id": int(s["id"]), "category_id": self._dataset_id(s)} for s in segments],
         }
-        file = write_png(folder / FOLDER / predicted["file_name"], _colors(ids.cpu().numpy()))
-        return {"annotation": predicted, "counts": self._match(predicted, ids.shape, folder)}, [file]
+        pixels = ids.cpu().numpy()
+        counts = self._match(predicted, pixels)
+        file = write_png(folder / FOLDER / predicted["file_name"], _colors(pixels))
+        return {"annotation": predicted, "counts": counts}, [file]
 
     def _dataset_id(self, segment: Mapping[str, Any]) -> int:
         ids = self._thing_ids if segment["isthing"] else self._stuff_ids
@@ -80,28 +82,28 @@ class PanopticQuality(Metric):
         return {v: k for k, v in self._metadata.stuff_dataset_id_to_contiguous_id.items()}
 
     def _match(
-        self, predicted: Mapping[str, Any], size: Sequence[int], folder: Path
+        self, predicted: Mapping[str, Any], pixels: NDArray[np.integer]
     ) -> dict[str, tuple[float, int, int, int]]:
         categories, annotations = self._ground_truth
         key = predicted["image_id"]
         if key not in annotations:
             raise EvaluationError(f"{self._metadata.panoptic_json}: no image {key}")
-        # hotcoco wants numbers for names of images, which Cityscapes does not have.
-        image = {"id": 0, "file_name": predicted["file_name"], "height": size[0], "width": size[1]}
-        truth = {"images": [image], "categories": categories, "annotations": [{**annotations[key], "image_id": 0}]}
-        evaluation = PanopticEval(
-            truth,
-            {"annotations": [{**predicted, "image_id": 0}]},
-            gt_folder=self._metadata.panoptic_root,
-            pred_folder=folder / FOLDER,
-        )
+        categories_of = {segment["id"]: segment["category_id"] for segment in predicted["segments_info"]}
+        unknown = set(categories_of.values()) - {category["id"] for category in categories}
+        if unknown:
+            raise EvaluationError(
+                f"{self._metadata.panoptic_json}: no categories {sorted(unknown)}, which were predicted"
+            )
+        truth = read_panoptic_ids(Path(self._metadata.panoptic_root, annotations[key]["file_name"]), pixels.shape)
         try:
-            evaluation.evaluate()
-        except (OSError, ValueError, KeyError) as error:
-            path = Path(self._metadata.panoptic_root, annotations[key]["file_name"])
-            raise EvaluationError(f"{path}: not the ground truth of {predicted['file_name']}: {error}") from error
-        counts = {category: _counts(values) for category, values in evaluation.results()["per_class"].items()}
-        return {str(category): found for category, found in counts.items() if any(found)}
+            pairs = count_segment_pairs(truth, pixels)
+            segments = {segment["id"]: segment for segment in annotations[key]["segments_info"]}
+            found = match_segments(pairs, segments, categories_of)
+        except ValueError as error:
+            raise EvaluationError(f"prediction {predicted['file_name']} of image {key}: {error}") from error
+        except KeyError as error:
+            raise EvaluationError(f"{self._metadata.panoptic_json}: image {key}: a segment without {error}") from error
+        return {str(category): counts for category, counts in found.items()}
 
     def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
         """See `Metric.evaluate` and the class."""
@@ -117,11 +119,8 @@ class PanopticQuality(Metric):
 
 
 def _colors(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
-    return np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
-
-
-def _counts(values: Mapping[str, Any]) -> tuple[float, int, int, int]:
-    return max(values["iou"], 0.0), max(values["tp"], 0), max(values["fp"], 0), max(values["fn"], 0)
+    """R + 256 G + 65536 B: the lower three bytes of each id."""
+    return np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)[..., :3]
 
 
 def _qualities(iou: float, matched: float, wrong: float, missed: float) -> dict[str, float]:

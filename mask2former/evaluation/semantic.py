@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
 
 from mask2former.evaluation.errors import EvaluationError
-from mask2former.evaluation.label_files import add_pairs, class_map, count_pairs, read_ids, write_png
+from mask2former.evaluation.label_files import add_pairs, class_map, common_runs, count_pairs, read_ids, write_png
 from mask2former.evaluation.metric import Image, Key, Metric, Records, image_key, require_all
 
 FOLDER = "semantic_predictions"
@@ -48,16 +48,15 @@ class SemanticIoU(Metric):
         classes, void = len(self._metadata.stuff_classes), self._metadata.ignore_label
         predicted = class_map(output["sem_seg"])
         label_file = self._label_files[image_key(image)]
-        labels = read_ids(label_file, predicted.shape)
+        found, labels, pixels = common_runs(predicted, read_ids(label_file, predicted.shape))
         unknown = labels[(labels != void) & (labels >= classes)]
         if unknown.size:
             raise EvaluationError(
                 f"{label_file}: label {unknown.max()}; expected 0 to {classes - 1}, or {void} for void"
             )
-        labels[labels == void] = classes
-        file = folder / FOLDER / f"{Path(image['file_name']).stem}.png"
-        write_png(file, self._submission_labels[predicted])
-        return count_pairs(predicted, labels, classes), [file]
+        pairs = count_pairs(found, np.where(labels == void, np.int64(classes), labels), pixels, classes)
+        written = np.repeat(self._submission_labels[found], pixels).reshape(predicted.shape)
+        return pairs, [write_png(folder / FOLDER / f"{Path(image['file_name']).stem}.png", written)]
 
     def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
         """See `Metric.evaluate` and the class."""

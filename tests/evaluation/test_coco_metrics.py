@@ -127,7 +127,7 @@ def test_ground_truth_that_is_missing_damaged_or_of_another_size_is_named(datase
     with pytest.raises(EvaluationError, match=r"panoptic/image2\.png: .*48.*64"):
         run(PanopticQuality, dataset)
     (dataset.root / "panoptic" / "image2.png").unlink()
-    with pytest.raises(EvaluationError, match=r"panoptic/image2\.png: .*No such file"):
+    with pytest.raises(EvaluationError, match=r"panoptic/image2\.png: no such file"):
         run(PanopticQuality, dataset)
     (dataset.root / "panoptic.json").unlink()
     with pytest.raises(EvaluationError, match=r"panoptic\.json: no ground truth: No such file"):
@@ -217,3 +217,24 @@ def test_bad_label_files_are_named(dataset, labels, message):
         Image.fromarray(labels).save(path)
     with pytest.raises(EvaluationError, match=rf"image1\.png: .*{message}"):
         run(SemanticIoU, dataset)
+
+
+def test_segments_that_are_not_listed_and_unknown_categories_are_named(dataset):
+    ids, segments = dataset.outputs[3]["panoptic_seg"]
+    dataset.outputs[3]["panoptic_seg"] = (ids, segments[1:])
+    number = segments[0]["id"]
+    with pytest.raises(EvaluationError, match=rf"image3\.png of image 53: segments \[{number}\] have pixels"):
+        run(PanopticQuality, dataset)
+    dataset.outputs[3]["panoptic_seg"] = (ids, segments)
+    rows = json.loads((dataset.root / "panoptic.json").read_text())
+    (dataset.root / "panoptic.json").write_text(
+        json.dumps({**rows, "categories": [c for c in rows["categories"] if c["id"] != 11]})
+    )
+    with pytest.raises(EvaluationError, match=r"panoptic\.json: no categories \[11\], which were predicted"):
+        run(PanopticQuality, dataset)
+    for annotation in rows["annotations"]:
+        for segment in annotation["segments_info"]:
+            del segment["area"]
+    (dataset.root / "panoptic.json").write_text(json.dumps(rows))
+    with pytest.raises(EvaluationError, match=r"panoptic\.json: image 50: a segment without 'area'"):
+        run(PanopticQuality, dataset)
