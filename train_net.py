@@ -8,7 +8,8 @@
     torchrun --nproc-per-node 2 train_net.py --config-file F MODEL.DEVICE cpu
 
 OUTPUT_DIR gets checkpoints, log.txt, metrics.json (a line of losses and metrics every 20 iterations), events for
-TensorBoard, and inference/ with predictions, metrics.json and speed.json of the last evaluation.
+TensorBoard, and inference/ with predictions, metrics.json and speed.json of the last evaluation. There are also
+model_final_ema.pth with SOLVER.EMA, model_best.pth with TEST.BEST_METRIC, and losses.png with TEST.VALIDATION_LOSS.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from mask2former import ConfigError, setup_cfg
-from mask2former.data import build_test_loader, build_train_loader
+from mask2former.data import build_test_loader, build_train_loader, build_validation_loader
 from mask2former.data.datasets import (
     AnnotationError,
     MissingDatasetError,
@@ -85,6 +86,11 @@ class Trainer(BaseTrainer):
     ) -> Batches:
         """The images of a data set that fall to this process, each once, without those to skip."""
         return build_test_loader(cfg, dataset_name, skip)
+
+    @classmethod
+    def build_validation_loader(cls, cfg: CfgNode) -> Batches:
+        """Images of DATASETS.TEST with the targets of a training."""
+        return build_validation_loader(cfg)
 
     @classmethod
     def build_evaluator(
@@ -162,7 +168,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     loading = {"allow_partial": args.allow_partial, "allow_pickle": args.allow_pickle}
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, **loading)
+        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, prefer_average=cfg.SOLVER.EMA.ENABLED, **loading)
         # An evaluation of weights that the user names goes on with these, also where a training left others.
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume and "MODEL.WEIGHTS" not in args.opts)
         return Trainer.test(cfg, model, resume=args.resume)

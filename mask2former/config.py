@@ -35,6 +35,12 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _add_mask_former_keys(cfg)
     # Predict in bfloat16 autocast; SOLVER.AMP.ENABLED is for training.
     cfg.TEST.AMP = False
+    # Where a training keeps its best weights (model_best.pth) by a metric of its evaluations, such as panoptic_seg/PQ,
+    # sem_seg/mIoU or validation/total_loss: which.
+    cfg.TEST.BEST_METRIC = ""
+    # Compute the losses of DATASETS.TEST at each evaluation in a training, on at most so many images; draw losses.png.
+    cfg.TEST.VALIDATION_LOSS = False
+    cfg.TEST.VALIDATION_IMAGES = 100
     # Run backbone and head through torch.compile. Compiling takes minutes, again for other sizes of images.
     cfg.MODEL.COMPILE = False
 
@@ -61,6 +67,16 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # Weight decay of relative position biases; None: WEIGHT_DECAY, as in the published runs.
     cfg.SOLVER.WEIGHT_DECAY_RPB = None
+    # Batches of an optimiser step, for what fits into memory: the step is that of one batch of IMS_PER_BATCH times
+    # ACCUMULATE_STEPS images. Iterations are optimiser steps everywhere.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # The images a step that BASE_LR is meant for; it is scaled in proportion to those there are. 0: taken as it is.
+    cfg.SOLVER.LR_REFERENCE_BATCH = 0
+    # Evaluate, and save as model_final_ema.pth, an exponential moving average of the weights, of which an iteration
+    # keeps DECAY (less in the beginning).
+    cfg.SOLVER.EMA = CfgNode()
+    cfg.SOLVER.EMA.ENABLED = False
+    cfg.SOLVER.EMA.DECAY = 0.9999
 
 
 def _add_head_keys(cfg: CfgNode) -> None:

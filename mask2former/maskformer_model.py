@@ -163,7 +163,9 @@ class MaskFormer(nn.Module):
         """Where the model is."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], target_counts: Sequence[int] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Compute losses in training mode, results otherwise.
 
         Args:
@@ -174,6 +176,7 @@ class MaskFormer(nn.Module):
                   segments are targets like any other.
                 * `void` (training, with `ignore_void`): bool [H, W], the pixels about which nothing is known.
                 * `height`, `width` (inference, optional): size of the results; default that of `image`.
+            target_counts: see `losses`.
 
         Returns:
             In training the weighted losses. Otherwise one dict an image with those of these that are switched on:
@@ -182,18 +185,40 @@ class MaskFormer(nn.Module):
             * `panoptic_seg`: int32 [height, width] and a list of segments, see `panoptic_inference`.
             * `instances`: see `instance_inference`.
         """
+        if self.training:
+            return self.losses(batched_inputs, target_counts)
         images = self._normalize(batched_inputs)
         outputs = self._run_network(images)
-        if self.training:
-            targets = [inputs["instances"].to(self.device) for inputs in batched_inputs]
-            classes = [target.gt_classes for target in targets]
-            masks = [_pad(target.gt_masks, images, value=False) for target in targets]
-            return self.criterion(outputs, classes, masks, self._void(batched_inputs, images))
         return [
             self.postprocess(prediction, (inputs.get("height", image_size[0]), inputs.get("width", image_size[1])))
             for prediction, image_size, inputs in zip(
                 _split(outputs, images), images.image_sizes, batched_inputs, strict=True
             )
+        ]
+
+    def losses(
+        self, batched_inputs: list[dict[str, Any]], target_counts: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the weighted losses of training inputs, see `forward`; without dropout in evaluation mode.
+
+        Args:
+            batched_inputs: one dict an image.
+            target_counts: `count_targets` of the whole batch, where `batched_inputs` is a part of one: the losses of
+                all parts then add up to those of the whole.
+        """
+        images = self._normalize(batched_inputs)
+        outputs = self._run_network(images)
+        targets = [inputs["instances"].to(self.device) for inputs in batched_inputs]
+        classes = [target.gt_classes for target in targets]
+        masks = [_pad(target.gt_masks, images, value=False) for target in targets]
+        return self.criterion(outputs, classes, masks, self._void(batched_inputs, images), target_counts)
+
+    def count_targets(self, batched_inputs: list[dict[str, Any]]) -> list[int]:
+        """How many targets of each training input the losses look at."""
+        return [
+            # Nothing is known about an image that is all void.
+            0 if self.ignore_void and bool(inputs["void"].all()) else len(inputs["instances"])
+            for inputs in batched_inputs
         ]
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[Prediction]:

@@ -1,5 +1,6 @@
 """Optimiser and learning-rate schedule of the published recipes."""
 
+import logging
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-__all__ = ["build_lr_scheduler", "build_optimizer"]
+from mask2former.config import ConfigError
+
+__all__ = ["build_lr_scheduler", "build_optimizer", "images_per_step", "scale_learning_rate"]
 
 _NORMS = (
     nn.BatchNorm1d,
@@ -46,6 +49,56 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if full_model:
         optimizer.register_step_pre_hook(_FullModelClipper(clip.CLIP_VALUE, clip.NORM_TYPE))
     return optimizer
+
+
+def images_per_step(cfg: CfgNode) -> int:
+    """Images of an optimiser step, over all processes.
+
+    Raises:
+        ConfigError: SOLVER.ACCUMULATE_STEPS is below 1.
+    """
+    steps = cfg.SOLVER.ACCUMULATE_STEPS
+    if steps < 1:
+        raise ConfigError(f"SOLVER.ACCUMULATE_STEPS is {steps}, expected 1 (no accumulation) or more")
+    return cfg.SOLVER.IMS_PER_BATCH * steps
+
+
+def scale_learning_rate(cfg: CfgNode) -> CfgNode:
+    """The config with BASE_LR scaled from LR_REFERENCE_BATCH to the images of a step, in proportion.
+
+    (Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv 1706.02677, section 2.1.) Applied
+    again, it changes nothing; `cfg` stays as it is.
+
+    Raises:
+        ConfigError: a negative LR_REFERENCE_BATCH, or REFERENCE_WORLD_SIZE, which scales the same, is set as well.
+    """
+    images, reference = images_per_step(cfg), cfg.SOLVER.LR_REFERENCE_BATCH
+    if reference < 0:
+        raise ConfigError(
+            f"SOLVER.LR_REFERENCE_BATCH is {reference}, expected a number of images, or 0 to scale nothing"
+        )
+    if reference and cfg.SOLVER.REFERENCE_WORLD_SIZE:
+        raise ConfigError(
+            "SOLVER.LR_REFERENCE_BATCH and SOLVER.REFERENCE_WORLD_SIZE both scale the learning rate: set one"
+        )
+    if reference in (0, images):
+        return cfg
+    scaled = cfg.clone()
+    scaled.defrost()
+    scaled.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR * images / reference
+    # Where a cosine ends; schedules take it relative to BASE_LR.
+    scaled.SOLVER.BASE_LR_END = cfg.SOLVER.BASE_LR_END * images / reference
+    scaled.SOLVER.LR_REFERENCE_BATCH = images
+    if cfg.is_frozen():
+        scaled.freeze()
+    logging.getLogger(__name__).info(
+        "SOLVER.BASE_LR %g is meant for %d images a step; for %d it is %g",
+        cfg.SOLVER.BASE_LR,
+        reference,
+        images,
+        scaled.SOLVER.BASE_LR,
+    )
+    return scaled
 
 
 class _FullModelClipper:

@@ -15,6 +15,10 @@ from .conftest import ROOT, config_path, golden
 OWN_KEYS = {
     "DATASETS.CUSTOM": [],
     "INPUT.DROP_EMPTY_TARGETS": False,
+    "SOLVER.ACCUMULATE_STEPS": 1,
+    "SOLVER.EMA.DECAY": 0.9999,
+    "SOLVER.EMA.ENABLED": False,
+    "SOLVER.LR_REFERENCE_BATCH": 0,
     "SOLVER.WEIGHT_DECAY_RPB": None,
     "MODEL.DINAT.ATTENTION_BACKEND": "auto",
     "MODEL.DINAT.KERNEL_SIZES": [],
@@ -25,6 +29,9 @@ OWN_KEYS = {
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION_BACKEND": "auto",
     "MODEL.COMPILE": False,
     "TEST.AMP": False,
+    "TEST.BEST_METRIC": "",
+    "TEST.VALIDATION_IMAGES": 100,
+    "TEST.VALIDATION_LOSS": False,
 }
 # Where a resolved setting differs from the published one, and why. (Nothing does.)
 DEVIATIONS: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -308,3 +309,121 @@ def test_get_config_gives_all_keys_and_can_be_changed():
     assert cfg.SOLVER.MAX_ITER == 10
     assert cfg.MODEL.DINAT.KERNEL_SIZE == 11
     cfg.SOLVER.MAX_ITER = 20
+
+
+INSTANCE = str(CONFIG).replace("panoptic-segmentation", "instance-segmentation")
+CLASS_HEAD = "sem_seg_head.predictor.class_embed.weight"
+
+
+def instance_options(output, flags=(), **changes):
+    words = options(output, flags, **{"DATASETS__TEST": "('shapes_train_instance',)", **changes})
+    return [INSTANCE if word == str(CONFIG) else word for word in words]
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(trained, tmp_path_factory):
+    """The seven-class model as a start for four classes, with all that fine-tuning offers."""
+    output = tmp_path_factory.mktemp("fine_tuned")
+    changes = {
+        "MODEL__WEIGHTS": trained[0] / "model_final.pth",
+        "MODEL__BACKBONE__FREEZE_AT": 2,
+        "MODEL__DINAT__USE_CHECKPOINT": True,
+        "SOLVER__IMS_PER_BATCH": 2,
+        "SOLVER__ACCUMULATE_STEPS": 2,
+        "SOLVER__LR_REFERENCE_BATCH": 8,
+        "SOLVER__MAX_ITER": 7,
+        "SOLVER__CHECKPOINT_PERIOD": 3,
+        "SOLVER__EMA__ENABLED": True,
+        "SOLVER__EMA__DECAY": 0.5,
+        "TEST__BEST_METRIC": "segm/AP50",
+        "TEST__EVAL_PERIOD": 3,
+        "TEST__VALIDATION_LOSS": True,
+        "TEST__VALIDATION_IMAGES": 3,
+    }
+    finish(start("train_net.py", *instance_options(output, ["--num-gpus", "2"], **changes)))
+    return output, changes
+
+
+def weights_of(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_another_number_of_classes_starts_with_a_new_class_head_alone(trained, fine_tuned):
+    output, _ = fine_tuned
+    log = (output / "log.txt").read_text()
+    assert re.search(rf"re-initialised +{re.escape(CLASS_HEAD)} +8x64 +5x64\n", log)
+    assert log.count("re-initialised") == 3
+    assert "knows 7 classes, the model 4: the class head alone starts from random weights" in log
+    before, after = weights_of(trained[0] / "model_final.pth"), weights_of(output / "model_final.pth")
+    assert before.keys() == after.keys()
+    assert after[CLASS_HEAD].shape == (5, 64)
+    # Frozen: the patch embedding and the first level with its norm, and nothing else.
+    kept = {name for name, value in after.items() if value.shape == before[name].shape and value.equal(before[name])}
+    frozen = ("backbone.patch_embed.", "backbone.levels.0.", "backbone.norm0.")
+    assert kept == {name for name in after if name.startswith(frozen)}
+    assert re.search(r"MaskFormer with \d\.\d million parameters, 0\.\d of them frozen", log)
+
+
+def test_the_learning_rate_follows_the_images_of_a_step(fine_tuned):
+    output, _ = fine_tuned
+    assert "SOLVER.BASE_LR 0.001 is meant for 8 images a step; for 4 it is 0.0005" in (output / "log.txt").read_text()
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert [line["lr"] for line in lines if "lr" in line][-1] == pytest.approx(0.0005)
+
+
+def test_validation_losses_and_their_picture(fine_tuned):
+    output, _ = fine_tuned
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    losses = {line["iteration"]: line["validation/total_loss"] for line in lines if "validation/total_loss" in line}
+    assert list(losses) == [2, 5, 7]
+    assert losses[7] < losses[2]
+    assert (output / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_weights_are_kept_and_measure_the_same(fine_tuned, run, tmp_path):
+    output, _ = fine_tuned
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    values = [line["segm/AP50"] for line in lines if "segm/AP50" in line]
+    best = torch.load(output / "model_best.pth", weights_only=True)["best"]
+    assert len(values) == 3 and best["metric"] == "segm/AP50" and best["value"] == max(values)
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    run(instance_options(tmp_path, ["--eval-only"], MODEL__WEIGHTS=output / "model_best.pth"))
+    found = json.loads((tmp_path / "inference/metrics.json").read_text())["shapes_train_instance"]
+    assert found["segm"]["AP50"] == pytest.approx(best["value"])
+
+
+def test_evaluations_are_of_the_average(fine_tuned, run, tmp_path):
+    output, changes = fine_tuned
+    average, last = weights_of(output / "model_final_ema.pth"), weights_of(output / "model_final.pth")
+    assert not average[CLASS_HEAD].equal(last[CLASS_HEAD])
+    measured = (output / "inference/metrics.json").read_text()
+    run(instance_options(tmp_path / "a", ["--eval-only"], MODEL__WEIGHTS=output / "model_final_ema.pth"))
+    assert (tmp_path / "a/inference/metrics.json").read_text() == measured
+    again = {**changes, "MODEL__WEIGHTS": output / "model_final.pth"}
+    run(instance_options(tmp_path / "b", ["--eval-only"], **again))
+    assert (tmp_path / "b/inference/metrics.json").read_text() == measured
+    assert "The average of the weights" in (tmp_path / "b/log.txt").read_text()
+
+
+def test_average_and_best_go_on_when_resumed(fine_tuned, run, tmp_path):
+    output, changes = fine_tuned
+    copy = shutil.copytree(output, tmp_path / "copy")
+    (copy / "last_checkpoint").write_text("model_0000002.pth")
+    # No evaluation surpasses this.
+    state = torch.load(copy / "model_best.pth", weights_only=True)
+    torch.save({**state, "best": {**state["best"], "value": 101.0}}, copy / "model_best.pth")
+    run(instance_options(copy, ["--resume"], **{**changes, "SOLVER__MAX_ITER": 4}))
+    final = torch.load(copy / "model_final.pth", weights_only=True)
+    assert final["iteration"] == 3 and final["ema"]["n_averaged"] == 4
+    assert torch.load(copy / "model_best.pth", weights_only=True)["best"]["value"] == 101.0
+    assert "re-initialised" not in (copy / "log.txt").read_text().rsplit("Loading ", 1)[1]
+
+
+def test_a_checkpoint_with_other_classes_is_neither_evaluated_nor_resumed(trained, run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(instance_options(tmp_path / "a", ["--eval-only"], MODEL__WEIGHTS=trained[0] / "model_final.pth"))
+    assert "It knows 7 classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is 4" in capsys.readouterr().err
+    shutil.copytree(trained[0], tmp_path / "b")
+    with pytest.raises(SystemExit):
+        run(instance_options(tmp_path / "b", ["--resume"], SOLVER__MAX_ITER=60))
+    assert "It knows 7 classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is 4" in capsys.readouterr().err

@@ -29,28 +29,38 @@ def build_train_mapper(cfg: CfgNode) -> TrainingMapper:
     Raises:
         ConfigError: there is no such mapper, or a value of INPUT can't be used with it.
     """
-    name = cfg.INPUT.DATASET_MAPPER_NAME
-    if name not in _TRAINING_INPUTS:
-        raise ConfigError(f"INPUT.DATASET_MAPPER_NAME is {name!r}, expected one of {', '.join(_TRAINING_INPUTS)}")
     if cfg.INPUT.RANDOM_FLIP not in _FLIPS:
         raise ConfigError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}, expected one of {', '.join(_FLIPS)}")
-    choice = _TRAINING_INPUTS[name]
-    ignore_label = _build_ignore_label(cfg)
-    augmentations, needs_semantic_map = choice.build_augmentations(cfg, ignore_label)
+    choice = _build_training_input(cfg)
+    augmentations, needs_semantic_map = choice.build_augmentations(cfg, _build_ignore_label(cfg))
     if needs_semantic_map and choice.target_kind == "instance":
         raise ConfigError(
             f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA}: below 1 the crop needs "
-            f"semantic maps, which the data of {name} don't have"
+            f"semantic maps, which the data of {cfg.INPUT.DATASET_MAPPER_NAME} don't have"
         )
+    return _build_mapper(cfg, augmentations, augment_with_semantic_map=needs_semantic_map)
+
+
+def _build_training_input(cfg: CfgNode) -> "_TrainingInput":
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name not in _TRAINING_INPUTS:
+        raise ConfigError(f"INPUT.DATASET_MAPPER_NAME is {name!r}, expected one of {', '.join(_TRAINING_INPUTS)}")
+    return _TRAINING_INPUTS[name]
+
+
+def _build_mapper(
+    cfg: CfgNode, augmentations: T.AugmentationList, *, augment_with_semantic_map: bool = False
+) -> TrainingMapper:
+    choice = _build_training_input(cfg)
     return TrainingMapper(
         augmentations,
         choice.target_kind,
         num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         image_format=cfg.INPUT.FORMAT,
         size_divisibility=cfg.INPUT.SIZE_DIVISIBILITY,
-        ignore_label=ignore_label,
+        ignore_label=_build_ignore_label(cfg),
         drop_empty_targets=cfg.INPUT.DROP_EMPTY_TARGETS or choice.always_drops_empty_targets,
-        augment_with_semantic_map=needs_semantic_map,
+        augment_with_semantic_map=augment_with_semantic_map,
         mark_void=cfg.MODEL.MASK_FORMER.IGNORE_VOID,
     )
 
@@ -83,14 +93,45 @@ def build_test_loader(
         MissingDatasetError: files of the data set are missing.
     """
     dataset_metadata(dataset_name)
-    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
-    mapper = TestMapper(T.AugmentationList([resize]), cfg.INPUT.FORMAT)
+    mapper = TestMapper(_build_test_resizing(cfg), cfg.INPUT.FORMAT)
     dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
     wanted = [image for image in dicts if skip is None or not skip(image)]
     if not wanted:
         # Detectron2's loader wants at least one.
         return DataLoader(DatasetFromList(wanted, serialize=False))
     return build_detection_test_loader(wanted, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_validation_loader(cfg: CfgNode) -> DataLoader:
+    """Build the loader of images to compute losses on: of DATASETS.TEST, resized as to test, with targets as to train.
+
+    It goes once through this process's share of at most TEST.VALIDATION_IMAGES, spread evenly over the data sets.
+
+    Raises:
+        ConfigError: the data have no annotations of the kind that is trained on, or the number is not positive.
+        MissingDatasetError: files of a data set are missing.
+    """
+    limit = cfg.TEST.VALIDATION_IMAGES
+    if limit < 1:
+        raise ConfigError(f"TEST.VALIDATION_IMAGES is {limit}, expected at least 1")
+    mapper = _build_mapper(cfg, _build_test_resizing(cfg))
+    for name in cfg.DATASETS.TEST:
+        dataset_metadata(name)
+    dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
+    step = max(1.0, len(dicts) / limit)
+    chosen = [dicts[int(index * step)] for index in range(min(limit, len(dicts)))]
+    try:
+        mapper(chosen[0])
+    except ValueError as error:
+        raise ConfigError(
+            f"TEST.VALIDATION_LOSS needs DATASETS.TEST annotated as DATASETS.TRAIN is: {error}"
+        ) from error
+    return build_detection_test_loader(chosen, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+def _build_test_resizing(cfg: CfgNode) -> T.AugmentationList:
+    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
+    return T.AugmentationList([resize])
 
 
 def _build_ignore_label(cfg: CfgNode) -> int:

@@ -10,6 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
+from mask2former.engine.averaging import AVERAGE_KEY, averaged_weights
 from mask2former.engine.download import fetch, is_url
 from mask2former.engine.matching import LoadReport, holds_backbone_only, match, match_backbone
 from mask2former.engine.weights import (
@@ -41,6 +42,8 @@ class Checkpointer(DetectionCheckpointer):
         allow_partial: bool = False,
         allow_pickle: bool = False,
         accept_backbone: bool = False,
+        accept_other_classes: bool = False,
+        prefer_average: bool = False,
         **checkpointables: Any,
     ):
         """Set the model and what else is saved with it.
@@ -53,6 +56,10 @@ class Checkpointer(DetectionCheckpointer):
             allow_pickle: open `.pkl` files, which can run any code.
             accept_backbone: a file may hold the backbone alone (an ImageNet classifier, say), as a training starts
                 from it.
+            accept_other_classes: weights may be of another number of classes, as a training starts from them: the class
+                head alone then stays as it was initialised. Never so where the states of other objects are loaded,
+                too, as on resuming.
+            prefer_average: where a training's checkpoint has the average of the weights, load that.
             checkpointables: objects with `state_dict` and `load_state_dict`.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -60,6 +67,8 @@ class Checkpointer(DetectionCheckpointer):
         self.allow_partial = allow_partial
         self.allow_pickle = allow_pickle
         self.accept_backbone = accept_backbone
+        self.accept_other_classes = accept_other_classes
+        self.prefer_average = prefer_average
         self.report: LoadReport | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -72,12 +81,23 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
-        file_name = f"{name}.pth"
-        path = os.path.join(self.save_dir, file_name)
+        self.save_weights(name, self.model, **states, **kwargs)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_weights(self, name: str, model: nn.Module, **kwargs: Any) -> None:
+        """Write the weights of a model to `save_dir/name.pth`, which does not become the last checkpoint.
+
+        Args:
+            name: without folder and ending.
+            model: of the same kind as the one that is trained.
+            kwargs: see `save`.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_write(path, "wb", durable=True) as file:
-            torch.save({"model": self.model.state_dict(), **states, **kwargs}, file)
-        self.tag_last_checkpoint(file_name)
+            torch.save({"model": model.state_dict(), **kwargs}, file)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a file of `save_dir` the one that `resume_or_load` resumes from."""
@@ -131,8 +151,13 @@ class Checkpointer(DetectionCheckpointer):
         states = self.checkpointables if checkpointables is None else checkpointables
         lacking = [key for key in states if key not in checkpoint]
         if lacking:
-            raise CheckpointError(f"{path}: not a checkpoint to resume from; it lacks {', '.join(lacking)}")
-        self._load_weights(checkpoint.pop("model"), path)
+            hint = "; resume with SOLVER.EMA.ENABLED False, as it was trained" if lacking == [AVERAGE_KEY] else ""
+            raise CheckpointError(f"{path}: not a checkpoint to resume from; it lacks {', '.join(lacking)}{hint}")
+        weights = checkpoint.pop("model")
+        if self.prefer_average and AVERAGE_KEY in checkpoint:
+            self.logger.info("The average of the weights (SOLVER.EMA) is taken")
+            weights = averaged_weights(checkpoint[AVERAGE_KEY])
+        self._load_weights(weights, path, starting=not states)
         for key in states:
             self.checkpointables[key].load_state_dict(checkpoint.pop(key))
         return checkpoint
@@ -160,17 +185,17 @@ class Checkpointer(DetectionCheckpointer):
                 "README.md, Weights, says what it can be"
             )
 
-    def _load_weights(self, state: StateDict, path: str) -> None:
+    def _load_weights(self, state: StateDict, path: str, *, starting: bool) -> None:
         model_state = self.model.state_dict()
         backbone_only = holds_backbone_only(state, model_state)
         if backbone_only and self.accept_backbone:
             weights, report = match_backbone(state, model_state)
             self.logger.info("%s holds a backbone: the rest of the model starts from random weights", path)
         else:
-            weights, report = match(state, model_state)
+            weights, report = match(state, model_state, other_classes=self.accept_other_classes and starting)
         if not report.exact:
             if not self.allow_partial or not weights:
-                hint = "It holds a backbone alone, which can start a training.\n" if backbone_only else ""
+                hint = "It holds a backbone alone, which can start a training.\n" if backbone_only else _hint(report)
                 raise CheckpointMismatchError(
                     f"{path} is a checkpoint of another setting: {report.summary()}\n{report.mismatches()}\n{hint}"
                     "Give the config it was trained with; --allow-partial loads what fits."
@@ -179,3 +204,26 @@ class Checkpointer(DetectionCheckpointer):
         self.model.load_state_dict(weights, strict=False)
         self.report = report
         self.logger.info("Loaded %d of %d weights:\n%s", len(weights), len(model_state), report.text())
+        if report.reinitialised and report.classes is not None:
+            self.logger.info(
+                "%s knows %d classes, the model %d: the class head alone starts from random weights",
+                path,
+                *report.classes,
+            )
+
+
+def _hint(report: LoadReport) -> str:
+    """What to do about the two differences that a setting of another data set usually has."""
+    hints = []
+    if report.classes is not None:
+        in_file, in_model = report.classes
+        hints.append(
+            f"It knows {in_file} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {in_model}: a training can start from it "
+            "with a new class head, but nothing can be evaluated or resumed with it.\n"
+        )
+    queries = report.differing.get("sem_seg_head.predictor.query_feat.weight")
+    if queries is not None:
+        hints.append(
+            f"It has {queries[0][0]} queries: set MODEL.MASK_FORMER.NUM_OBJECT_QUERIES {queries[0][0]} to use it.\n"
+        )
+    return "".join(hints)

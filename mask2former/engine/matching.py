@@ -15,6 +15,9 @@ Shape = tuple[int, ...]
 
 # Made from the config, so that a file may lack them or have them without any effect on what the model computes.
 _FROM_CONFIG = frozenset({"criterion.empty_weight", "pixel_mean", "pixel_std"})
+# What has a row per class, and one for "no object".
+_CLASS_HEAD = "sem_seg_head.predictor.class_embed.weight"
+_PER_CLASS = frozenset({_CLASS_HEAD, "sem_seg_head.predictor.class_embed.bias", "criterion.empty_weight"})
 _BACKBONE = "backbone."
 # What a DiNAT classifier has after its levels: one norm for the pooled features, and the classes. A backbone has a norm
 # for each of its outputs instead.
@@ -31,6 +34,8 @@ class LoadReport:
     Attributes:
         loaded: names that the model takes from the file, resized ones included.
         resized: of these, name -> shapes in the file and in the model.
+        reinitialised: name -> shapes in the file and in the model, of the class head where the file has other classes:
+            the model keeps what it was initialised with.
         dropped: names (and shapes) of the file that such a model never takes: a classifier's head, what the config
             says.
         initial: names (and shapes) that such a file never has, and that keep what the model was initialised with.
@@ -41,6 +46,7 @@ class LoadReport:
 
     loaded: tuple[str, ...]
     resized: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    reinitialised: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
     dropped: dict[str, Shape] = field(default_factory=dict)
     initial: dict[str, Shape] = field(default_factory=dict)
     differing: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
@@ -51,6 +57,12 @@ class LoadReport:
     def exact(self) -> bool:
         """Whether everything is as it should be."""
         return not (self.differing or self.missing or self.unexpected)
+
+    @property
+    def classes(self) -> tuple[int, int] | None:
+        """Numbers of classes in the file and in the model; None where they are equal or unknown."""
+        shapes = {**self.differing, **self.reinitialised}.get(_CLASS_HEAD)
+        return None if shapes is None else (shapes[0][0] - 1, shapes[1][0] - 1)
 
     def summary(self) -> str:
         """One line of counts."""
@@ -73,6 +85,7 @@ class LoadReport:
         kinds = [
             [("loaded", name, count, count) for name, count in _parts(self.loaded)],
             [("resized", name, _text(a), _text(b)) for name, (a, b) in self.resized.items()],
+            [("re-initialised", name, _text(a), _text(b)) for name, (a, b) in self.reinitialised.items()],
             [("dropped", name, _text(shape), "") for name, shape in self.dropped.items()],
             [("missing", name, "", f"{count}, as initialised") for name, count in _parts(self.initial)],
             [("not loaded", name, _text(a), _text(b)) for name, (a, b) in self.differing.items()],
@@ -98,12 +111,15 @@ def build_empty_state(cfg: CfgNode) -> dict[str, torch.Tensor]:
         return build_model(cfg).state_dict()
 
 
-def match(state: StateDict, model_state: Mapping[str, torch.Tensor]) -> tuple[StateDict, LoadReport]:
+def match(
+    state: StateDict, model_state: Mapping[str, torch.Tensor], *, other_classes: bool = False
+) -> tuple[StateDict, LoadReport]:
     """Compare a file with a model, name by name and shape by shape.
 
     Args:
         state: of the file.
         model_state: of the model.
+        other_classes: the file may be of another number of classes: then the model does without its class head.
 
     Returns:
         What the model takes, and the account of all names.
@@ -111,11 +127,14 @@ def match(state: StateDict, model_state: Mapping[str, torch.Tensor]) -> tuple[St
     in_file, in_model = _shapes(state), _shapes(model_state)
     common = [name for name in in_model if name in in_file]
     loaded = tuple(name for name in common if in_file[name] == in_model[name])
+    differing = {n: (in_file[n], in_model[n]) for n in common if in_file[n] != in_model[n]}
+    reinitialised = {n: pair for n, pair in differing.items() if other_classes and _differ_in_classes(n, *pair)}
     report = LoadReport(
         loaded=loaded,
+        reinitialised=reinitialised,
         dropped={n: shape for n, shape in in_file.items() if n not in in_model and n in _FROM_CONFIG},
         initial={n: shape for n, shape in in_model.items() if n not in in_file and n in _FROM_CONFIG},
-        differing={n: (in_file[n], in_model[n]) for n in common if in_file[n] != in_model[n]},
+        differing={n: pair for n, pair in differing.items() if n not in reinitialised},
         missing={n: shape for n, shape in in_model.items() if n not in in_file and n not in _FROM_CONFIG},
         unexpected={n: shape for n, shape in in_file.items() if n not in in_model and n not in _FROM_CONFIG},
     )
@@ -177,6 +196,11 @@ def resize_bias_table(table: torch.Tensor, size: int) -> torch.Tensor:
     """
     resized = F.interpolate(table.float().unsqueeze(0), size=(size, size), mode="bicubic", align_corners=False)
     return resized.squeeze(0).to(table.dtype)
+
+
+def _differ_in_classes(name: str, in_file: Shape, in_model: Shape) -> bool:
+    """Whether two shapes of the class head are equal but for the number of classes."""
+    return name in _PER_CLASS and len(in_file) == len(in_model) > 0 and in_file[1:] == in_model[1:]
 
 
 def _resizable(name: str, value: torch.Tensor, target: torch.Tensor) -> bool:

@@ -10,15 +10,20 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, HookBase
+from detectron2.engine.hooks import EvalHook, HookBase, PeriodicWriter
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from mask2former.engine.averaging import AVERAGE_KEY, AverageHook, build_average
+from mask2former.engine.best import BestModel
 from mask2former.engine.checkpoint import Checkpointer
 from mask2former.engine.device import reproducible_threads
 from mask2former.engine.train_loop import TrainLoop
+from mask2former.engine.validation import validation_losses
+from mask2former.engine.writing import CurveWriter
 from mask2former.evaluation import (
     Batches,
     Speed,
@@ -32,6 +37,7 @@ from mask2former.evaluation import (
 )
 from mask2former.files import write_json
 from mask2former.maskformer_model import MaskFormer
+from mask2former.solver import scale_learning_rate
 from mask2former.test_time_augmentation import ModelWithTTA, SemanticSegmentorWithTTA
 
 
@@ -40,8 +46,8 @@ class BaseTrainer(DefaultTrainer):
 
     Differences: bfloat16 autocast instead of scaled float16 where SOLVER.AMP.ENABLED is set; DistributedDataParallel
     without a GPU; our `Checkpointer`; data sets to evaluate on are looked for before the training; one table per data
-    set; a run that had finished is only evaluated when it is resumed. Subclasses say how to build what the config
-    names.
+    set; a run that had finished is only evaluated when it is resumed; what docs/fine_tuning.md describes. Subclasses
+    say how to build what the config names.
     """
 
     def __init__(self, cfg: CfgNode, *, allow_partial: bool = False, allow_pickle: bool = False):
@@ -53,7 +59,7 @@ class BaseTrainer(DefaultTrainer):
             allow_pickle: MODEL.WEIGHTS may be a `.pkl`, which can run any code.
         """
         TrainerBase.__init__(self)
-        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg = scale_learning_rate(self.auto_scale_workers(cfg, comm.get_world_size()))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._last_eval_results: dict[str, Any] | None = None
@@ -65,27 +71,43 @@ class BaseTrainer(DefaultTrainer):
             # What is missing should be known now and not when the training is done.
             DatasetCatalog.get(dataset_name)
             self.build_evaluator(cfg, dataset_name)
+        self._validation = self.build_validation_loader(cfg) if cfg.TEST.VALIDATION_LOSS else None
+        self._average = build_average(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        self._plain_model = model  # not wrapped for several processes
         on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
         device_ids = [comm.get_local_rank()] if on_gpu else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
-        self._trainer = TrainLoop(model, data_loader, optimizer, amp=cfg.SOLVER.AMP.ENABLED)
+        accumulate = cfg.SOLVER.ACCUMULATE_STEPS
+        self._trainer = TrainLoop(
+            model, data_loader, optimizer, amp=cfg.SOLVER.AMP.ENABLED, accumulate_steps=accumulate
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        states: dict[str, Any] = {"trainer": weakref.proxy(self)}
+        if self._average is not None:
+            states[AVERAGE_KEY] = self._average
         self.checkpointer = Checkpointer(
             model,
             cfg.OUTPUT_DIR,
             allow_partial=allow_partial,
             allow_pickle=allow_pickle,
             accept_backbone=True,
-            trainer=weakref.proxy(self),
+            accept_other_classes=True,
+            **states,
         )
+        self._best = BestModel(self.checkpointer, cfg.TEST.BEST_METRIC) if cfg.TEST.BEST_METRIC else None
         self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model of `cfg` with random weights."""
         model = build_model(cfg)
-        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        logging.getLogger(__name__).info("%s with %.1f million parameters", cfg.MODEL.META_ARCHITECTURE, millions)
+        sizes = dict.fromkeys((False, True), 0.0)
+        for parameter in model.parameters():
+            sizes[parameter.requires_grad] += parameter.numel() / 1e6
+        frozen = f", {sizes[False]:.1f} of them frozen" if sizes[False] else ""
+        logging.getLogger(__name__).info(
+            "%s with %.1f million parameters%s", cfg.MODEL.META_ARCHITECTURE, sum(sizes.values()), frozen
+        )
         return model
 
     def build_hooks(self) -> list[HookBase | None]:
@@ -98,11 +120,31 @@ class BaseTrainer(DefaultTrainer):
             done = self.iter >= self.max_iter
             # A training that was finished before may have been interrupted while it was evaluated.
             resume = 0 < self.max_iter <= self.start_iter
-            self._last_eval_results = self.test(self.cfg if done else periodic, self._trainer.model, resume=resume)
-            return self._last_eval_results
+            model = self._plain_model if self._average is None else self._average.module
+            self._last_eval_results = self.test(self.cfg if done else periodic, model, resume=resume)
+            return self._observe(self._last_eval_results, model)
 
-        hook = EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)
-        return [hook if isinstance(default, EvalHook) else default for default in super().build_hooks()]
+        node = self.cfg.TEST
+        hooks: list[HookBase | None] = []
+        if self._average is not None:
+            hooks.append(AverageHook(self._average, self._plain_model, self.checkpointer))
+        for default in super().build_hooks():
+            if isinstance(default, EvalHook):
+                hooks.append(EvalHook(node.EVAL_PERIOD, evaluate))
+            elif isinstance(default, PeriodicWriter) and node.VALIDATION_LOSS:
+                hooks.append(CurveWriter(default._writers, self.cfg.OUTPUT_DIR, node.EVAL_PERIOD, node.BEST_METRIC))
+            else:
+                hooks.append(default)
+        return hooks
+
+    def _observe(self, results: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+        """What is logged of an evaluation: its results, and losses; the best model is kept."""
+        if self._validation is not None:
+            losses = validation_losses(model, self._validation)
+            results = {**results, "validation": losses} if losses else results
+        if self._best is not None and results:
+            self._best.update(flatten_results_dict(results), model, self.iter)
+        return results
 
     def train(self) -> dict[str, Any] | None:
         """Train to SOLVER.MAX_ITER, evaluating on the way and at the end.
@@ -119,6 +161,12 @@ class BaseTrainer(DefaultTrainer):
             super().train()
         return self._last_eval_results
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load the last checkpoint of OUTPUT_DIR with all it holds, else MODEL.WEIGHTS; see `Checkpointer`."""
+        super().resume_or_load(resume=resume)
+        if self._best is not None and self.start_iter > 0:
+            self._best.resume()
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the model: iteration, hooks, optimiser (which Detectron2 0.6 forgets)."""
         return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
@@ -133,6 +181,11 @@ class BaseTrainer(DefaultTrainer):
         cls, cfg: CfgNode, dataset_name: str, skip: Callable[[Mapping[str, Any]], bool] | None = None
     ) -> Batches:
         """Build the loader of this process's share of a data set, without what `skip` says of its dicts."""
+        raise NotImplementedError
+
+    @classmethod
+    def build_validation_loader(cls, cfg: CfgNode) -> Batches:
+        """Build the loader of this process's share of the images to compute losses on, one in a batch, with targets."""
         raise NotImplementedError
 
     @classmethod

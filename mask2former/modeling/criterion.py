@@ -56,8 +56,9 @@ class SetCriterion(nn.Module):
         classes: Sequence[Tensor],
         target_masks: Sequence[Tensor],
         void: Sequence[Tensor] | None = None,
+        target_counts: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute weighted losses.
+        """Compute weighted losses; in training mode, of a batch that all processes share.
 
         Args:
             outputs: of the transformer decoder.
@@ -65,6 +66,8 @@ class SetCriterion(nn.Module):
             target_masks: bool [M, H, W] for each image, all of one H and W; M may be 0, or more than Q.
             void: bool [H, W] for each image, where no target has a pixel: neither losses nor costs look there. None:
                 everywhere outside a target is background.
+            target_counts: targets of each image of the whole batch that these images are a part of; losses of all parts
+                then add up to those of the whole. None: these images are the whole batch.
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice`, and the same of each auxiliary output with its number behind `_`.
@@ -81,7 +84,7 @@ class SetCriterion(nn.Module):
             # Where all is void, all targets are empty and nothing is known about them.
             classes = [c if len(points) else c[:0] for c, points in zip(classes, allowed, strict=True)]
             target_masks = [m if len(points) else m[:0] for m, points in zip(target_masks, allowed, strict=True)]
-        num_masks = self._average_targets(classes, logits.device)
+        num_masks = self._average_targets(target_counts or [len(target) for target in classes], logits.device)
         matches = self.matcher(logits, masks, classes, target_masks, allowed)
         targets = torch.cat(list(target_masks))[:, None].float()
         losses = {}
@@ -89,27 +92,36 @@ class SetCriterion(nn.Module):
             suffix = "" if index == len(layers) - 1 else f"_{index}"
             loss_mask, loss_dice = self._mask_losses(masks[index], targets, match, classes, allowed)
             layer_losses = {
-                "loss_ce": self._class_loss(logits[index], match, classes),
+                "loss_ce": self._class_loss(logits[index], match, classes, target_counts),
                 "loss_mask": loss_mask / num_masks,
                 "loss_dice": loss_dice / num_masks,
             }
             losses.update({name + suffix: self.weights[name] * loss for name, loss in layer_losses.items()})
         return losses
 
-    def _average_targets(self, classes: Sequence[Tensor], device: torch.device) -> Tensor:
+    def _average_targets(self, counts: Sequence[int], device: torch.device) -> Tensor:
         """Targets per worker, at least 1."""
-        count = torch.tensor(float(sum(len(target) for target in classes)), device=device)
-        if dist.is_available() and dist.is_initialized():
+        count = torch.tensor(float(sum(counts)), device=device)
+        # Processes that evaluate may have different numbers of batches, and can't wait for each other.
+        if self.training and dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
             count = count / dist.get_world_size()
         return count.clamp(min=1)
 
-    def _class_loss(self, logits: Tensor, matches: Sequence[Match], classes: Sequence[Tensor]) -> Tensor:
+    def _class_loss(
+        self, logits: Tensor, matches: Sequence[Match], classes: Sequence[Tensor], target_counts: Sequence[int] | None
+    ) -> Tensor:
         """Cross entropy of [B, Q, K + 1]; queries without a target shall say "no object", which weighs less."""
         labels = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
         for image, match in enumerate(matches):
             labels[image, match.queries.to(labels.device)] = classes[image][match.targets.to(labels.device)]
-        return F.cross_entropy(logits.transpose(1, 2), labels, self.empty_weight)
+        if target_counts is None:
+            return F.cross_entropy(logits.transpose(1, 2), labels, self.empty_weight)
+        # The mean is over the weights of all queries' labels: 1 for a class, less for "no object".
+        queries = logits.shape[1]
+        matched = sum(min(queries, count) for count in target_counts)
+        total_weight = matched + self.empty_weight[-1] * (queries * len(target_counts) - matched)
+        return F.cross_entropy(logits.transpose(1, 2), labels, self.empty_weight, reduction="sum") / total_weight
 
     def _mask_losses(
         self,
