@@ -62,7 +62,7 @@ def build_controls(gradio: ModuleType, predictor: StagedPredictor) -> Controls:
     )
     confidence = gradio.Slider(0, 100, step=1, elem_id="m2f-confidence", **_confidence(predictor, start.task))
     classes = gradio.Dropdown(multiselect=True, elem_id="m2f-classes", **_classes(predictor, start.task, []))
-    with gradio.Accordion("More", open=False):
+    with gradio.Accordion("More settings", open=False):
         overlap = gradio.Slider(0, 100, step=1, elem_id="m2f-overlap", **_overlap(start.task, start.overlap))
         opacity = gradio.Slider(0, 100, value=50, step=5, label="Strength of the colours, %", elem_id="m2f-opacity")
     opacity.input(None, opacity, None, js=_SET_OPACITY, api_visibility="private")
@@ -80,16 +80,15 @@ def for_task(gradio: ModuleType, predictor: StagedPredictor, task: Task, chosen:
 
 def _confidence(predictor: StagedPredictor, task: Task) -> dict[str, Any]:
     if task == "semantic":
-        return {"label": "Confidence (semantic results have none)", "value": 0, "interactive": False}
+        return {"label": "Confidence, %", "info": "Semantic results have none.", "value": 0, "interactive": False}
     value = round(100 * predictor.default_threshold(task))
     return {"label": "Confidence, %", "info": "Lower shows more.", "value": value, "interactive": True}
 
 
 def _overlap(task: Task, value: float | None = None) -> dict[str, Any]:
-    label = "Overlap, %" if task == "panoptic" else "Overlap (panoptic results only)"
-    info = "A segment is dropped if others take more of its mask than leaves this part."
+    info = "How much of its mask a segment keeps beside others, at least." if task == "panoptic" else "Panoptic only."
     given = {} if value is None else {"value": round(100 * value)}
-    return {"label": label, "info": info, "interactive": task == "panoptic", **given}
+    return {"label": "Overlap, %", "info": info, "interactive": task == "panoptic", **given}
 
 
 def _classes(predictor: StagedPredictor, task: Task, chosen: Sequence[str]) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def _classes(predictor: StagedPredictor, task: Task, chosen: Sequence[str]) -> d
     names = list(dict.fromkeys(map(str, predictor.classes(task).names)))
     return {
         "label": "Classes",
-        "info": "None chosen: all.",
+        "info": "Choose those to show; none: all.",
         "choices": names,
         "value": [n for n in chosen if n in names],
     }

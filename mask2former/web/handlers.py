@@ -13,6 +13,13 @@ from mask2former.web.overlay import message_html
 from mask2former.web.photos import PhotoError, Sample
 from mask2former.web.workbench import Choice, Upload, Workbench
 
+# On a phone the result starts below what is seen.
+_SHOW_VIEW = """() => {
+    const view = document.getElementById("m2f-view");
+    if (view.getBoundingClientRect().top > window.innerHeight / 2) {
+        view.scrollIntoView({behavior: "smooth", block: "start"});
+    }
+}"""
 _NO_MEMORY = "There is not enough memory for this photograph. Make it smaller and try again."
 # One photograph at a time goes through the model; and no handler is an API of the server.
 _MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
@@ -42,25 +49,18 @@ class Handlers:
         received = drop.upload(self._uploaded, drop, outputs, **_PRIVATE)
         selected = gallery.select(self._with_selection(self._sample), None, outputs, **_PRIVATE)
         for event in (received, selected):
-            self._then_show(event, view, controls)
+            event.then(None, None, None, js=_SHOW_VIEW, **_PRIVATE)
+            event.then(self.with_visitor(self._show), [self._upload, *controls.inputs], view, **_MODEL)
 
     def connect_controls(self, view: Any, controls: Controls) -> None:
         """Show the result anew when another is asked for."""
-        changed = controls.task.input(
-            self._task,
-            [controls.task, controls.classes],
-            [controls.confidence, controls.overlap, controls.classes],
-            **_PRIVATE,
-        )
-        self._then_show(changed, view, controls)
-        self._gradio.on(
-            [controls.confidence.input, controls.overlap.input, controls.classes.input],
-            self.with_visitor(self._show),
-            [self._upload, *controls.inputs],
-            view,
-            trigger_mode="always_last",
-            **_MODEL,
-        )
+        of_task = [controls.confidence, controls.overlap, controls.classes]
+        changed = controls.task.input(self._task, [controls.task, controls.classes], of_task, **_PRIVATE)
+        # The last result stays to be seen meanwhile: this takes a moment only.
+        show = (self.with_visitor(self._show), [self._upload, *controls.inputs], view)
+        changed.then(*show, show_progress="minimal", **_MODEL)
+        moved = [control.input for control in of_task]
+        self._gradio.on(moved, *show, trigger_mode="always_last", show_progress="minimal", **_MODEL)
 
     def connect_download(self, button: Any, make: Callable[[str, Upload, Choice], Path], controls: Controls) -> None:
         """Make a file when a button is clicked, and let the browser save it."""
@@ -96,9 +96,6 @@ class Handlers:
 
         handle.__annotations__["event"] = self._gradio.SelectData
         return handle
-
-    def _then_show(self, event: Any, view: Any, controls: Controls) -> None:
-        event.then(self.with_visitor(self._show), [self._upload, *controls.inputs], view, **_MODEL)
 
     def _uploaded(self, path: str) -> list[Any]:
         return self._received(Upload(path, Path(path).name))

@@ -6,8 +6,10 @@ way round; `overlay.js` does this and `page.css` gives the looks. Everything is 
 
 import base64
 import html
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,8 +19,10 @@ from mask2former.data.coco_format import tight_box
 from mask2former.predictions import Prediction, Rgb
 from mask2former.visualization.classes import Color
 
-# Outlines stay this close to the masks, in pixels: an eighth of the points of exact ones.
+# Outlines stay this close to the masks, in pixels: it saves most of their points.
 _OUTLINE_TOLERANCE = 0.7
+# A small photograph is shown large: its masks are enlarged smoothly to this before their outlines are taken.
+_SMOOTH_SIDE = 800
 _JPEG_QUALITY = 88
 
 
@@ -54,7 +58,7 @@ def message_html(text: str, *, error: bool = False) -> str:
 
 def photo_html(photo: Rgb, name: str) -> str:
     """A photograph [H, W, 3] alone, while its result is made."""
-    return _figure(photo, name, "")
+    return f'{_figure(photo, name, "")}<p class="m2f-caption" role="status">Looking at {html.escape(name)} …</p>'
 
 
 def result_html(result: Prediction, name: str, original: Rgb, hint: str) -> str:
@@ -97,22 +101,27 @@ def regions(result: Prediction) -> list[Region]:
 
 def outline(mask: NDArray[np.bool_]) -> str:
     """The edge of a mask [H, W], holes included, as SVG path data for the fill rule "evenodd"."""
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    return "".join(
-        _closed(np.asarray(cv2.approxPolyDP(contour, _OUTLINE_TOLERANCE, True)[:, 0], np.int32)) for contour in contours
-    )
+    factor = math.ceil(_SMOOTH_SIDE / max(mask.shape))
+    pixels = mask.astype(np.uint8)
+    if factor > 1:
+        larger = (mask.shape[1] * factor, mask.shape[0] * factor)
+        blurred = cv2.GaussianBlur(cv2.resize(255 * pixels, larger), (0, 0), 0.7 * factor)
+        pixels = (blurred > 127).astype(np.uint8)
+    contours, _ = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    return "".join(_closed(cv2.approxPolyDP(contour, _OUTLINE_TOLERANCE, True)[:, 0], factor) for contour in contours)
 
 
-def _closed(points: NDArray[np.int32]) -> str:
+def _closed(points: NDArray[Any], factor: int) -> str:
     # Contours run through the centres of pixels.
-    return "M" + "L".join(f"{x}.5 {y}.5" for x, y in points.tolist()) + "Z"
+    corners = ((points + 0.5) / factor).round(2).tolist()
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in corners) + "Z"
 
 
 def _figure(photo: Rgb, name: str, overlay: str) -> str:
     height, width = photo.shape[:2]
     # Tall pictures are as wide as lets them fit on the screen.
     return (
-        f'<figure class="m2f-stage" style="aspect-ratio:{width}/{height};max-width:calc(75vh*{width / height:.4f})">'
+        f'<figure class="m2f-stage" style="aspect-ratio:{width}/{height};max-width:calc(70vh*{width / height:.4f})">'
         f'<img src="{_data_uri(photo)}" alt="{html.escape(name)}">'
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{overlay}</svg>'
         '<output class="m2f-tip"></output></figure>'
@@ -128,7 +137,7 @@ def _path(number: int, region: Region) -> str:
 
 def _table(regions: Sequence[Region], scale: float) -> str:
     scored = any(region.score is not None for region in regions)
-    head = _row("th", ["Segment", *(["Score"] if scored else []), "Area", "Box (x, y, width, height)"])
+    head = _row("th", ["Segment", *(["Score"] if scored else []), "Area", "Box: x, y, width, height"])
     rows = []
     for number, region in enumerate(regions):
         score = "" if region.score is None else f"{100 * region.score:.1f}%"

@@ -114,8 +114,8 @@ def build_page(workbench: Workbench, samples: Sequence[Sample]) -> "gr.Blocks":
                     elem_id="m2f-view",
                 )
                 with gradio.Row():
-                    png = gradio.Button("Picture (PNG)", interactive=False, elem_id="m2f-png")
-                    json = gradio.Button("Segments (JSON)", interactive=False, elem_id="m2f-json")
+                    png = gradio.Button("Download picture (PNG)", interactive=False, elem_id="m2f-png")
+                    json = gradio.Button("Download segments (JSON)", interactive=False, elem_id="m2f-json")
             with gradio.Column(elem_id="m2f-settings"):
                 controls = build_controls(gradio, workbench.predictor)
         handlers = Handlers(gradio, workbench, samples)
@@ -131,7 +131,7 @@ def _gallery(gradio: ModuleType, samples: Sequence[Sample]) -> Any:
     thumbnails = [(shrunk(read_image(sample.file), _THUMBNAIL_SIDE), sample.name) for sample in samples]
     return gradio.Gallery(
         thumbnails,
-        label="Samples",
+        label="Or choose a sample",
         columns=4,
         height="auto",
         object_fit="cover",
