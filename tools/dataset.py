@@ -18,18 +18,33 @@ Exit status: 0 the data can be used; 1 they can't; 2 the command line is wrong.
 """
 
 import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mask2former.data.custom.inspection import inspect_sources, render
+from mask2former.data.custom.choices import Machine, RecipeError
+from mask2former.data.custom.config_file import SIZES, describe, read_backbones, write_config
+from mask2former.data.custom.derive import derive
+from mask2former.data.custom.inspection import Inspection, inspect_sources, render
+from mask2former.data.custom.preview import write_preview
+from mask2former.data.custom.recipe import make_recipe
 from mask2former.data.custom.source import Source, SourceError
+from mask2former.data.custom.split import SplitError, split
 from mask2former.data.datasets import AnnotationError
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL
 from mask2former.data.parallel import default_workers
+from mask2former.data.preparation.jobs import PreparationError
 from mask2former.engine.cli import report_interrupt
 
+BASES = Path(__file__).resolve().parents[1] / "configs" / "_base_"
+_COMMANDS = {
+    "inspect": "check all files, and say what is wrong and what to do",
+    "preview": "draw samples with their labels, and how often each class occurs",
+    "split": "divide the data into train and val, in their own format",
+    "config": "write a config to train with, and say why its settings are what they are",
+}
 _FILES = {
     "images": "folder of the images",
     "annotations": "COCO's instances or panoptic JSON",
@@ -47,22 +62,71 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("inspect", "check all files, and say what is wrong and what to do"),):
+    for name, text in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         _add_files(command)
+        if name != "inspect":
+            command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for what is written")
+            command.add_argument(
+                "--seed", type=int, default=0, metavar="N", help="of what is drawn at random; default: 0"
+            )
+        if name == "preview":
+            command.add_argument("--count", type=_positive, default=12, metavar="N", help="images shown; default: 12")
+        if name in ("split", "config"):
+            command.add_argument(
+                "--val-share", type=_share, default=0.2, metavar="S", help="part to evaluate on; default: 0.2"
+            )
+        if name == "config":
+            _add_training(command)
     return parser.parse_args(arguments)
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gpu-memory", type=_memory, required=True, metavar="GB", help="memory of a GPU; 0: train on the CPU"
+    )
+    parser.add_argument("--num-gpus", type=_positive, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--size", choices=SIZES, help="the DiNAT; default: the largest that fits")
+    parser.add_argument("--weights", default="", metavar="F", help="file or URL to start from (MODEL.WEIGHTS)")
+    parser.add_argument("--name", help="of the data set; default: that of the output folder")
+
+
+def _memory(text: str) -> float:
+    try:
+        memory = float(text)
+    except ValueError:
+        memory = -1.0
+    if not 0 <= memory < 10000:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected gigabytes, such as 24")
+    return memory
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 on")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number between 0 and 1")
+    return share
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("files")
-    for split in ("", "val-"):
+    for prefix in ("", "val-"):
         for name, text in _FILES.items():
             files.add_argument(
-                f"--{split}{name}",
+                f"--{prefix}{name}",
                 type=Path,
                 metavar="DIR" if text.startswith("folder") else "F",
-                required=not split and name == "images",
-                help=text + (", for evaluation" if split else ""),
+                required=not prefix and name == "images",
+                help=text + (", for evaluation" if prefix else ""),
             )
     files.add_argument("--classes", type=Path, metavar="F", help="list of classes: lines of text, YAML or JSON")
     files.add_argument(
@@ -96,17 +160,76 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         sources = read_sources(options)
+        if options.command == "split" and len(sources) > 1:
+            raise SourceError("split divides one data set; take the --val- options away")
     except SourceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with report_interrupt("nothing was written"):
+    with report_interrupt("call again to go on"):
         try:
             inspection = inspect_sources(sources, options.workers)
-        except (AnnotationError, SourceError) as error:
+            print(render(inspection))
+            written = _RUN[options.command](inspection, options)
+        except (AnnotationError, PreparationError, RecipeError, SourceError, SplitError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    print(render(inspection))
+    for line in written:
+        print(line)
     return 0 if inspection.usable else 1
+
+
+def preview(inspection: Inspection, options: argparse.Namespace) -> list[str]:
+    """Draw the pictures; say which."""
+    return [f"wrote {path}" for path in write_preview(inspection, options.output, options.count, options.seed)]
+
+
+def divide(inspection: Inspection, options: argparse.Namespace) -> list[str]:
+    """Write a split of sound data; say how to go on with it."""
+    if not inspection.usable:
+        return ["nothing was written: mend the data first"]
+    parts = split(inspection.train, options.output, options.val_share, options.seed)
+    train, val = (parts[name].content.source for name in ("train", "val"))
+    changed = "files" if train.annotations is None else "annotations"
+    lines = [f"wrote {getattr(of, changed)}: {len(parts[of.split].scans)} images" for of in (train, val)]
+    given = {name: getattr(train, name) for name in (*_FILES, "classes") if getattr(train, name)}
+    words = [word for name, path in given.items() for word in (f"--{name}", str(path))]
+    words += [f"--val-{changed}", str(getattr(val, changed))]
+    if train.ignore_label != IGNORE_LABEL:
+        words += ["--ignore-label", str(train.ignore_label)]
+    return [*lines, "", f"python tools/dataset.py config {shlex.join(words)} --gpu-memory GB --output DIR"]
+
+
+def config(inspection: Inspection, options: argparse.Namespace) -> list[str]:
+    """Write a config, and what training reads besides the data; say why, and how to go on."""
+    if not inspection.usable:
+        return ["nothing was written: mend the data first"]
+    folder, parts = options.output, inspection.splits
+    lines = []
+    if "val" not in parts:
+        parts = split(inspection.train, folder / "data", options.val_share, options.seed)
+        lines.append(
+            f"- divided: {len(parts['train'].scans)} images to train on, {len(parts['val'].scans)} to evaluate"
+        )
+    machine = Machine(options.gpu_memory, options.num_gpus, default_workers())
+    weights = str(Path(options.weights).resolve()) if Path(options.weights).is_file() else options.weights
+    recipe = make_recipe(replace(inspection, splits=parts), machine, read_backbones(BASES), options.size, weights)
+    name = options.name or folder.resolve().name
+    datasets = {
+        part: derive(inspected, f"{name}_{part}", folder / "data" / part, options.workers)
+        for part, inspected in parts.items()
+    }
+    write_config(folder / "config.yaml", recipe, datasets, BASES, shlex.join(["tools/dataset.py", *sys.argv[1:]]))
+    train = f"python train_net.py --config-file {shlex.quote(str(folder / 'config.yaml'))}"
+    gpus = f" --num-gpus {options.num_gpus}" if options.num_gpus > 1 else ""
+    return [*lines, *describe(recipe), f"wrote {folder / 'config.yaml'}", "", train + gpus]
+
+
+_RUN: Mapping[str, Callable[[Inspection, argparse.Namespace], Sequence[str]]] = {
+    "inspect": lambda inspection, options: (),
+    "preview": preview,
+    "split": divide,
+    "config": config,
+}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,165 @@
+"""Look at labelled data: sample images with their labels, and how often each class occurs."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pycocotools import mask as mask_util
+
+from mask2former.data.custom.derive import combine, contiguous_labels, void_label
+from mask2former.data.custom.inspection import Inspected, Inspection
+from mask2former.data.custom.scan import to_rle
+from mask2former.data.custom.source import Content, Sample, Split
+from mask2former.data.image_io import read_image, read_label_map, read_panoptic_png
+from mask2former.data.targets import panoptic_ids
+from mask2former.files import atomic_write
+from mask2former.visualization import ClassTable, contact_sheet, draw_instances, draw_panoptic, draw_semantic, write_png
+
+_COLORS: Mapping[Split, str] = {"train": "#2f6fb2", "val": "#c4432b"}
+# More classes are too many to read: the most frequent and the rarest are shown.
+_MOST = 80
+
+
+def write_preview(inspection: Inspection, folder: Path, count: int, seed: int) -> list[Path]:
+    """Write `samples_SPLIT.png` and `classes.png`.
+
+    Args:
+        inspection: of the data.
+        folder: where the files go.
+        count: images on a contact sheet; every class is on one of them if there is room.
+        seed: of what is drawn at random.
+
+    Returns:
+        The files.
+    """
+    written = []
+    for split, inspected in inspection.splits.items():
+        chosen = choose(inspected, count, seed)
+        if chosen:
+            pictures = [draw(inspected.content, inspected.content.samples[i]) for i in chosen]
+            written.append(folder / f"samples_{split}.png")
+            columns = int(np.ceil(np.sqrt(len(pictures))))
+            write_png(written[-1], contact_sheet(_same_shape(pictures), columns, width=640 * columns))
+    written.append(folder / "classes.png")
+    _draw_histograms(inspection, written[-1])
+    return written
+
+
+def choose(inspected: Inspected, count: int, seed: int) -> list[int]:
+    """Positions of images without a problem of their own: those with classes not chosen yet first, the rarest first."""
+    sound = [i for i, scan in enumerate(inspected.scans) if not any(problem.blocks for problem, _ in scan.found)]
+    order = [sound[i] for i in np.random.RandomState(seed).permutation(len(sound))]
+    images = inspected.images()
+    chosen: dict[int, None] = {}
+    seen: set[int] = set()
+    for category in sorted(images, key=lambda c: (images[c], c)):
+        candidates = (i for i in order if category in inspected.scans[i].segments)
+        if category not in seen and (first := next(candidates, None)) is not None:
+            chosen[first] = None
+            seen |= inspected.scans[first].segments.keys()
+    return [*chosen, *(i for i in order if i not in chosen)][:count]
+
+
+def draw(content: Content, sample: Sample) -> NDArray[np.uint8]:
+    """Draw an image's labels on it; RGB."""
+    image, format = read_image(sample.image), content.source.format
+    categories = content.categories
+    classes = ClassTable([c.name for c in categories], [c.color for c in categories])
+    position = {category.id: i for i, category in enumerate(categories)}
+    if format == "coco_instance":
+        size = image.shape[0], image.shape[1]
+        masks = [mask_util.decode(to_rle(a["segmentation"], size)).astype(bool) for a in sample.annotations]
+        stacked = np.stack(masks) if masks else np.zeros((0, *size), bool)
+        return draw_instances(image, stacked, [position[a["category_id"]] for a in sample.annotations], None, classes)
+    if sample.label is None:
+        raise ValueError(f"{sample.image}: no label to draw")
+    if format == "semantic":
+        labels = contiguous_labels(read_label_map(sample.label), categories)
+        return draw_semantic(image, labels, classes, void_label(len(categories)))
+    if format == "coco_panoptic":
+        ids, segments = panoptic_ids(read_panoptic_png(sample.label)), sample.annotations
+    else:
+        numbers = read_label_map(sample.numbers or "")
+        ids, segments = combine(read_label_map(sample.label), numbers, categories)
+    infos: list[dict[str, Any]] = [
+        {
+            "id": segment["id"],
+            "category_id": position[segment["category_id"]],
+            "isthing": categories[position[segment["category_id"]]].isthing,
+        }
+        for segment in segments
+    ]
+    return draw_panoptic(image, ids, infos, classes)
+
+
+def _same_shape(pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """Pictures on white of one shape, so that the tall ones don't fill the sheet."""
+    shape = np.median([picture.shape[0] / picture.shape[1] for picture in pictures])
+    padded = []
+    for picture in pictures:
+        height, width = picture.shape[:2]
+        canvas_width = max(width, round(height / shape))
+        gap = max(4, canvas_width // 100)
+        canvas = np.full((height + gap, canvas_width + gap, 3), 255, np.uint8)
+        canvas[:height, (canvas_width - width) // 2 :][:, :width] = picture
+        padded.append(canvas)
+    return padded
+
+
+def _draw_histograms(inspection: Inspection, path: Path) -> None:
+    names = {category.id: category.name for category in inspection.categories}
+    segments = inspection.train.total("segments")
+    order = sorted(names, key=lambda c: (-segments[c], names[c]))
+    if len(order) > _MOST:
+        order = [*order[: _MOST // 2], *order[-_MOST // 2 :]]
+    counts: Mapping[str, Mapping[Split, Counter[int]]] = {
+        "images that have it": {split: of.images() for split, of in inspection.splits.items()},
+        "segments": {split: of.total("segments") for split, of in inspection.splits.items()},
+        "pixels in %": {split: _percent(of.total("pixels")) for split, of in inspection.splits.items()},
+    }
+    figure = Figure(figsize=(13, max(3.2, 1.4 + 0.24 * len(order))), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(1, len(counts) + 1, width_ratios=[1] * len(counts) + [1.1])
+    for axes, (title, of_splits) in zip(all_axes, counts.items(), strict=False):
+        _draw_bars(axes, title, of_splits, order)
+        axes.set_yticks(range(len(order)), [names[c] for c in order] if axes is all_axes[0] else [""] * len(order))
+    _draw_sizes(all_axes[-1], inspection)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png")
+
+
+def _draw_bars(axes: Axes, title: str, of_splits: Mapping[Split, Counter[int]], order: Sequence[int]) -> None:
+    thickness = 0.8 / len(of_splits)
+    for number, (split, counts) in enumerate(of_splits.items()):
+        heights = [counts[category] for category in order]
+        places = np.arange(len(order)) + (number - (len(of_splits) - 1) / 2) * thickness
+        bars = axes.barh(places, heights, thickness, color=_COLORS[split], label=split)
+        axes.bar_label(bars, [f"{height:,.3g}" if height < 1000 else f"{height:,}" for height in heights], padding=2)
+    axes.set_title(title)
+    axes.invert_yaxis()
+    axes.margins(x=0.25, y=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_sizes(axes: Axes, inspection: Inspection) -> None:
+    for split, inspected in inspection.splits.items():
+        sizes = Counter(inspected.sizes)
+        heights, widths = zip(*sizes, strict=True) if sizes else ((), ())
+        areas = [12 + 40 * np.log10(count) for count in sizes.values()]
+        axes.scatter(widths, heights, areas, color=_COLORS[split], alpha=0.6, linewidths=0)
+    axes.set(title="sizes of images", xlabel="width", ylabel="height")
+    axes.margins(0.1)
+    axes.set(xlim=(0, None), ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _percent(pixels: Counter[int]) -> Counter[int]:
+    total = max(1, pixels.total())
+    return Counter({category: 100 * count / total for category, count in pixels.items()})

@@ -1,0 +1,103 @@
+"""Divide a data set into one to train on and one to evaluate on."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mask2former.data.custom.inspection import Inspected
+from mask2former.data.custom.source import Source, Split
+from mask2former.data.datasets.custom import read_json
+from mask2former.files import atomic_write, write_json
+
+
+class SplitError(ValueError):
+    """Images that can't be divided as asked."""
+
+
+def split(inspected: Inspected, folder: Path, share: float, seed: int) -> dict[Split, Inspected]:
+    """Divide a split, and write both parts in its format: two JSON files, or two lists of images.
+
+    Classes are spread over both parts as evenly as whole images allow; images of the same pixels stay together. The
+    same data, share and seed give the same parts.
+
+    Args:
+        inspected: what to divide.
+        folder: where the files go: train.json and val.json, or train.txt and val.txt.
+        share: part of the images to evaluate on, between 0 and 1.
+        seed: of the generator.
+
+    Raises:
+        SplitError: there are fewer than two different images.
+    """
+    parts = divide(inspected, share, seed)
+    divided: dict[Split, Inspected] = {}
+    for name, chosen in parts.items():
+        content = inspected.content
+        samples = tuple(content.samples[i] for i in chosen)
+        part = replace(content, source=_write(content.source, name, folder, [s.key for s in samples]), samples=samples)
+        divided[name] = Inspected(part, tuple(inspected.scans[i] for i in chosen))
+    return divided
+
+
+def divide(inspected: Inspected, share: float, seed: int) -> Mapping[Split, list[int]]:
+    """Positions of the images of both parts; see `split`.
+
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data", 2011): the
+    rarest class that is left is given out first, each image to the part that lacks most of the class.
+    """
+    rng = np.random.RandomState(seed)
+    groups = _groups(inspected)
+    if len(groups) < 2:
+        raise SplitError("there are fewer than two different images to divide")
+    present = [frozenset(c for i in group for c in inspected.scans[i].segments) for group in groups]
+    total = Counter(category for classes in present for category in classes)
+    shares: dict[Split, float] = {"train": 1 - share, "val": share}
+    lacking = {part: Counter({c: count * of for c, count in total.items()}) for part, of in shares.items()}
+    room = {part: len(inspected.scans) * of for part, of in shares.items()}
+    chosen: dict[Split, list[int]] = {"train": [], "val": []}
+    left = [int(i) for i in rng.permutation(len(groups))]
+    while left:
+        counts = Counter(category for i in left for category in present[i])
+        rarest = min(counts, key=lambda c: (counts[c], c)) if counts else None
+        taken = [i for i in left if rarest is None or rarest in present[i]]
+        for i in taken:
+            part = max(shares, key=lambda name: (lacking[name][rarest] if rarest is not None else 0, room[name]))
+            chosen[part].append(i)
+            lacking[part].subtract(dict.fromkeys(present[i], 1))
+            room[part] -= len(groups[i])
+        left = [i for i in left if i not in set(taken)]
+    _fill_empty(chosen)
+    return {part: sorted(position for i in of_part for position in groups[i]) for part, of_part in chosen.items()}
+
+
+def _fill_empty(chosen: Mapping[Split, list[int]]) -> None:
+    for part, other in (("val", "train"), ("train", "val")):
+        if not chosen[part]:
+            chosen[part].append(chosen[other].pop())
+
+
+def _groups(inspected: Inspected) -> list[list[int]]:
+    """Positions of images with the same pixels."""
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for i, scan in enumerate(inspected.scans):
+        groups[scan.digest or f"unread {i}"].append(i)
+    return list(groups.values())
+
+
+def _write(source: Source, part: Split, folder: Path, keys: Sequence[int | str]) -> Source:
+    if source.annotations is None:
+        path = folder / f"{part}.txt"
+        with atomic_write(path) as file:
+            file.writelines(f"{key}\n" for key in keys)
+        return replace(source, files=path, split=part)
+    content, wanted = read_json(source.annotations), set(keys)
+    path = folder / f"{part}.json"
+    kept = {
+        "images": [image for image in content["images"] if image["id"] in wanted],
+        "annotations": [annotation for annotation in content["annotations"] if annotation["image_id"] in wanted],
+    }
+    write_json(path, {**content, **kept})
+    return replace(source, annotations=path, split=part)
