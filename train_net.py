@@ -26,6 +26,7 @@ from torch import nn
 
 from mask2former import ConfigError, setup_cfg
 from mask2former.data import build_test_loader, build_train_loader, build_validation_loader
+from mask2former.data.agreement import check_agreement
 from mask2former.data.datasets import (
     AnnotationError,
     MissingDatasetError,
@@ -144,7 +145,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """The config of a run, frozen, with a device that exists.
 
     Raises:
-        ConfigError: see `get_config`; or a data set that nobody registered.
+        ConfigError: see `get_config`; or a data set that nobody registered, or that the config does not fit.
         DeviceError: the command line asks for a GPU and there is none.
     """
     cfg = get_config(args.config_file, args.opts)
@@ -154,6 +155,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             dataset_metadata(name)
     except ValueError as error:
         raise ConfigError(f"DATASETS: {error}") from error
+    check_agreement(cfg)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in args.opts)
     cfg.freeze()
     return cfg
