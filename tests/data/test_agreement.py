@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_named(format, changes, message, tmp_path):
 
 def test_panoptic_data_with_label_maps_can_train_semantic_segmentation(tmp_path):
     cfg = config(tmp_path, "coco_panoptic", mapper="mask_former_semantic")
-    with pytest.raises(ConfigError, match="ours_train are for coco_panoptic_lsj or mask_former_panoptic$"):
+    with pytest.raises(ConfigError, match=r"ours_train are for coco_panoptic_lsj or mask_former_panoptic$"):
         check_agreement(cfg)
     with_maps = [{**entry, "semantic": "labels"} for entry in cfg.DATASETS.CUSTOM]
     cfg.DATASETS.CUSTOM = register_custom_datasets(with_maps, tmp_path)

@@ -68,10 +68,7 @@ class Fit:
 
 
 def largest_fit(memory: float, pixels: int, most: int, sizes: Sequence[str] = tuple(COSTS)) -> Fit | None:
-    """The largest model that trains in a GPU's memory.
-
-    Two images at a time if any size allows it, for speed; without checkpointing if that leaves as many as wanted or
-    two.
+    """The largest model that trains in a GPU's memory; without checkpointing, which costs time, where that fits.
 
     Args:
         memory: GiB.
@@ -82,11 +79,10 @@ def largest_fit(memory: float, pixels: int, most: int, sizes: Sequence[str] = tu
     Returns:
         The fit; None if even one image is too much for all.
     """
-    for wanted in dict.fromkeys((min(2, most), 1)):
-        for size in sizes:
-            for checkpoint in (False, True):
-                room = _USABLE * memory - COSTS[size].fixed
-                images = int(room / COSTS[size].per_image(pixels, checkpoint))
-                if images >= wanted:
-                    return Fit(size, checkpoint, min(images, most))
+    for size in sizes:
+        for checkpoint in (False, True):
+            room = _USABLE * memory - COSTS[size].fixed
+            images = int(room / COSTS[size].per_image(pixels, checkpoint))
+            if images >= 1:
+                return Fit(size, checkpoint, min(images, most))
     return None

@@ -1,0 +1,180 @@
+"""Settings follow from data and machine, and say why."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from mask2former.config import setup_cfg
+from mask2former.data.custom.choices import Machine, RecipeError
+from mask2former.data.custom.config_file import SIZES, describe, read_backbones, write_config
+from mask2former.data.custom.inspection import Inspected, Inspection
+from mask2former.data.custom.memory import COSTS, largest_fit
+from mask2former.data.custom.recipe import fitting_dilations, make_recipe
+from mask2former.data.custom.scan import Scan
+from mask2former.data.custom.source import Content, Sample, Source
+from mask2former.data.datasets import Category, register_custom_datasets
+from mask2former.data.datasets.custom_entry import CustomDataset
+
+from ...conftest import ROOT
+
+BASES = ROOT / "configs/_base_"
+BACKBONES = read_backbones(BASES)
+GPU_24 = Machine(24, 1, 8)
+
+
+def inspection(tmp_path, format="coco_instance", images=1000, pixels=(480, 640), segments=5, things=2):
+    """Of data that are nowhere."""
+    parts = {"coco_instance": "annotations", "coco_panoptic": "annotations panoptic", "semantic": "labels classes"}
+    source = object.__new__(Source)
+    for key in ("annotations", "panoptic", "labels", "instances", "classes", "files"):
+        object.__setattr__(source, key, tmp_path / key if key in parts[format].split() else None)
+    object.__setattr__(source, "images", tmp_path)
+    object.__setattr__(source, "split", "train")
+    categories = tuple(Category(i, str(i), (0, 0, 0), i < things) for i in range(3))
+    scan = Scan(pixels, "", pixels=Counter({0: pixels[0] * pixels[1]}), segments=Counter({0: segments}))
+    content = Content(source, categories, (Sample(0, tmp_path / "0.jpg"),) * images)
+    return Inspection({"train": Inspected(content, (scan,) * images)}, {})
+
+
+def recipe(tmp_path, machine=GPU_24, size=None, weights="w.pth", **data):
+    return make_recipe(inspection(tmp_path, **data), machine, BACKBONES, size, weights)
+
+
+def test_length_is_that_of_published_settings_for_their_number_of_images(tmp_path):
+    cityscapes = recipe(tmp_path, images=2975).values
+    assert cityscapes["SOLVER.MAX_ITER"] == pytest.approx(90000, rel=0.001)
+    assert cityscapes["SOLVER.STEPS"] == [round(0.889 * cityscapes["SOLVER.MAX_ITER"]), pytest.approx(86700, rel=0.001)]
+    assert recipe(tmp_path, images=20210).values["SOLVER.MAX_ITER"] == pytest.approx(160000, rel=0.01)
+    assert recipe(tmp_path, images=100).values["SOLVER.MAX_ITER"] == pytest.approx(484 * 100 / 16, rel=0.01)
+    assert recipe(tmp_path, images=1).values["SOLVER.MAX_ITER"] == 500
+    assert recipe(tmp_path, images=100).values["TEST.EVAL_PERIOD"] == 302
+
+
+def test_more_memory_never_gives_a_smaller_model_or_fewer_images(tmp_path):
+    order = [*reversed(COSTS)]
+    before = (0, 0)
+    for memory in (5, 6, 8, 11, 16, 24, 40, 80):
+        values = recipe(tmp_path, Machine(memory, 1, 8), pixels=(1024, 1024))
+        side = values.values["INPUT.IMAGE_SIZE"]
+        found = (side, order.index(values.size))
+        assert found >= before
+        before = found
+    assert before == (1024, 4)
+
+
+@pytest.mark.parametrize("memory", [5, 8, 12, 24, 80])
+@pytest.mark.parametrize("side", [256, 512, 1024])
+def test_what_is_chosen_fits(memory, side):
+    fit = largest_fit(memory, side * side, most=16)
+    if fit:
+        assert 1 <= fit.images <= 16
+        assert fit.memory(side * side) <= 0.9 * memory + 1e-9
+    else:
+        assert all(cost.fixed + cost.per_image(side * side, True) > 0.9 * memory for cost in COSTS.values())
+
+
+def test_the_largest_model_comes_before_speed():
+    fit = largest_fit(11, 1024 * 1024, most=16)
+    assert (fit.size, fit.checkpoint, fit.images) == ("large", True, 1)
+    fit = largest_fit(24, 1024 * 1024, most=16)
+    assert (fit.size, fit.checkpoint, fit.images) == ("large", False, 1)
+    assert largest_fit(80, 1024 * 1024, most=4).images == 4
+
+
+def test_batch_is_divided_evenly_over_gpus_and_steps(tmp_path):
+    for gpus in (1, 2, 3, 8):
+        values = recipe(tmp_path, Machine(24, gpus, 16), pixels=(1024, 1024)).values
+        batch = values["SOLVER.IMS_PER_BATCH"] * values["SOLVER.ACCUMULATE_STEPS"]
+        assert values["SOLVER.IMS_PER_BATCH"] % gpus == 0
+        assert batch == (18 if gpus == 3 else 16)
+    few = recipe(tmp_path, images=3).values
+    assert few["SOLVER.IMS_PER_BATCH"] * few["SOLVER.ACCUMULATE_STEPS"] == 3
+    assert (few["SOLVER.BASE_LR"], few["SOLVER.LR_REFERENCE_BATCH"]) == (1e-4, 16)
+
+
+def test_sizes_come_from_the_images(tmp_path):
+    jitter = recipe(tmp_path, pixels=(480, 640)).values
+    assert (jitter["INPUT.IMAGE_SIZE"], jitter["INPUT.MIN_SIZE_TEST"]) == (640, 480)
+    large = recipe(tmp_path, pixels=(3000, 4000)).values
+    assert (large["INPUT.IMAGE_SIZE"], large["INPUT.MIN_SIZE_TEST"]) == (1024, 768)
+    crop = recipe(tmp_path, format="semantic", pixels=(1000, 2000)).values
+    assert crop["INPUT.CROP.SIZE"] == [992, 992]
+    assert (crop["INPUT.MIN_SIZE_TRAIN"][0], crop["INPUT.MIN_SIZE_TRAIN"][-1]) == (496, 1984)
+    assert recipe(tmp_path, Machine(0, 1, 8), pixels=(3000, 4000)).values["INPUT.IMAGE_SIZE"] == 256
+
+
+def test_a_gpu_that_is_too_small_gets_smaller_images_or_a_clear_no(tmp_path):
+    shrunk = recipe(tmp_path, Machine(4, 1, 8), pixels=(1024, 1024))
+    assert (shrunk.size, shrunk.values["INPUT.IMAGE_SIZE"]) == ("mini", 768)
+    with pytest.raises(RecipeError, match="--gpu-memory 1: too little"):
+        recipe(tmp_path, Machine(1, 1, 8))
+
+
+def test_tasks_and_queries(tmp_path):
+    def switches(values):
+        return [values[f"MODEL.MASK_FORMER.TEST.{task}_ON"] for task in ("PANOPTIC", "INSTANCE", "SEMANTIC")]
+
+    assert switches(recipe(tmp_path).values) == [False, True, False]
+    assert switches(recipe(tmp_path, format="coco_panoptic").values) == [True, True, True]
+    assert switches(recipe(tmp_path, format="coco_panoptic", things=0).values) == [True, False, True]
+    assert switches(recipe(tmp_path, format="semantic").values) == [False, False, True]
+    counts = {
+        most: recipe(tmp_path, segments=most).values["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"] for most in (5, 70, 240)
+    }
+    assert counts == {5: 100, 70: 200, 240: 500}
+
+
+def test_dilated_windows_fit_the_maps():
+    assert fitting_dilations(BACKBONES["large"], 1024) == BACKBONES["large"]["DILATIONS"]
+    for size in SIZES:
+        kernels = BACKBONES[size].get("KERNEL_SIZES") or [BACKBONES[size]["KERNEL_SIZE"]] * 4
+        for side in (64, 256, 512):
+            found = fitting_dilations(BACKBONES[size], side)
+            assert [len(level) for level in found] == BACKBONES[size]["DEPTHS"]
+            for level, kernel, stride in zip(found, kernels, (4, 8, 16, 32), strict=True):
+                assert all(d == 1 or d * kernel <= side // stride for d in level)
+
+
+def test_void_is_left_out_of_the_losses_where_there_is_any(tmp_path):
+    data = inspection(tmp_path, format="semantic")
+    key = "MODEL.MASK_FORMER.IGNORE_VOID"
+    assert key not in make_recipe(data, GPU_24, BACKBONES).values
+    scan = replace(data.train.scans[0], pixels=Counter({0: 480 * 320}))
+    half = Inspection({"train": replace(data.train, scans=(scan,) * 1000)}, {})
+    made = make_recipe(half, GPU_24, BACKBONES)
+    assert made.values[key] is True
+    assert any(line.startswith("- 50.0% of the pixels have no class") for line in describe(made))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_config_can_be_read_and_holds_the_reasons(size, tmp_path, registered):
+    machine = GPU_24 if size != "pico" else Machine(0, 1, 2)
+    made = recipe(tmp_path, machine, size, images=40)
+    folder = tmp_path / "project"
+    categories = (Category(1, "Füchse", (1, 2, 3), True), Category(2, "b: c", (4, 5, 6), True))
+    near = {"images": tmp_path / "images", "annotations": folder / "data/train.json"}
+    far = {"images": ROOT, "annotations": ROOT / "none.json"}
+    datasets = {
+        "train": CustomDataset("ours_train", "coco_instance", categories, near),
+        "val": CustomDataset("ours_val", "coco_instance", categories, far),
+    }
+    write_config(folder / "config.yaml", made, datasets, BASES, "tools/dataset.py config ...")
+    text = (folder / "config.yaml").read_text()
+    assert text.startswith("# Written by: tools/dataset.py config ...\n#\n# - ")
+    entries = yaml.safe_load(text)["DATASETS"]["CUSTOM"]
+    assert (entries[0]["images"], entries[0]["annotations"]) == ("../images", "data/train.json")
+    assert entries[1]["images"] == str(ROOT)
+    cfg = setup_cfg(folder / "config.yaml")
+    assert [entry["name"] for entry in register_custom_datasets(cfg.DATASETS.CUSTOM, folder)] == [
+        "ours_train",
+        "ours_val",
+    ]
+    assert BACKBONES[size]["EMBED_DIM"] == cfg.MODEL.DINAT.EMBED_DIM
+    assert cfg.MODEL.WEIGHTS == "w.pth"
+    for key, value in made.values.items():
+        node = cfg
+        for part in key.split("."):
+            node = node[part]
+        assert (list(node) if isinstance(node, tuple) else node) == value
