@@ -1,14 +1,18 @@
-"""Segment photographs with a trained model: pictures with class names and scores and, with --json, the results.
+"""Segment photographs, a video or a camera's pictures with a trained model.
 
     python demo/demo.py --config-file F --input PHOTO FOLDER 'GLOB' --output OUT MODEL.WEIGHTS CHECKPOINT
+    python demo/demo.py --config-file F --video-input VIDEO --output OUT MODEL.WEIGHTS CHECKPOINT
+    python demo/demo.py --config-file F --webcam MODEL.WEIGHTS CHECKPOINT
 
-OUT gets NAME_TASK.png for each image and, with --json, NAME_TASK.json: file name, size, task and `segments_info` with
-names, scores, areas, boxes and masks (COCO's compressed RLE). No data set is needed.
-Exit status: 0 all images done; 1 some failed, or there were none; 2 the command line or the config can't be used.
+Photographs: OUT gets NAME_TASK.png for each, with class names and scores, and, with --json, NAME_TASK.json: file name,
+size, task and `segments_info` with names, scores, areas, boxes and masks (COCO's compressed RLE).
+Videos: OUT gets NAME_TASK.mp4 (without sound), in which an object keeps its number and colour, and, with --json,
+NAME_TASK.jsonl, a line of JSON a frame. After an interruption the same command goes on where it ended.
+No data set is needed.
+Exit status: 0 all done; 1 some failed, or there was nothing to do; 2 the command line or the config can't be used.
 """
 
 import argparse
-import glob
 import resource
 import sys
 import time
@@ -18,28 +22,33 @@ from pathlib import Path
 import torch
 from detectron2.utils.logger import setup_logger
 
-from mask2former.config import ConfigError, setup_cfg
-from mask2former.data.image_io import ImageReadError, read_image
-from mask2former.engine import CheckpointError, DeviceError, available_device
-from mask2former.files import write_json
-from mask2former.predictor import Predictor
-from mask2former.visualization import write_png
-
-# Files of these kinds are what a folder stands for; any file that Pillow reads can be named itself.
-IMAGE_ENDINGS = frozenset(
-    {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp", ".avif"}
-)
+from mask2former import ConfigError, Predictor
+from mask2former.engine import CheckpointError, DeviceError
+from mask2former.image_files import FileFailed, find_images, output_stems, predict_files
+from mask2former.predict_each import Refine
+from mask2former.predictions import InstancePrediction, Prediction
+from mask2former.video import CODECS, VideoError, predict_video, run_camera
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; exits with status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        epilog="Exit status: 0 all images done; 1 some failed, or there were none; 2 wrong command line or config.",
+        epilog="Exit status: 0 all done; 1 some failed, or there was nothing to do; 2 wrong command line or config.",
     )
     parser.add_argument("--config-file", required=True, metavar="F", help="a file of configs/")
-    parser.add_argument("--input", required=True, nargs="+", metavar="IMG", help="images, folders of images, or globs")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for what is written")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="IMG", help="images, folders of images, or globs")
+    source.add_argument("--video-input", nargs="+", metavar="VIDEO", help="videos, of any kind that OpenCV reads")
+    source.add_argument(
+        "--webcam",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="a camera (default: the first), shown in a window where there is one; with --output, also in a video",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for what is written")
     parser.add_argument(
         "--task",
         choices=["panoptic", "instance", "semantic"],
@@ -51,87 +60,131 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="T",
         help="lowest score shown, 0 to 1; default: 0.5 for instances, the config's OBJECT_MASK_THRESHOLD for panoptic",
     )
+    parser.add_argument("--min-area", type=int, default=0, metavar="PIXELS", help="smallest segment shown")
+    parser.add_argument(
+        "--nms",
+        type=float,
+        metavar="IOU",
+        help="leave out instances that cover a better one of their class by more than this, 0 to 1",
+    )
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes shown; default: all")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="images or frames at once; more pay on a GPU; default: 1"
+    )
+    parser.add_argument(
+        "--codec", choices=list(CODECS), help="of videos; default: mp4v in .mp4, for odd sizes MJPG in .avi"
+    )
     parser.add_argument("--json", action="store_true", help="also write the results as JSON")
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config keys to set, e.g. MODEL.WEIGHTS model.pth MODEL.DEVICE cpu"
     )
     parsed = parser.parse_intermixed_args(arguments)
-    if parsed.output.exists() and not parsed.output.is_dir():
+    if parsed.output is None and parsed.webcam is None:
+        parser.error("--output is needed: a folder for what is written")
+    if parsed.output is not None and parsed.output.exists() and not parsed.output.is_dir():
         parser.error(f"--output {parsed.output} is a file, expected a folder")
+    if parsed.batch_size < 1:
+        parser.error(f"--batch-size {parsed.batch_size}: expected at least 1")
+    if parsed.nms is not None and not 0 <= parsed.nms <= 1:
+        parser.error(f"--nms {parsed.nms}: expected a number from 0 to 1")
     return parsed
 
 
-def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Images that ``--input`` names, each once, and the inputs that name none.
-
-    A folder stands for the image files directly in it. What is no file and no folder is a glob (`**` recurses).
-    """
-    found: dict[Path, None] = {}
-    empty = []
-    for text in inputs:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in IMAGE_ENDINGS)
-        elif path.exists():
-            files = [path]
-        else:
-            files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-        if not files:
-            empty.append(text)
-        found.update(dict.fromkeys(files))
-    return list(found), empty
-
-
-def output_stems(images: Sequence[Path], output: Path, task: str) -> list[Path]:
-    """Where each image's results go, without ending; no two the same, and none over an image of the input."""
-    taken = {image.resolve().with_suffix("") for image in images}
-    stems = []
-    for image in images:
-        name = f"{image.stem}_{task}"
-        stem, number = output / name, 1
-        while stem.resolve() in taken:
-            number += 1
-            stem = output / f"{name}_{number}"
-        taken.add(stem.resolve())
-        stems.append(stem)
-    return stems
-
-
-def process(predictor: Predictor, image_file: Path, stem: Path, with_json: bool) -> str:
-    """Predict one image, write its results, and return a line about them.
+def selection(predictor: Predictor, options: argparse.Namespace) -> Refine:
+    """What leaves segments out of results, as --classes, --min-area and --nms ask.
 
     Raises:
-        ImageReadError: the file is no image that can be read.
+        ConfigError: there is no such class, or results of the task do not overlap.
     """
-    image = read_image(image_file)
-    start = time.perf_counter()
-    prediction = predictor(image)
-    seconds = time.perf_counter() - start
-    picture_file = stem.with_name(f"{stem.name}.png")
-    write_png(picture_file, prediction.draw())
-    if with_json:
-        write_json(stem.with_name(f"{stem.name}.json"), prediction.to_json(str(image_file)), indent=1)
-    return f"{image_file} ({image.shape[1]}x{image.shape[0]}) -> {picture_file}, {seconds:.2f} s"
+    known = predictor.classes().names
+    unknown = [name for name in options.classes or [] if name not in known]
+    if unknown:
+        raise ConfigError(f"--classes {' '.join(unknown)}: the classes are {', '.join(known)}")
+    if options.nms is not None and predictor.task != "instance":
+        raise ConfigError(f"--nms is for --task instance: {predictor.task} segments do not overlap")
+
+    def refine(prediction: Prediction) -> Prediction:
+        if isinstance(prediction, InstancePrediction) and options.nms is not None:
+            prediction = prediction.without_duplicates(options.nms)
+        if options.min_area or options.classes:
+            prediction = prediction.filter(min_area=options.min_area, classes=options.classes)
+        return prediction
+
+    return refine
 
 
-def process_all(predictor: Predictor, images: Sequence[Path], output: Path, with_json: bool) -> int:
-    """Predict all images with a line of progress each; return how many failed."""
+def run_images(predictor: Predictor, refine: Refine, options: argparse.Namespace) -> int:
+    """Predict the images with a line of progress each; return how many inputs failed."""
+    images, empty = find_images(options.input)
+    for text in empty:
+        print(f"no image found: {text}", file=sys.stderr)
+    if not images:
+        return len(empty)
     failed = 0
     start = time.perf_counter()
-    for number, (image, stem) in enumerate(zip(images, output_stems(images, output, predictor.task), strict=True), 1):
-        try:
-            line = process(predictor, image, stem, with_json)
-        except (ImageReadError, OSError) as error:
+    results = predict_files(
+        predictor,
+        images,
+        options.output,
+        with_json=options.json,
+        batch_size=options.batch_size,
+        refine=refine,
+    )
+    for number, result in enumerate(results, 1):
+        if isinstance(result, FileFailed):
             failed += 1
-            print(f"[{number}/{len(images)}] skipped: {error}", file=sys.stderr, flush=True)
+            print(f"[{number}/{len(images)}] skipped: {result.error}", file=sys.stderr, flush=True)
             continue
         remaining = (time.perf_counter() - start) / number * (len(images) - number)
         eta = f", ETA {remaining:.0f} s" if number < len(images) else ""
-        print(f"[{number}/{len(images)}] {line}{eta}", flush=True)
+        size = f"{result.size[1]}x{result.size[0]}"
+        line = f"{result.image} ({size}) -> {result.picture}, {result.seconds:.2f} s{eta}"
+        print(f"[{number}/{len(images)}] {line}", flush=True)
     seconds = time.perf_counter() - start
     done = len(images) - failed
     print(f"{done} of {len(images)} images done, {seconds / len(images):.2f} s per image, {peak_memory()}")
+    return failed + len(empty)
+
+
+def run_videos(predictor: Predictor, refine: Refine, options: argparse.Namespace) -> int:
+    """Predict the videos one after the other; return how many failed, whole or in a frame."""
+    videos = [Path(video) for video in options.video_input]
+    failed = 0
+    for video, stem in zip(videos, output_stems(videos, options.output, predictor.task), strict=True):
+        start = time.perf_counter()
+        try:
+            done = predict_video(
+                predictor,
+                video,
+                stem,
+                codec=options.codec,
+                batch_size=options.batch_size,
+                with_json=options.json,
+                refine=refine,
+            )
+        except (VideoError, OSError) as error:
+            failed += 1
+            print(f"skipped: {error}", file=sys.stderr, flush=True)
+            continue
+        failed += bool(done.failed)
+        new = done.frames - done.kept
+        rate = f"{new} frames in {time.perf_counter() - start:.1f} s" + (f", {done.kept} kept" if done.kept else "")
+        skipped = f", {len(done.failed)} skipped" if done.failed else ""
+        print(f"{video} -> {done.output}: {done.frames} frames{skipped} ({rate}), {peak_memory()}", flush=True)
     return failed
+
+
+def run_webcam(predictor: Predictor, refine: Refine, options: argparse.Namespace) -> int:
+    """Show a camera until it ends; return how many of its pictures failed."""
+    stem = options.output and options.output / f"webcam_{predictor.task}"
+    try:
+        done = run_camera(predictor, options.webcam, stem, codec=options.codec, refine=refine)
+    except VideoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    written = f" -> {done.output}" if done.output else ""
+    print(f"camera {options.webcam}{written}: {done.frames} pictures, {done.frames / done.seconds:.2f} per second")
+    return done.failed
 
 
 def peak_memory() -> str:
@@ -149,26 +202,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     setup_logger(name="mask2former")
     setup_logger(name="dinat_backbone")
-    images, empty = find_images(options.input)
-    for text in empty:
-        print(f"no image found: {text}", file=sys.stderr)
     try:
-        cfg = setup_cfg(options.config_file, options.opts)
-        cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in options.opts)
-        if not images:
-            return 1
-        if not cfg.MODEL.WEIGHTS:
-            print("MODEL.WEIGHTS is empty: the weights are random, so the pictures mean nothing", file=sys.stderr)
-        predictor = Predictor.from_cfg(cfg, options.task, options.confidence_threshold)
+        predictor = Predictor.from_config(
+            options.config_file,
+            opts=options.opts,
+            task=options.task,
+            confidence_threshold=options.confidence_threshold,
+        )
+        refine = selection(predictor, options)
     except (ConfigError, CheckpointError, DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        failed = process_all(predictor, images, options.output, options.json)
+        run = run_images if options.input else run_videos if options.video_input else run_webcam
+        failed = run(predictor, refine, options)
     except KeyboardInterrupt:
-        print("interrupted; the images reported above are done", file=sys.stderr)
+        print("interrupted; what is reported above is done, and a video goes on with the same command", file=sys.stderr)
         return 130
-    return 1 if failed or empty else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

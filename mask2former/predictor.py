@@ -7,6 +7,7 @@
 No data set has to be on disk: class names and colours come with the code (`mask2former.data.datasets`).
 """
 
+import logging
 import math
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -28,6 +29,7 @@ from mask2former.config import setup_cfg
 from mask2former.data.datasets import register_custom_datasets
 from mask2former.data.image_io import to_rgb
 from mask2former.engine import Checkpointer, available_device
+from mask2former.evaluation.fingerprint import config_digest, weights_digest
 from mask2former.predictions import Prediction, Rgb, from_model
 from mask2former.tasks import checked_task, possible_tasks, predicted_metadata
 from mask2former.visualization import ClassTable
@@ -35,6 +37,8 @@ from mask2former.visualization.classes import Task
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_LOG = logging.getLogger(__name__)
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -68,6 +72,7 @@ class Predictor:
         image_format: str = "RGB",
         confidence_threshold: float | None = None,
         max_pixels: int = _MAX_PIXELS,
+        config_digest: str = "",
     ):
         """Set the parts.
 
@@ -79,6 +84,7 @@ class Predictor:
             image_format: order of the channels that the model expects, "RGB" or "BGR".
             confidence_threshold: see the class.
             max_pixels: results for larger images are predicted at this size and enlarged.
+            config_digest: stands for the config in `fingerprint`.
 
         Raises:
             ConfigError: the classes do not allow the task, or the threshold does not fit.
@@ -91,6 +97,7 @@ class Predictor:
         self._resize = resize
         self._image_format = image_format
         self._max_pixels = max_pixels
+        self._config_digest = config_digest
         # A model that knows stuff needs the panoptic output on to keep stuff out of the instances.
         self._panoptic_model = bool(getattr(model, "panoptic_on", False))
         self._segment_threshold = float(getattr(model, "object_mask_threshold", 0.0))
@@ -140,6 +147,8 @@ class Predictor:
             CheckpointError: MODEL.WEIGHTS can't be used.
         """
         metadata = predicted_metadata(cfg)
+        if not cfg.MODEL.WEIGHTS:
+            _LOG.warning("MODEL.WEIGHTS is empty: the weights are random, so the results mean nothing")
         if task is not None:
             checked_task(task, confidence_threshold, metadata)
         model = build_model(cfg.clone())
@@ -151,6 +160,7 @@ class Predictor:
             resize=ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
             image_format=cfg.INPUT.FORMAT,
             confidence_threshold=confidence_threshold,
+            config_digest=config_digest(cfg, augmented=False),
         )
         Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
         return predictor
@@ -169,6 +179,15 @@ class Predictor:
         if task == self.task and self.confidence_threshold is not None:
             return self.confidence_threshold
         return _INSTANCE_THRESHOLD if task == "instance" else self._segment_threshold
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a prediction depends on, JSON-ready: two predictors with one fingerprint give the same results."""
+        return {
+            "config": self._config_digest,
+            "weights": weights_digest(self.model),
+            "task": self.task,
+            "confidence threshold": self.confidence_threshold,
+        }
 
     @overload
     def __call__(

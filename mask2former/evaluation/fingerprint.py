@@ -45,7 +45,7 @@ def evaluation_fingerprint(cfg: CfgNode, dataset_name: str, weights: str, *, aug
         "version": _VERSION,
         "data set": dataset_name,
         "ground truth": _files_of(dataset_name),
-        "config": _config_digest(cfg, augmented=augmented),
+        "config": config_digest(cfg, augmented=augmented),
         "weights": weights,
     }
 
@@ -59,7 +59,8 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _config_digest(cfg: CfgNode, *, augmented: bool) -> str:
+def config_digest(cfg: CfgNode, *, augmented: bool) -> str:
+    """SHA-256 of the config keys that a prediction depends on; `augmented`: whether TEST.AUG takes part."""
     cfg = cfg.clone()
     cfg.defrost()
     for section, key in _WITHOUT_EFFECT:

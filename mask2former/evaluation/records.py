@@ -6,7 +6,6 @@ process appends to a file of its own.
 
 import json
 import shutil
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from mask2former.evaluation.errors import EvaluationError
 from mask2former.evaluation.gathering import gather_in_rounds
 from mask2former.evaluation.metric import Key
 from mask2former.files import atomic_write, write_json
+from mask2former.journal import open_at_line_start, parse_checked, parse_record, record_line
 
 _FOLDER = "records"
 _GATHERED = "gathered.jsonl"
@@ -76,7 +76,7 @@ class RecordStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         if first_of_machine:
             write_json(self._folder / f"fingerprint{comm.get_rank()}.json", now)
-        self._file = _open_at_line_start(self._folder / f"rank{comm.get_rank()}.jsonl")
+        self._file = open_at_line_start(self._folder / f"rank{comm.get_rank()}.jsonl")
         return differing
 
     def append(self, key: Key, files: Iterable[Path], content: Mapping[str, Any]) -> None:
@@ -96,7 +96,7 @@ class RecordStore:
             raise EvaluationError(f"two images are called {key!r}: image_id, or folder and file name, must differ")
         sizes = {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files}
         self._places[key] = (Path(self._file.name), self._file.tell())
-        self._file.write(_line({"image": key, "files": sizes, **content}))
+        self._file.write(record_line({"image": key, "files": sizes, **content}))
         self._file.flush()
 
     def gather(self) -> None:
@@ -116,9 +116,9 @@ class RecordStore:
                 pass
             return
         path = self._folder / _GATHERED
-        with _open_at_line_start(path) as file:
+        with open_at_line_start(path) as file:
             for line in received:
-                key = _parse(line)["image"]
+                key = parse_checked(line)["image"]
                 if key in self._places:
                     raise EvaluationError(f"two processes predicted image {key!r}")
                 self._places[key] = (path, file.tell())
@@ -144,7 +144,7 @@ class RecordStore:
         """The records that this process answers for (on the main one after `gather`: all), in the order of keys."""
         keys = sorted(self._places, key=lambda key: (isinstance(key, str), key))
         for key, line in self._lines(keys):
-            yield key, _parse(line)
+            yield key, parse_checked(line)
 
     def close(self) -> None:
         """Let go of the file that is written to."""
@@ -192,7 +192,7 @@ class RecordStore:
             with open(path, "rb") as file:
                 position = 0
                 for line in file:
-                    record = _parse_if_complete(line)
+                    record = parse_record(line)
                     if record is not None and all(self._has(*listed) for listed in record["files"].items()):
                         places.setdefault(record["image"], (path, position))
                     position += len(line)
@@ -208,27 +208,3 @@ def _read_or_empty(path: Path) -> dict[str, Any]:
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
     return {key for key in {*before, *now} if before.get(key) != now.get(key)}
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    text = json.dumps(record, allow_nan=False).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    return json.loads(line[9:])
-
-
-def _parse_if_complete(line: bytes) -> dict[str, Any] | None:
-    text = line[9:-1]
-    return _parse(line) if line == b"%08x %s\n" % (zlib.crc32(text), text) else None
-
-
-def _open_at_line_start(path: Path) -> IO[bytes]:
-    """Open a file to append lines to; what a killed process left of a line stays a line of its own."""
-    file = open(path, "ab+")  # noqa: SIM115 - closed by the caller
-    if file.tell():
-        file.seek(-1, 2)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
-    return file

@@ -1,7 +1,7 @@
 """What results of all tasks have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -101,6 +101,10 @@ class Prediction(ABC):
             and (classes is None or entry["category_id"] in classes or entry["category_name"] in classes)
         ]
         return self._keep(kept)
+
+    @abstractmethod
+    def with_tracks(self, numbers: Mapping[int, int]) -> "Self":
+        """The result with the number of each object in a video, by segment id."""
 
     @abstractmethod
     def to_coco(self, image_id: int | str = 0) -> Any:

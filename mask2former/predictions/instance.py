@@ -1,6 +1,6 @@
 """Instance results."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -64,6 +64,10 @@ class InstancePrediction(Prediction):
         found = zip(self.masks, self.category_ids, self.scores, tracks, strict=True)
         for number, (mask, category, score, track) in enumerate(found, start=1):
             yield self._entry(number, category, True, score, track), mask
+
+    def with_tracks(self, numbers: Mapping[int, int]) -> "Self":
+        """See `Prediction.with_tracks`."""
+        return replace(self, track_ids=np.array([numbers[i + 1] for i in range(len(self.masks))], np.int64))
 
     def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
         """Detections: `image_id`, `category_id`, `bbox`, `score` and `segmentation` (compressed RLE) of each."""

@@ -1,6 +1,6 @@
 """Panoptic results."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,6 +41,11 @@ class PanopticPrediction(Prediction):
                 info["id"], info["category_id"], info["isthing"], info.get("score"), info.get("track_id")
             )
             yield entry, self.ids == info["id"]
+
+    def with_tracks(self, numbers: Mapping[int, int]) -> "Self":
+        """See `Prediction.with_tracks`."""
+        infos = [i | ({"track_id": numbers[i["id"]]} if i["id"] in numbers else {}) for i in self.segments_info]
+        return replace(self, segments_info=infos)
 
     def to_coco(self, image_id: int | str = 0) -> dict[str, Any]:
         """An entry of `annotations` of a panoptic JSON: `image_id`, `file_name` (of the PNG) and `segments_info`.

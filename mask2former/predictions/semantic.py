@@ -1,6 +1,6 @@
 """Semantic results."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,6 +41,10 @@ class SemanticPrediction(Prediction):
             if category != NO_CLASS:
                 entry = self._entry(category + 1, category, category in self.classes.thing_ids, None, None)
                 yield entry, self.labels == category
+
+    def with_tracks(self, numbers: Mapping[int, int]) -> "Self":
+        """See `Prediction.with_tracks`."""
+        return self
 
     def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
         """One entry a class that occurs: `image_id`, `category_id` and `segmentation` (compressed RLE)."""

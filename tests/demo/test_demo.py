@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from mask2former.image_files import find_images, output_stems
 from tests.conftest import config_path, load_script
 from tests.tiny import TINY
 
@@ -121,12 +122,12 @@ def test_inputs_are_files_folders_and_globs_each_image_once(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     inputs = [tmp_path / "[1].png", tmp_path, tmp_path / "*.png", tmp_path / "**/*.webp", tmp_path / "none*"]
-    images, empty = demo.find_images([str(path) for path in inputs])
+    images, empty = find_images([str(path) for path in inputs])
     assert [image.name for image in images] == ["[1].png", "a.png", "b.JPG", "c.webp"]
     assert empty == [str(tmp_path / "none*")]
 
 
 def test_results_never_share_a_name_nor_replace_an_input(tmp_path):
     images = [tmp_path / name for name in ("a/x.png", "b/x.png", "x.jpg", "x_panoptic.png")]
-    stems = demo.output_stems(images, tmp_path, "panoptic")
+    stems = output_stems(images, tmp_path, "panoptic")
     assert [stem.name for stem in stems] == ["x_panoptic_2", "x_panoptic_3", "x_panoptic_4", "x_panoptic_panoptic"]

@@ -1,0 +1,169 @@
+"""A video file in, the same with its segments drawn out."""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mask2former.data.parallel import report_interval
+from mask2former.files import atomic_write
+from mask2former.predict_each import Refine, predict_each
+from mask2former.predictions import Prediction, Rgb, from_segments
+from mask2former.predictor import Predictor
+from mask2former.video.frame_journal import FrameJournal
+from mask2former.video.reading import VideoError, VideoReader
+from mask2former.video.tracking import Tracker
+from mask2former.video.writing import CODECS, default_codec, write_video
+
+_LOG = logging.getLogger(__name__)
+# Frames without a result in a row, after which the fault is not theirs.
+_MAX_FAILED = 50
+
+
+@dataclass(frozen=True)
+class VideoSummary:
+    """What became of a video.
+
+    Attributes:
+        output: the video written.
+        frames: how many it has.
+        failed: frames without a result, counted from 0, and why.
+        kept: frames that an earlier, interrupted run had predicted.
+    """
+
+    output: Path
+    frames: int
+    failed: list[tuple[int, str]]
+    kept: int
+
+
+def predict_video(
+    predictor: Predictor,
+    video: Path,
+    stem: Path,
+    *,
+    codec: str | None = None,
+    batch_size: int = 1,
+    with_json: bool = False,
+    refine: Refine | None = None,
+) -> VideoSummary:
+    """Draw the segments of each frame; an object keeps its number and colour from frame to frame.
+
+    The output has the rate and size of the input, and no sound. A frame that fails is reported and stays as it is; one
+    that can't be decoded is replaced by the picture before it. Predictions are kept in a file beside the output until
+    that is complete, and a further call for the same video, model and task goes on with them.
+
+    Args:
+        predictor: gives the results of its task.
+        video: the file.
+        stem: the output without ending; the codec decides on that.
+        codec: of `writing.CODECS`; by default mp4v, or MJPG for odd sizes.
+        batch_size: frames that go through the model at once.
+        with_json: also write STEM.jsonl, a line of JSON a frame: `frame` (from 0), `time` (seconds) and
+            `segments_info`, or `error`.
+        refine: applied to each result before it is drawn or written, e.g. to leave segments out.
+
+    Raises:
+        VideoError: the video can't be read, the output can't be written, or 50 frames in a row fail.
+    """
+    reader = VideoReader(video)
+    codec = codec or default_codec(reader.size)
+    output = stem.with_name(stem.name + CODECS[codec])
+    journal_file = stem.with_name(f".{stem.name}.journal")
+    fingerprint = {**predictor.fingerprint(), "video": _identity(video), "frames": reader.count}
+    with ExitStack() as stack:
+        journal = stack.enter_context(FrameJournal(journal_file, fingerprint))
+        if journal.kept:
+            _LOG.info("%s: %d frames are kept from an interrupted run", video, journal.kept)
+        write = stack.enter_context(write_video(output, codec, reader.rate, reader.size))
+        lines = stack.enter_context(atomic_write(stem.with_name(f"{stem.name}.jsonl"))) if with_json else None
+        rendering = _Rendering(reader, write, lines, refine)
+        numbered = tqdm(enumerate(reader), video.name, reader.count, unit="frame", mininterval=report_interval())
+        for index, frame, found in _predicted(predictor, numbered, journal, batch_size):
+            rendering.add(index, frame, found)
+    # Only now is the output in its place.
+    journal_file.unlink(missing_ok=True)
+    return VideoSummary(output, rendering.frames, rendering.failed, journal.kept)
+
+
+class _Rendering:
+    """Frames and their results on their way into the output."""
+
+    def __init__(
+        self, reader: VideoReader, write: Callable[[Rgb], None], lines: IO[str] | None, refine: Refine | None
+    ) -> None:
+        self._reader = reader
+        self._write = write
+        self._lines = lines
+        self._refine = refine
+        self._tracker = Tracker()
+        self._picture = np.zeros((*reader.size, 3), np.uint8)
+        self._failed_in_a_row = 0
+        self.frames = 0
+        self.failed: list[tuple[int, str]] = []
+
+    def add(self, index: int, frame: Rgb | None, found: Prediction | str) -> None:
+        record = self._draw(found) if isinstance(found, Prediction) else self._skip(index, frame, found)
+        self._write(self._picture)
+        self.frames += 1
+        if self._lines:
+            time = round(index / self._reader.rate, 3)
+            self._lines.write(json.dumps({"frame": index, "time": time, **record}) + "\n")
+
+    def _draw(self, found: Prediction) -> dict[str, Any]:
+        self._failed_in_a_row = 0
+        found = self._tracker.update(self._refine(found) if self._refine else found)
+        self._picture = found.draw(enlarge=False)
+        return {"segments_info": found.segments()} if self._lines else {}
+
+    def _skip(self, index: int, frame: Rgb | None, error: str) -> dict[str, Any]:
+        _LOG.error("%s: frame %d skipped: %s", self._reader.path, index, error)
+        self.failed.append((index, error))
+        if frame is not None:
+            self._picture = frame
+            self._failed_in_a_row += 1
+        if self._failed_in_a_row == _MAX_FAILED:
+            raise VideoError(
+                f"{self._reader.path}: {_MAX_FAILED} frames in a row have no result; the last one: {error}"
+            )
+        return {"error": error}
+
+
+def _identity(video: Path) -> list[Any]:
+    status = video.stat()
+    return [video.name, status.st_size, status.st_mtime_ns]
+
+
+def _predicted(
+    predictor: Predictor, frames: Iterable[tuple[int, Rgb | None]], journal: FrameJournal, batch_size: int
+) -> Iterator[tuple[int, Rgb | None, Prediction | str]]:
+    """Number, pixels and result of each frame, or why it has none."""
+    for batch in _batches(frames, batch_size):
+        new = [(index, frame) for index, frame in batch if index not in journal and frame is not None]
+        results: dict[int, Prediction | str] = dict(
+            zip([i for i, _ in new], predict_each(predictor, [f for _, f in new]), strict=True)
+        )
+        for index, frame in batch:
+            if frame is None:
+                yield index, None, "it can't be decoded"
+                continue
+            found = results.get(index)
+            if found is None:
+                size = (frame.shape[0], frame.shape[1])
+                found = from_segments(journal.get(index), size, predictor.task, predictor.classes(), frame)
+            elif isinstance(found, Prediction):
+                journal.add(index, found.segments())
+            yield index, frame, found
+
+
+def _batches(frames: Iterable[tuple[int, Rgb | None]], batch_size: int) -> Iterator[list[tuple[int, Rgb | None]]]:
+    remaining = iter(frames)
+    while batch := list(islice(remaining, batch_size)):
+        yield batch
