@@ -2,6 +2,7 @@
 """What training a published setting keeps in memory per image, counted and not measured: any machine can run it.
 
     python benchmarks/training_memory.py [--settings coco-panoptic ...] [--size 1024 1024] [KEY VALUE ...]
+    python benchmarks/training_memory.py --backbones mini tiny small base large    # mask2former/data/custom/memory.py
 
 Runs the forward pass on tensors without content and adds up what autograd keeps for the backward pass, with and without
 MODEL.DINAT.USE_CHECKPOINT, in float32. To that come, once per GPU, weights, gradients and the two moments of AdamW.
@@ -10,9 +11,10 @@ What the losses keep (a few MiB) and what operations need for a moment are not c
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 
 import torch
-from _settings import read_config
+from _settings import ROOT, read_config
 from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor
@@ -25,9 +27,13 @@ from mask2former.settings import SETTINGS
 _COPIES = 4
 
 
-def count(setting: str, size: tuple[int, int], checkpoint: bool, opts: Sequence[str]) -> tuple[int, int, int]:
+def count(
+    setting: str, size: tuple[int, int], checkpoint: bool, opts: Sequence[str], backbone: str | None = None
+) -> tuple[int, int, int]:
     """Bytes of what the backbone keeps, of what all keeps, and of the weights."""
     cfg = read_config(setting, ["MODEL.DEVICE", "cpu", "MODEL.DINAT.USE_CHECKPOINT", str(checkpoint), *opts])
+    if backbone is not None:
+        cfg.merge_from_file(str(ROOT / f"configs/_base_/dinat_{backbone}.yaml"))
     model = build_model(cfg).train()
     without_content = FakeTensorMode(allow_non_fake_inputs=True)
     weights = {without_content.from_tensor(p).untyped_storage()._cdata for p in model.parameters()}
@@ -52,15 +58,18 @@ def main() -> None:
     """Count and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["coco-panoptic"], metavar="NAME")
+    parser.add_argument("--backbones", nargs="+", metavar="NAME", help="of configs/_base_, instead of the settings'")
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set")
     args = parser.parse_intermixed_args()
     rows = []
+    backbones: list[str | None] = args.backbones or [None]
     for setting in args.settings:
-        for checkpoint in (False, True):
-            numbers = count(setting, tuple(args.size), checkpoint, args.opts)
+        for name, checkpoint in product(backbones, (False, True)):
+            numbers = count(setting, tuple(args.size), checkpoint, args.opts, name)
             backbone, everything, weights = (number / 2**30 for number in numbers)
-            rows.append((setting, checkpoint, backbone, everything - backbone, everything, _COPIES * weights))
+            label = f"{setting}, {name}" if name else setting
+            rows.append((label, checkpoint, backbone, everything - backbone, everything, _COPIES * weights))
     headers = ("setting", "USE_CHECKPOINT", "backbone", "head", "per image", "once: weights, gradients, AdamW")
     print(f"GiB in float32, images of {args.size[0]} x {args.size[1]}, PyTorch {torch.__version__}")
     print(tabulate(rows, headers=headers, floatfmt=".2f"))

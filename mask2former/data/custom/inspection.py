@@ -22,7 +22,8 @@ _RARE = 100
 _FEW_IMAGES = 10
 # Share of a class's pixels with instance numbers from which it counts as a thing.
 _THING_SHARE = 0.5
-_WIDTHS = (44, None, 60, 44)
+# Of the columns of the table; paths stay whole, so that they can be copied.
+_WIDTHS = (44, None, None, 44)
 
 
 @dataclass(frozen=True)
