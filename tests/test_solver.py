@@ -6,9 +6,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from mask2former.config import setup_cfg
+from mask2former.config import ConfigError, setup_cfg
 from mask2former.settings import SETTINGS
-from mask2former.solver import build_lr_scheduler, build_optimizer
+from mask2former.solver import build_lr_scheduler, build_optimizer, scale_learning_rate
 
 from .conftest import config_path, golden
 
@@ -144,3 +144,51 @@ def test_unknown_optimizer(cfg):
     cfg.SOLVER.OPTIMIZER = "LION"
     with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER is 'LION', expected one of ADAMW, SGD"):
         step(cfg, [1.0])
+
+
+def test_the_learning_rate_follows_the_images_of_a_step(cfg):
+    """BASE_LR 1e-4 is meant for 16 images; 2 on this machine, 3 times, are 6."""
+    cfg.SOLVER.LR_REFERENCE_BATCH = 16
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.SOLVER.ACCUMULATE_STEPS = 3
+    cfg.SOLVER.BASE_LR_END = 1e-6
+    cfg.freeze()
+    scaled = scale_learning_rate(cfg)
+    rate, last_rate = scaled.SOLVER.BASE_LR, scaled.SOLVER.BASE_LR_END
+    assert cfg.SOLVER.BASE_LR == 1e-4
+    assert rate == pytest.approx(6 / 16 * 1e-4)
+    assert last_rate == pytest.approx(6 / 16 * 1e-6)
+    assert scaled.is_frozen()
+    assert scale_learning_rate(scaled).SOLVER == scaled.SOLVER
+    rates = {round(rate, 10) for rate, _ in settings_by_name(scaled).values()}
+    assert rates == {round(6 / 16 * 1e-4, 10), round(6 / 16 * 1e-5, 10)}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_published_settings_take_the_learning_rate_as_it_is(setting):
+    cfg = setup_cfg(config_path(setting))
+    assert scale_learning_rate(cfg) is cfg
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ACCUMULATE_STEPS": 0}, r"ACCUMULATE_STEPS is 0, expected 1"),
+        ({"LR_REFERENCE_BATCH": -16}, r"LR_REFERENCE_BATCH is -16"),
+        ({"LR_REFERENCE_BATCH": 16, "REFERENCE_WORLD_SIZE": 8}, r"REFERENCE_WORLD_SIZE both scale"),
+    ],
+)
+def test_settings_of_the_batch_that_make_no_sense(cfg, changes, message):
+    cfg.SOLVER.update(changes)
+    with pytest.raises(ConfigError, match=message):
+        scale_learning_rate(cfg)
+
+
+def test_frozen_parameters_are_not_optimised(cfg):
+    cfg.MODEL.BACKBONE.FREEZE_AT = 3
+    with torch.device("meta"):
+        model = build_model(cfg)
+    optimised = {id(p) for group in build_optimizer(cfg, model).param_groups for p in group["params"]}
+    left = {name for name, p in model.named_parameters() if id(p) not in optimised}
+    first = ("backbone.patch_embed.", "backbone.levels.0.", "backbone.levels.1.", "backbone.norm0.", "backbone.norm1.")
+    assert left == {name for name, _ in model.named_parameters() if name.startswith(first)}

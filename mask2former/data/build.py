@@ -12,6 +12,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data import transforms as T
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.utils.data import DataLoader
 
 from mask2former.config import ConfigError
@@ -19,6 +20,7 @@ from mask2former.data.augmentation import Crop, large_scale_jitter, resize_and_c
 from mask2former.data.dataset_mapper import TargetKind, TestMapper, TrainingMapper
 from mask2former.data.datasets import dataset_metadata
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL
+from mask2former.data.sampling import repeat_factors
 
 _FLIPS = ("none", "horizontal", "vertical")
 
@@ -75,7 +77,26 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     """
     for name in cfg.DATASETS.TRAIN:
         dataset_metadata(name)
-    return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
+    mapper = build_train_mapper(cfg)
+    node = cfg.DATALOADER
+    if node.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        return build_detection_train_loader(cfg, mapper=mapper)
+    # Detectron2's own choice of images knows the classes of instances only.
+    if not node.REPEAT_THRESHOLD > 0:
+        raise ConfigError(
+            f"DATALOADER.REPEAT_THRESHOLD is {node.REPEAT_THRESHOLD}: RepeatFactorTrainingSampler then repeats no "
+            "image; set the part of the images below which a class is rare, such as 0.1"
+        )
+    dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=node.FILTER_EMPTY_ANNOTATIONS)
+    factors = repeat_factors(
+        dicts,
+        _build_training_input(cfg).target_kind,
+        threshold=node.REPEAT_THRESHOLD,
+        ignore_label=_build_ignore_label(cfg),
+        sqrt=node.REPEAT_SQRT,
+    )
+    sampler = RepeatFactorTrainingSampler(factors, seed=cfg.SEED if cfg.SEED >= 0 else None)
+    return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts, sampler=sampler)
 
 
 def build_test_loader(

@@ -1,7 +1,6 @@
 """The course of a training as a picture."""
 
 import json
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,11 +12,9 @@ from mask2former.files import atomic_write
 
 Curve = dict[int, float]
 
-_TRAINING, _VALIDATION, _METRIC = "#9bb4d3", "#c4432b", "#3c8c4a"
-_TRAINING_SMOOTH = "#2f6fb2"
+_TRAINING, _VALIDATION, _METRIC = "#2f6fb2", "#c4432b", "#3c8c4a"
 # Shown where no metric is named: the first that there is.
 _METRICS = ("panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU")
-_SMOOTHED_OVER = 9  # lines of metrics.json
 
 
 def draw_loss_curves(metrics_file: str | Path, picture: str | Path, metric: str = "") -> None:
@@ -37,9 +34,7 @@ def draw_loss_curves(metrics_file: str | Path, picture: str | Path, metric: str 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot(list(training), list(training.values()), color=_TRAINING, linewidth=1)
-    smooth = _smoothed(training)
-    axes.plot(list(smooth), list(smooth.values()), color=_TRAINING_SMOOTH, label="training loss")
+    axes.plot(list(training), list(training.values()), color=_TRAINING, label="training loss")
     if validation:
         axes.plot(list(validation), list(validation.values()), "o-", color=_VALIDATION, label="validation loss")
         best = min(validation, key=lambda iteration: validation[iteration])
@@ -87,13 +82,4 @@ def _curve(lines: Mapping[int, Mapping[str, float]], name: str) -> Curve:
     # NaN: nothing to measure.
     return {
         iteration: line[name] for iteration, line in lines.items() if line.get(name, float("nan")) == line.get(name)
-    }
-
-
-def _smoothed(curve: Curve) -> Curve:
-    """The median of each point and its neighbors."""
-    iterations, values = list(curve), list(curve.values())
-    half = _SMOOTHED_OVER // 2
-    return {
-        iteration: statistics.median(values[max(0, i - half) : i + half + 1]) for i, iteration in enumerate(iterations)
     }
