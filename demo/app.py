@@ -23,9 +23,10 @@ from mask2former import ConfigError
 from mask2former.engine import CheckpointError, DeviceError
 from mask2former.staged_prediction import StagedPredictor
 from mask2former.web import (
+    AddressError,
     Limits,
+    MissingGradioError,
     SamplesError,
-    WebPageError,
     Workbench,
     build_page,
     find_samples,
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         samples = find_samples(options.samples)
         import_gradio()
         predictor = StagedPredictor.from_config(options.config_file, opts=options.opts)
-    except (ConfigError, CheckpointError, DeviceError, WebPageError, SamplesError) as error:
+    except (ConfigError, CheckpointError, DeviceError, MissingGradioError, SamplesError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="dinat-app-") as files:
@@ -107,9 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workbench = Workbench(predictor, Limits(options.max_megapixels, options.max_megabytes), Path(files))
         page = build_page(workbench, samples)
         try:
-            print(f"open {serve(page, workbench, options.host, options.port)} (Ctrl-C ends it)", flush=True)
+            address = serve(page, workbench, options.host, options.port)
+            print(f"open {address} (Ctrl-C ends it)", flush=True)
+            if options.host not in ("127.0.0.1", "localhost", "::1"):
+                print("whoever reaches this machine over the network can use the page", file=sys.stderr, flush=True)
             wait_for_the_end()
-        except WebPageError as error:
+        except AddressError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         finally:

@@ -20,6 +20,8 @@ NETWORK = (
 MAY_USE_NETWORK = {
     # Asks the system for a free port of this machine, for the worker processes to meet at.
     "mask2former.engine.launch": ("socket",),
+    # Asks the system whether an address of this machine is free.
+    "mask2former.web.address": ("socket",),
     # Downloads the weights of a URL that a user gave.
     "mask2former.engine.download": ("urllib.error", "urllib.request", "http.client"),
 }

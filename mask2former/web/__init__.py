@@ -3,14 +3,16 @@
 Only `page`'s functions need Gradio.
 """
 
-from mask2former.web.page import WebPageError, build_page, import_gradio, serve
+from mask2former.web.address import AddressError
+from mask2former.web.page import MissingGradioError, build_page, import_gradio, serve
 from mask2former.web.photos import Limits, SamplesError, find_samples
 from mask2former.web.workbench import Workbench
 
 __all__ = [
+    "AddressError",
     "Limits",
+    "MissingGradioError",
     "SamplesError",
-    "WebPageError",
     "Workbench",
     "build_page",
     "find_samples",

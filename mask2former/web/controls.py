@@ -72,9 +72,9 @@ def build_controls(gradio: ModuleType, predictor: StagedPredictor) -> Controls:
 def for_task(gradio: ModuleType, predictor: StagedPredictor, task: Task, chosen: Sequence[str]) -> list[Any]:
     """Updates of confidence, overlap and classes when another task was chosen; classes that it knows stay chosen."""
     return [
-        gradio.Slider(**_confidence(predictor, task)),
-        gradio.Slider(**_overlap(task)),
-        gradio.Dropdown(**_classes(predictor, task, chosen)),
+        gradio.update(**_confidence(predictor, task)),
+        gradio.update(**_overlap(task)),
+        gradio.update(**_classes(predictor, task, chosen)),
     ]
 
 
@@ -92,8 +92,10 @@ def _overlap(task: Task, value: float | None = None) -> dict[str, Any]:
 
 
 def _classes(predictor: StagedPredictor, task: Task, chosen: Sequence[str]) -> dict[str, Any]:
+    table = predictor.classes(task)
+    possible = [str(n) for i, n in enumerate(table.names) if task != "instance" or i in (table.thing_ids or (i,))]
     # Names may repeat; choosing one then chooses all classes of the name.
-    names = list(dict.fromkeys(map(str, predictor.classes(task).names)))
+    names = list(dict.fromkeys(possible))
     return {
         "label": "Classes",
         "info": "Choose those to show; none: all.",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mask2former.data.image_io import read_image
 from mask2former.staged_prediction import StagedPredictor, shrunk
+from mask2former.web.address import free_port
 from mask2former.web.controls import build_controls
 from mask2former.web.handlers import Handlers
 from mask2former.web.overlay import message_html
@@ -32,21 +33,23 @@ _FILE_LIFETIME = (600, 3600)
 _LONGEST_QUEUE = 32
 
 
-class WebPageError(RuntimeError):
-    """The page can't be served; the message says what to do."""
+class MissingGradioError(RuntimeError):
+    """Gradio is not installed; the message says how to get it."""
 
 
 def import_gradio() -> ModuleType:
     """The module, told not to call home.
 
     Raises:
-        WebPageError: it is not installed.
+        MissingGradioError: it is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
     except ImportError as error:
-        raise WebPageError(f"the web page needs Gradio: pip install 'dinat-mask2former[app]' ({error})") from error
+        raise MissingGradioError(
+            f"the web page needs Gradio: pip install 'dinat-mask2former[app]' ({error})"
+        ) from error
     return gradio
 
 
@@ -60,33 +63,39 @@ def serve(page: "gr.Blocks", workbench: Workbench, host: str, port: int | None) 
         port: None: the first free one from 7860 on.
 
     Raises:
-        WebPageError: the address can't be used.
+        AddressError: the address can't be used.
     """
+    port = free_port(host, port)
+    _no_proxy_for(host)
     themes = import_gradio().themes
     theme = themes.Default(
         primary_hue=themes.colors.teal, font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
     )
-    try:
-        _, address, _ = page.queue(max_size=_LONGEST_QUEUE).launch(
-            server_name=host,
-            server_port=port,
-            theme=theme,
-            css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
-            # Where a file is only somewhat too large, the page's own answer is the better one.
-            max_file_size=int(4e6 * workbench.limits.megabytes),
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            footer_links=[],
-            run_history=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            enable_monitoring=False,
-        )
-    except OSError as error:
-        raise WebPageError(f"can't listen at {host}, port {port or '7860 and up'}: {error}") from error
+    _, address, _ = page.queue(max_size=_LONGEST_QUEUE).launch(
+        server_name=host,
+        server_port=port,
+        theme=theme,
+        css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+        # Where a file is only somewhat too large, the page's own answer is the better one.
+        max_file_size=int(4e6 * workbench.limits.megabytes),
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+    )
     return address
+
+
+def _no_proxy_for(host: str) -> None:
+    """Gradio asks itself whether it is there, which a proxy of the environment would answer."""
+    excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    own = ["localhost", "127.0.0.1", host]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([excepted, *own] if excepted else own)
 
 
 def build_page(workbench: Workbench, samples: Sequence[Sample]) -> "gr.Blocks":
@@ -97,7 +106,7 @@ def build_page(workbench: Workbench, samples: Sequence[Sample]) -> "gr.Blocks":
         samples: photographs to try.
 
     Raises:
-        WebPageError: Gradio is not installed.
+        MissingGradioError: Gradio is not installed.
     """
     gradio = import_gradio()
     with gradio.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=_FILE_LIFETIME) as page:

@@ -1,0 +1,304 @@
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, config_path, load_script
+from tests.tiny import TINY
+
+app = load_script("demo/app.py")
+CONFIG = config_path("coco-panoptic")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+# Nothing of its own on the network, nothing of a user's profile.
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
+
+
+def draw_photo(path, seed=0, size=(80, 48)):
+    pixels = np.random.RandomState(seed).randint(0, 256, (6, 10, 3)).astype(np.uint8)
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MODEL.NONSENSE", "1"], "MODEL.NONSENSE"),
+        (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
+        (["--samples", "nowhere"], "nowhere: expected a folder"),
+        (["--port", "99999"], "port 99999"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_status_2(arguments, message, capsys):
+    assert app.main(["--config-file", str(CONFIG), *TINY, *arguments]) == 2
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert printed[-1].startswith("error: ") and message in printed[-1]
+    assert sum(line.startswith("error") for line in printed) == 1
+
+
+def test_without_gradio_the_extra_is_named_before_the_model_is_built(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(app.StagedPredictor, "from_config", lambda *_, **__: pytest.fail("built"))
+    assert app.main(["--config-file", str(CONFIG)]) == 2
+    assert "dinat-mask2former[app]" in capsys.readouterr().err
+
+
+def test_limits_are_positive_and_the_page_is_for_this_machine_by_default():
+    options = app.parse_arguments("--config-file F MODEL.DEVICE cpu --max-megapixels 0.5".split())
+    assert (options.host, options.port, options.max_megapixels) == ("127.0.0.1", None, 0.5)
+    assert options.opts == ["MODEL.DEVICE", "cpu"]
+    for text in ("0", "-1", "nan", "many"):
+        with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+            app.positive(text)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of the page of a random model, and the folder of its samples; it has to leave nothing behind."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    folder = tmp_path_factory.mktemp("app")
+    samples, files = folder / "samples", folder / "tmp"
+    samples.mkdir(), files.mkdir()
+    for seed in range(3):
+        draw_photo(samples / f"sample{seed}.png", seed)
+    command = [sys.executable, "demo/app.py", "--config-file", str(CONFIG), "--samples", str(samples)]
+    command += ["--max-megapixels", "0.1", *TINY, "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0"]
+    environment = os.environ | {"TMPDIR": str(files), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines = []
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
+    reader.start()
+    try:
+        yield _address(process, lines), samples
+    finally:
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(timeout=60)
+        reader.join(timeout=10)
+    output = "".join(lines)
+    assert status == 0 and "Traceback" not in output, output
+    assert list(files.iterdir()) == []
+
+
+def _address(process, lines):
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and process.poll() is None:
+        for line in list(lines):
+            if line.startswith("open http"):
+                return line.split()[1]
+        time.sleep(0.1)
+    process.kill()
+    pytest.fail("no page:\n" + "".join(lines))
+
+
+@pytest.fixture(scope="module")
+def chromium(server):
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+_FIND_REGION = """() => {
+    const stage = document.querySelector(".m2f-stage");
+    stage.scrollIntoView();
+    const box = stage.getBoundingClientRect();
+    for (let i = 1; i < 400; i++) {
+        const [x, y] = [box.left + box.width * (i % 20) / 20, box.top + box.height * Math.floor(i / 20) / 20];
+        const path = document.elementFromPoint(x, y)?.closest("path[data-region]");
+        if (path) return [x, y, path.getAttribute("aria-label")];
+    }
+}"""
+# The sign of work is there for moments only, so it is watched for.
+_WATCH_BUSY = """() => new MutationObserver(() => {
+    const sign = document.querySelector("#m2f-view > [data-testid=status-tracker]:not(.hide)");
+    if (sign && getComputedStyle(sign).opacity !== "0") window.wasBusy = true;
+}).observe(document.getElementById("m2f-view"), {subtree: true, attributes: true, childList: true})"""
+
+
+class Visit:
+    """A visitor with an own session: what the page asked for, and what it complained about."""
+
+    def __init__(self, browser, address, screen):
+        width, height = SCREENS[screen]
+        phone = screen == "phone"
+        self.context = browser.new_context(
+            viewport={"width": width, "height": height}, is_mobile=phone, has_touch=phone, color_scheme="light"
+        )
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(60_000)
+        self.requests, self.errors = [], []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(address)
+        self.page.wait_for_selector("#m2f-view .m2f-message")
+
+    def upload(self, path):
+        self.page.set_input_files("#m2f-upload input[type=file]", str(path))
+
+    def choose_sample(self, number):
+        self.page.click(f"#m2f-samples .thumbnail-item >> nth={number}")
+
+    def wait_for_result(self, of):
+        self.wait_for_caption("segment", of)
+
+    def wait_for_caption(self, *texts):
+        self.page.wait_for_function(
+            "texts => texts.every(text => document.querySelector('.m2f-caption')?.innerText.includes(text))",
+            arg=texts,
+        )
+
+    def regions(self):
+        """Names of the regions in the picture, and the rows of the table in the same order."""
+        names = "paths => Object.fromEntries(paths.map(path => [path.dataset.region, path.getAttribute('aria-label')]))"
+        labels = self.page.locator("#m2f-view path[data-region]").evaluate_all(names)
+        rows = self.page.locator("#m2f-view tbody tr").all_inner_texts()
+        return [labels[str(number)] for number in range(len(labels))], rows
+
+    def place_of_a_region(self):
+        """A point of the screen where a region can be seen, and its name."""
+        x, y, name = self.page.evaluate(_FIND_REGION)
+        return (x, y), name
+
+    def tip(self):
+        return self.page.locator("#m2f-view .m2f-tip.m2f-shown").inner_text()
+
+    def set_confidence(self, percent):
+        box = self.page.locator("#m2f-confidence input[type=number]")
+        box.fill(str(percent))
+        box.press("Enter")
+
+    def download(self, button):
+        with self.page.expect_download() as saved:
+            self.page.click(f"#m2f-{button}")
+        return saved.value.suggested_filename, Path(saved.value.path())
+
+    def overflows(self):
+        return self.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+
+    def end(self):
+        self.context.close()
+        hosts = {urlsplit(url).hostname for url in self.requests if not url.startswith(("data:", "blob:"))}
+        assert hosts == {"127.0.0.1"} and self.errors == []
+
+
+@pytest.fixture
+def visit(chromium, server):
+    visits = []
+
+    def begin(screen="desktop"):
+        visits.append(Visit(chromium, server[0], screen))
+        return visits[-1]
+
+    yield begin
+    for one in visits:
+        one.end()
+
+
+@pytest.mark.browser
+def test_a_photograph_from_sample_to_download(visit, tmp_path):
+    visitor = visit()
+    visitor.page.evaluate(_WATCH_BUSY)
+    assert visitor.page.locator("#m2f-png").is_disabled()
+    visitor.choose_sample(0)
+    visitor.wait_for_result("sample0.png (80 × 48 pixels)")
+    assert visitor.page.evaluate("window.wasBusy")
+    names, rows = visitor.regions()
+    assert len(names) > 1 and len(rows) == len(names)
+    assert all(row.startswith(name.rsplit(" ", 1)[0]) for name, row in zip(names, rows, strict=True))
+
+    place, name = visitor.place_of_a_region()
+    visitor.page.mouse.move(*place)
+    assert visitor.tip() == name
+    visitor.page.hover("#m2f-view tbody tr >> nth=1")
+    assert visitor.tip() == names[1]
+    visitor.page.screenshot(path=tmp_path / "desktop.png", full_page=True)
+    assert not visitor.overflows()
+
+    assert _downloaded_segments(visitor, "panoptic", (80, 48)) == len(names)
+    visitor.set_confidence(100)
+    visitor.wait_for_caption("0 segments", "lower it")
+    visitor.page.click("#m2f-task >> text=Semantic")
+    visitor.wait_for_caption("Point at")
+    assert "Score" not in visitor.page.inner_text("#m2f-view thead")
+    _downloaded_segments(visitor, "semantic", (80, 48))
+
+
+def _downloaded_segments(visitor, task, size):
+    """Download both files, and return how many segments the JSON has."""
+    name, picture = visitor.download("png")
+    assert name == f"sample0_{task}.png" and Image.open(picture).size == (size[0] * 8, size[1] * 8)
+    name, data = visitor.download("json")
+    result = json.loads(data.read_text())
+    assert name == f"sample0_{task}.json" and result["file_name"] == "sample0.png" and result["task"] == task
+    assert (result["width"], result["height"]) == size
+    return len(result["segments_info"])
+
+
+@pytest.mark.browser
+def test_on_a_phone_nothing_overflows_and_tapping_names_a_region(visit, tmp_path):
+    visitor = visit("phone")
+    assert not visitor.overflows()
+    photo = draw_photo(tmp_path / f"{'long_name_' * 12}.jpg", size=(60, 90))
+    visitor.upload(photo)
+    visitor.wait_for_result("(60 × 90 pixels)")
+    place, name = visitor.place_of_a_region()
+    visitor.page.touchscreen.tap(*place)
+    assert visitor.tip() == name
+    visitor.page.screenshot(path=tmp_path / "phone.png", full_page=True)
+    assert not visitor.overflows()
+    visitor.page.tap("text=More settings")
+    visitor.page.wait_for_selector("#m2f-overlap input[type=range]")
+    assert not visitor.overflows()
+
+
+@pytest.mark.browser
+def test_bad_files_are_explained_and_the_page_goes_on(visit, tmp_path):
+    visitor = visit()
+    (tmp_path / "notes.jpg").write_text("no image")
+    visitor.upload(tmp_path / "notes.jpg")
+    visitor.page.wait_for_selector('#m2f-view [role=alert]:has-text("notes.jpg can\'t be read as an image")')
+    visitor.upload(draw_photo(tmp_path / "large.png", size=(400, 400)))
+    message = "large.png is too large: 400 × 400 pixels are 0.16 megapixels, at most 0.1 are accepted"
+    visitor.page.wait_for_selector(f"#m2f-view [role=alert]:has-text('{message}')")
+    assert visitor.page.locator("#m2f-png").is_disabled()
+    visitor.upload(draw_photo(tmp_path / "good.png"))
+    visitor.wait_for_result("good.png")
+
+
+@pytest.mark.browser
+def test_classes_are_chosen_for_one_visitor_alone(visit):
+    mine, yours = visit(), visit()
+    mine.choose_sample(0)
+    mine.wait_for_result("sample0.png")
+    yours.choose_sample(1)
+    yours.wait_for_result("sample1.png")
+    all_of_yours = yours.regions()
+    name = mine.regions()[0][0].rsplit(" ", 1)[0]
+    mine.page.fill("#m2f-classes input", name)
+    mine.page.keyboard.press("Enter")
+    mine.page.wait_for_function(
+        "name => [...document.querySelectorAll('#m2f-view td:first-child')].every(cell => cell.innerText === name)",
+        arg=name,
+    )
+    assert mine.regions()[0]
+    assert yours.regions() == all_of_yours
+    yours.set_confidence(1)
+    yours.wait_for_result("sample1.png")

@@ -1,0 +1,125 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask2former.web.photos import Limits, PhotoError
+from mask2former.web.workbench import Choice, Upload, Workbench
+
+ALL = Choice("panoptic", confidence=0.0, overlap=0.0)
+
+
+@pytest.fixture
+def bench(predictor, tmp_path):
+    return Workbench(predictor, Limits(), tmp_path / "files")
+
+
+@pytest.fixture
+def network(predictor, monkeypatch):
+    """The images that the network saw."""
+    seen = []
+    analyse = predictor.analyse
+    monkeypatch.setattr(predictor, "analyse", lambda image: seen.append(image.shape) or analyse(image))
+    return seen
+
+
+@pytest.fixture
+def upload(photo):
+    return lambda name="photo.png", **options: Upload(str(photo(name, **options)), name)
+
+
+def test_the_network_sees_a_photograph_once_whatever_is_chosen(bench, network, upload):
+    mine = upload()
+    pages = {
+        bench.show("me", mine, ALL),
+        bench.show("me", mine, Choice("panoptic", 1.0, 0.0)),
+        bench.show("me", mine, Choice("instance", 0.0, 0.0)),
+        bench.show("me", mine, Choice("semantic", 0.0, 0.0)),
+    }
+    bench.picture("me", mine, ALL), bench.data("me", mine, ALL)
+    assert len(pages) == 4 and network == [(48, 80, 3)]
+    bench.show("me", upload("other.png", seed=1), ALL)
+    assert len(network) == 2
+
+
+def test_files_are_what_the_demo_writes(bench, predictor, upload):
+    mine = upload("my photo.v2.png")
+    whole = predictor(mine.path, confidence_threshold=0.0)
+    picture, data = bench.picture("me", mine, ALL), bench.data("me", mine, ALL)
+    assert (picture.name, data.name) == ("my photo.v2_panoptic.png", "my photo.v2_panoptic.json")
+    np.testing.assert_array_equal(np.array(Image.open(picture)), whole.draw())
+    assert json.loads(data.read_text()) == whole.to_json("my photo.v2.png") and whole.segments()
+
+
+def test_a_large_photograph_is_shown_smaller_and_saved_whole(predictor, upload, tmp_path):
+    bench = Workbench(predictor, Limits(), tmp_path / "files", shown_side=40)
+    mine = upload()
+    assert 'viewBox="0 0 40 24"' in bench.show("me", mine, ALL) and 'viewBox="0 0 40 24"' in bench.preview(mine)
+    assert "(80 × 48 pixels)" in bench.show("me", mine, ALL)
+    assert json.loads(bench.data("me", mine, ALL).read_text())["width"] == 80
+
+
+def test_only_chosen_classes_are_shown_and_saved(bench, upload):
+    mine = upload()
+    found = {s["category_name"] for s in json.loads(bench.data("me", mine, ALL).read_text())["segments_info"]}
+    assert len(found) > 1
+    name = min(found)
+    only = Choice("panoptic", 0.0, 0.0, classes=(name,))
+    segments = json.loads(bench.data("me", mine, only).read_text())["segments_info"]
+    assert {segment["category_name"] for segment in segments} == {name}
+    page = bench.show("me", mine, only)
+    assert page.count("<path") == len(segments)
+    assert "None of the chosen classes" in bench.show("me", mine, Choice("panoptic", 0.0, 0.0, classes=("",)))
+    assert "lower it" in bench.show("me", mine, Choice("panoptic", 1.0, 0.0))
+
+
+def test_visitors_do_not_get_each_others_results(bench, network, upload):
+    mine, yours = upload("a/same.png"), upload("b/same.png", seed=1)
+    my_page, your_page = bench.show("me", mine, ALL), bench.show("you", yours, ALL)
+    assert my_page != your_page and bench.show("me", mine, ALL) == my_page and len(network) == 2
+    my_file, your_file = bench.data("me", mine, ALL), bench.data("you", yours, ALL)
+    assert my_file != your_file
+    bench.forget("you")
+    assert my_file.exists() and not your_file.exists()
+    bench.show("me", mine, ALL)
+    assert len(network) == 2
+    bench.show("you", yours, ALL)
+    assert len(network) == 3
+
+
+def test_no_visitor_writes_outside_the_folder_of_files(bench, upload, tmp_path):
+    file = bench.data("../../me", upload(), ALL)
+    assert file.is_relative_to(tmp_path / "files") and ".." not in file.parts
+
+
+def test_the_next_file_takes_the_place_of_the_last(bench, upload):
+    mine = upload()
+    first = bench.picture("me", mine, ALL)
+    second = bench.picture("me", mine, Choice("instance", 0.5, 0.0))
+    assert second.exists() and not first.exists()
+
+
+def test_memory_is_bounded_and_who_was_away_longest_is_forgotten(predictor, network, upload, tmp_path):
+    mine, yours = upload("mine.png"), upload("yours.png", seed=1)
+    size = predictor.analyse(np.zeros((48, 80, 3), np.uint8)).nbytes
+    network.clear()
+    bench = Workbench(predictor, Limits(), tmp_path / "files", max_bytes=2 * size)
+    for visitor, photo in [("me", mine), ("you", yours), ("me", mine), ("they", mine), ("me", mine)]:
+        bench.show(visitor, photo, ALL)
+    assert len(network) == 3
+    bench.show("you", yours, ALL)
+    assert len(network) == 4, "forgotten, and made again"
+    tight = Workbench(predictor, Limits(), tmp_path / "files", max_bytes=1)
+    network.clear()
+    tight.show("me", mine, ALL), tight.show("me", mine, Choice("semantic", 0.0, 0.0))
+    assert len(network) == 1, "the last photograph is always remembered"
+
+
+def test_photographs_that_are_not_accepted_never_reach_the_network(bench, network, tmp_path):
+    (tmp_path / "x.png").write_text("text")
+    bad = Upload(str(tmp_path / "x.png"), "x.png")
+    for call in (lambda: bench.preview(bad), lambda: bench.show("me", bad, ALL), lambda: bench.data("me", bad, ALL)):
+        with pytest.raises(PhotoError, match=r"x\.png"):
+            call()
+    assert network == []
