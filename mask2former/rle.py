@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 # Masks whose changes are looked for together: they stay in a core's cache, and a call's overhead is shared.
-_PIXELS_TOGETHER = 1 << 21
+_PIXELS_TOGETHER = 1 << 22
 
 # A number has n digits if it is, or its complement where it is negative, below the n-th of these.
 _LIMITS = 1 << np.arange(4, 60, 5, dtype=np.int64)
@@ -73,6 +73,7 @@ def _digits(numbers: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
     count = np.searchsorted(_LIMITS, numbers ^ (numbers >> 63), side="right") + 1
     digits = np.empty((len(numbers), count.max(initial=1)), dtype=np.uint8)
     for place in range(digits.shape[1]):
-        digits[:, place] = ((numbers >> (5 * place)) & 31) + np.where(place + 1 < count, 48 + 32, 48)
+        digits[:, place] = (numbers >> (5 * place)) & 31
+        digits[:, place] += (48 + 32 * (place + 1 < count)).astype(np.uint8)
     text = digits[np.arange(digits.shape[1]) < count[:, None]].tobytes().decode("ascii")
     return text, np.cumsum(count)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -120,7 +121,8 @@ class PanopticQuality(Metric):
 
 def _colors(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     """R + 256 G + 65536 B: the lower three bytes of each id."""
-    return np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)[..., :3]
+    colors = np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)
+    return cv2.cvtColor(colors, cv2.COLOR_RGBA2RGB)
 
 
 def _qualities(iou: float, matched: float, wrong: float, missed: float) -> dict[str, float]:

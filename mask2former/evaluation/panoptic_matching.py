@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mask2former.evaluation.label_files import Ids, common_runs
 
@@ -31,9 +30,11 @@ def count_segment_pairs(truth: Ids, predicted: Ids) -> dict[tuple[int, int], int
         raise ValueError(
             f"segment ids from {of_predicted.min()} to {of_predicted.max()}; expected 0 to {END_OF_IDS - 1}"
         )
-    pairs, positions = np.unique(of_truth.astype(np.int64) * END_OF_IDS + of_predicted, return_inverse=True)
-    pixels: NDArray[np.int64] = np.bincount(positions, lengths).astype(np.int64)
-    return {divmod(pair, END_OF_IDS): count for pair, count in zip(pairs.tolist(), pixels.tolist(), strict=True)}
+    of_runs = of_truth.astype(np.int64) * END_OF_IDS + of_predicted
+    pairs = np.unique(of_runs)
+    pixels = np.bincount(np.searchsorted(pairs, of_runs), lengths).astype(np.int64)
+    ids = zip(*(values.tolist() for values in np.divmod(pairs, END_OF_IDS)), strict=True)
+    return dict(zip(ids, pixels.tolist(), strict=True))
 
 
 def match_segments(
