@@ -122,7 +122,7 @@ class PanopticQuality(Metric):
 def _colors(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     """R + 256 G + 65536 B: the lower three bytes of each id."""
     colors = np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)
-    return cv2.cvtColor(colors, cv2.COLOR_RGBA2RGB)
+    return np.asarray(cv2.cvtColor(colors, cv2.COLOR_RGBA2RGB), dtype=np.uint8)
 
 
 def _qualities(iou: float, matched: float, wrong: float, missed: float) -> dict[str, float]:
