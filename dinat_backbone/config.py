@@ -32,7 +32,8 @@ def add_dinat_config(cfg: CfgNode) -> None:
     # Chance to skip a residual branch of the last block; earlier blocks less, linearly.
     node.DROP_PATH_RATE = 0.2
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # auto, compiled (CPU), triton (CUDA), tiled, natten or reference: see dinat_backbone.neighborhood_attention_2d.
+    # auto, compiled (CPU), triton (CUDA), tiled, natten, reference or exportable (for ONNX): see
+    # dinat_backbone.neighborhood_attention_2d.
     node.ATTENTION_BACKEND = "auto"
     # Forget activations inside blocks and compute them again in the backward pass: less memory, more time.
     node.USE_CHECKPOINT = False

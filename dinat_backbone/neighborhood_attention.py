@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ops import BACKENDS, neighborhood_attention_2d
+from .ops.exportable import pad_map
 
 
 class NeighborhoodAttention2D(nn.Module):
@@ -58,7 +59,10 @@ class NeighborhoodAttention2D(nn.Module):
         """Map [B, H, W, dim] to [B, H, W, dim]."""
         height, width = x.shape[1:3]
         smallest = self.kernel_size * self.dilation
-        x = F.pad(x, (0, 0, 0, max(0, smallest - width), 0, max(0, smallest - height)))
+        if isinstance(height, int) and isinstance(width, int):
+            x = F.pad(x, (0, 0, 0, max(0, smallest - width), 0, max(0, smallest - height)))
+        else:  # in an export
+            x = pad_map(x, smallest)
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
         x = neighborhood_attention_2d(
             query,

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from . import compiled, triton_backend
+from .exportable import exportable_forward
 from .natten import natten_forward, why_unavailable
 from .reference import reference_forward
 from .tiled import TiledNeighborhoodAttention, tiled_forward
 from .trial import is_reliable
 
-BACKENDS = ("auto", "compiled", "triton", "tiled", "natten", "reference")
+BACKENDS = ("auto", "compiled", "triton", "tiled", "natten", "reference", "exportable")
 
 
 def neighborhood_attention_2d(
@@ -42,10 +43,11 @@ def neighborhood_attention_2d(
         scale: factor of the scores; default D ** -0.5.
         backend: "tiled" (plain PyTorch, any device), "compiled" (float32 and bfloat16 on a CPU, by a C++ kernel that
             is built at first use), "triton" (float32, bfloat16 and float16 on CUDA, up to 128 channels a head, by
-            Triton kernels), "natten" (NATTEN's kernels, without `rpb`), "reference" (direct gather, for tests) or
-            "auto", which takes on CUDA NATTEN's kernels, else Triton's, where they can serve the call, the C++ kernel
-            on a CPU where it can be built (and DINAT_COMPILED_ATTENTION=0 is not in the environment), and `tiled`
-            otherwise. All but NATTEN's have gradients for all inputs.
+            Triton kernels), "natten" (NATTEN's kernels, without `rpb`), "reference" (direct gather, for tests),
+            "exportable" (one fixed graph of common operators, for ONNX and torch.export) or "auto", which takes on
+            CUDA NATTEN's kernels, else Triton's, where they can serve the call, the C++ kernel on a CPU where it can
+            be built (and DINAT_COMPILED_ATTENTION=0 is not in the environment), and `tiled` otherwise. All but
+            NATTEN's have gradients for all inputs.
         dropout_p: drop attention probabilities with this chance; served by "reference" alone.
 
     Returns:
@@ -66,6 +68,8 @@ def neighborhood_attention_2d(
             return compiled.compiled_forward(query, key, value, rpb, kernel_size, dilation, scale, keep)[0]
         if backend == "triton":
             return triton_backend.triton_forward(query, key, value, rpb, kernel_size, dilation, scale)[0]
+        if backend == "exportable":
+            return exportable_forward(query, key, value, rpb, kernel_size, dilation, scale)
         if backend == "reference":
             return reference_forward(query, key, value, rpb, kernel_size, dilation, scale, dropout_p)
         if torch.is_grad_enabled():
@@ -87,7 +91,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, kernel
     if dilation < 1:
         raise ValueError(f"dilation must be at least 1, got {dilation}")
     height, width, heads = query.shape[1:4]
-    if min(height, width) < kernel_size * dilation:
+    # Not min(), which would have an export ask which side is shorter.
+    if height < kernel_size * dilation or width < kernel_size * dilation:
         raise ValueError(
             f"a map of {height} x {width} is smaller than kernel_size * dilation = {kernel_size} * {dilation}; "
             "NeighborhoodAttention2D pads such maps"

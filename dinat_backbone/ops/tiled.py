@@ -47,7 +47,7 @@ def tiled_forward(
 ) -> Tensor:
     """Neighborhood attention of [B, H, W, n, D] tensors; see `neighborhood_attention_2d`."""
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    table = _bias_table(rpb, kernel_size, query)
+    table = bias_table(rpb, kernel_size, query)
     for heads, view in _group_views(dilation, query, key, value, output):
         tiling = Tiling.choose(view[0], kernel_size)
         queries = tiling.queries(tiling.pad_queries(view[0]))
@@ -77,7 +77,7 @@ def tiled_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of query, key, value [B, H, W, n, D] and rpb, given those of the output."""
     results = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
-    table = _bias_table(rpb, kernel_size, query)
+    table = bias_table(rpb, kernel_size, query)
     table_gradient = torch.zeros_like(table, dtype=_accumulator(query.dtype))
     # Softmax's backward needs, per query, the mean of the probabilities' gradients: sum(output * gradient).
     mean = (output * gradient).sum(-1, keepdim=True)
@@ -149,7 +149,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _bias_table(rpb: Tensor | None, kernel_size: int, like: Tensor) -> Tensor:
+def bias_table(rpb: Tensor | None, kernel_size: int, like: Tensor) -> Tensor:
     """`rpb` (or zeros) with one more row and column of -inf, which masked keys point at: [n, 2k, 2k]."""
     size = 2 * kernel_size - 1
     table = like.new_zeros(like.shape[3], size, size) if rpb is None else rpb.to(like.dtype)

@@ -41,7 +41,9 @@ def draw_case(deterministic, case):
     return {key: torch.from_numpy(deterministic.draw(f"{name}.{key}", size)) for key, size in shapes.items()}
 
 
-@pytest.mark.parametrize("backend", ["reference", "tiled", pytest.param("compiled", marks=needs_compiler)])
+@pytest.mark.parametrize(
+    "backend", ["reference", "tiled", "exportable", pytest.param("compiled", marks=needs_compiler)]
+)
 @pytest.mark.parametrize("case", OP_CASES, ids=lambda case: case["name"])
 def test_output_and_gradients_equal_the_published_kernels(case, backend, deterministic, published):
     tensors = draw_case(deterministic, case)

@@ -82,7 +82,7 @@ class MSDeformAttnTransformer(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], positions: Sequence[Tensor]) -> list[Tensor]:
         """Map [B, E, H, W] of each level to the same shapes; positions are [1, E, H, W]."""
-        shapes = [(int(x.shape[-2]), int(x.shape[-1])) for x in maps]
+        shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         source = torch.cat([_tokens(x) for x in maps], dim=1)
         levels = zip(positions, self.level_embed, strict=True)
         position = torch.cat([_tokens(x) + embed for x, embed in levels], dim=1)
