@@ -154,6 +154,8 @@ class DiNAT(Backbone):
         dilations = dilations or [[1] * depth for depth in depths]
         kernel_sizes = kernel_sizes or [kernel_size] * len(depths)
         _check_levels(depths, num_heads, kernel_sizes, dilations, out_features)
+        if not 0 <= freeze_at <= len(depths) + 1:
+            raise ValueError(f"freeze_at must be from 0 (nothing) to {len(depths) + 1} (everything), got {freeze_at}")
         blocks_before = [sum(depths[:level]) for level in range(len(depths))]
         drop_path_step = drop_path_rate / max(1, sum(depths) - 1)
         dims = [embed_dim * 2**level for level in range(len(depths))]
@@ -201,7 +203,7 @@ class DiNAT(Backbone):
     def _freeze(self, freeze_at: int) -> list[nn.Module]:
         """Turn off gradients of the first `freeze_at` stages, and return them."""
         frozen: list[nn.Module] = [self.patch_embed, self.pos_drop] if freeze_at >= 1 else []
-        for level in range(min(freeze_at - 1, len(self.levels))):
+        for level in range(freeze_at - 1):
             frozen.append(self.levels[level])
             if self.FEATURES[level] in self._out_features:
                 frozen.append(self.get_submodule(f"norm{level}"))

@@ -80,14 +80,16 @@ def test_freeze_at_counts_as_in_a_resnet(freeze_at):
     assert loss.requires_grad == (freeze_at < 5)
 
 
-def test_activation_checkpointing_changes_nothing():
+@pytest.mark.parametrize("freeze_at", [0, 3])
+def test_activation_checkpointing_changes_nothing(freeze_at):
     image = torch.randn(1, 3, 48, 48)
     gradients = []
     for use_checkpoint in (False, True):
         torch.manual_seed(3)
-        backbone = small_backbone(use_checkpoint=use_checkpoint).train()
+        backbone = small_backbone(use_checkpoint=use_checkpoint, freeze_at=freeze_at).train()
         sum(x.square().mean() for x in backbone(image).values()).backward()
         gradients.append([p.grad for p in backbone.parameters()])
+    assert sum(gradient is None for gradient in gradients[0]) == sum(not p.requires_grad for p in backbone.parameters())
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain)
 
@@ -115,6 +117,7 @@ def test_drop_path_rises_linearly_and_acts_in_training_only():
         ({"kernel_sizes": [3]}, "kernel_sizes must have one entry a level"),
         ({"out_features": ["res9"]}, "out_features must be among"),
         ({"num_heads": [3, 3, 3, 3]}, "dim 16 is not a multiple of num_heads 3"),
+        ({"freeze_at": 6}, r"freeze_at must be from 0 \(nothing\) to 5 \(everything\), got 6"),
         ({"attention_backend": "magic"}, "unknown attention backend 'magic'"),
     ],
 )
