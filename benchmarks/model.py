@@ -10,7 +10,6 @@ post-processing can have to do. Prints the median seconds of each part, its shar
 """
 
 import argparse
-import io
 import statistics
 import tempfile
 import time
@@ -28,16 +27,16 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from hotcoco import mask
 from PIL import Image
 from torch import Tensor, nn
 
 import dinat_backbone.neighborhood_attention as attention_module
 from mask2former import MaskFormer
-from mask2former.data.coco_format import panoptic_colors
 from mask2former.data.dataset_mapper import TestMapper
 from mask2former.engine import available_device
 from mask2former.evaluation.inference import peak_memory
+from mask2former.png import encode_png, panoptic_colors
+from mask2former.rle import encode_masks
 from mask2former.settings import SETTINGS
 from mask2former.solver import build_optimizer
 
@@ -94,16 +93,11 @@ def watch(model: MaskFormer, watch: Stopwatch, layers: bool) -> None:
 def encode(results: dict[str, Any]) -> None:
     """Encode results as the benchmarks' formats want them."""
     if "panoptic_seg" in results:
-        _png(panoptic_colors(results["panoptic_seg"][0].cpu().numpy()))
+        encode_png(panoptic_colors(results["panoptic_seg"][0].cpu().numpy()))
     if "sem_seg" in results:
-        _png(results["sem_seg"].cpu().numpy().astype(np.uint8))
+        encode_png(results["sem_seg"].cpu().numpy().astype(np.uint8))
     if "instances" in results:
-        for pixels in results["instances"].pred_masks.cpu().numpy():
-            mask.encode(pixels)
-
-
-def _png(pixels: Any) -> None:
-    Image.fromarray(pixels).save(io.BytesIO(), format="PNG", compress_level=1)
+        encode_masks(results["instances"].pred_masks)
 
 
 def predict(cfg: CfgNode, image: Path, repeats: int) -> dict[str, float]:

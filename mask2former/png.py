@@ -8,6 +8,7 @@ import struct
 import zlib
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,6 +47,12 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
     data = compressor.compress(filtered.data) + compressor.flush()
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+
+
+def panoptic_colors(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Segment ids [H, W] below 2**24 as the colours [H, W, 3] of a panoptic PNG: id = R + 256 G + 65536 B."""
+    colors = np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)
+    return np.asarray(cv2.cvtColor(colors, cv2.COLOR_RGBA2RGB), dtype=np.uint8)
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:

@@ -12,12 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_util
 
+from mask2former.png import panoptic_colors as panoptic_colors
+
 Mask = NDArray[np.bool_]
-
-
-def panoptic_colors(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Segment ids [H, W] below 2**24 as the colours [H, W, 3] of a panoptic PNG: id = R + 256 G + 65536 B."""
-    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=2).astype(np.uint8)
 
 
 def unused_segment_id(color: tuple[int, int, int], taken: Container[int]) -> int:

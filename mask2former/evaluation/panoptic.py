@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +16,7 @@ from mask2former.evaluation.label_files import read_panoptic_ids, write_png
 from mask2former.evaluation.metric import Image, Metric, Records, require_all
 from mask2former.evaluation.panoptic_matching import count_segment_pairs, match_segments
 from mask2former.files import write_json
+from mask2former.png import panoptic_colors
 
 FOLDER = "panoptic_predictions"
 RESULTS_FILE = "panoptic_predictions.json"
@@ -67,7 +67,7 @@ class PanopticQuality(Metric):
         }
         pixels = ids.cpu().numpy()
         counts = self._match(predicted, pixels)
-        file = write_png(folder / FOLDER / predicted["file_name"], _colors(pixels))
+        file = write_png(folder / FOLDER / predicted["file_name"], panoptic_colors(pixels))
         return {"annotation": predicted, "counts": counts}, [file]
 
     def _dataset_id(self, segment: Mapping[str, Any]) -> int:
@@ -117,12 +117,6 @@ class PanopticQuality(Metric):
             for category, counts in record["counts"].items():
                 totals[int(category)] += counts
         return _metrics(categories, {category: _qualities(*counts.tolist()) for category, counts in totals.items()})
-
-
-def _colors(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """R + 256 G + 65536 B: the lower three bytes of each id."""
-    colors = np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)
-    return np.asarray(cv2.cvtColor(colors, cv2.COLOR_RGBA2RGB), dtype=np.uint8)
 
 
 def _qualities(iou: float, matched: float, wrong: float, missed: float) -> dict[str, float]:
