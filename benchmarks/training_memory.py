@@ -15,6 +15,7 @@ from itertools import product
 
 import torch
 from _settings import ROOT, read_config
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor
@@ -33,7 +34,8 @@ def count(
     """Bytes of what the backbone keeps, of what all keeps, and of the weights."""
     cfg = read_config(setting, ["MODEL.DEVICE", "cpu", "MODEL.DINAT.USE_CHECKPOINT", str(checkpoint), *opts])
     if backbone is not None:
-        cfg.merge_from_file(str(ROOT / f"configs/_base_/dinat_{backbone}.yaml"))
+        keys = CfgNode.load_yaml_with_base(str(ROOT / f"configs/_base_/dinat_{backbone}.yaml"))
+        cfg.merge_from_other_cfg(CfgNode(keys))
     model = build_model(cfg).train()
     without_content = FakeTensorMode(allow_non_fake_inputs=True)
     weights = {without_content.from_tensor(p).untyped_storage()._cdata for p in model.parameters()}
