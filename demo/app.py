@@ -80,14 +80,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_intermixed_args(arguments)
 
 
-def wait_for_the_end() -> None:
-    """Return after Ctrl-C or SIGTERM."""
+def end_of_the_page() -> threading.Event:
+    """What Ctrl-C and SIGTERM set from now on."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    # Waiting in pieces lets Python see signals on every system.
-    while not ended.wait(timeout=1):
-        pass
+    return ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, CheckpointError, DeviceError, MissingGradioError, SamplesError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    ended = end_of_the_page()
     with tempfile.TemporaryDirectory(prefix="dinat-app-") as files:
         # Gradio keeps uploads there.
         os.environ["GRADIO_TEMP_DIR"] = files
@@ -112,7 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"open {address} (Ctrl-C ends it)", flush=True)
             if options.host not in ("127.0.0.1", "localhost", "::1"):
                 print("whoever reaches this machine over the network can use the page", file=sys.stderr, flush=True)
-            wait_for_the_end()
+            # Waiting in pieces lets Python see signals on every system.
+            while not ended.wait(timeout=1):
+                pass
         except AddressError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -155,7 +155,8 @@ def _gallery(gradio: ModuleType, samples: Sequence[Sample]) -> Any:
 def _about(predictor: StagedPredictor) -> str:
     """A sentence about the model, and one about photographs."""
     names = list(dict.fromkeys(map(str, predictor.classes().names)))
-    listed = ", ".join(names[:_NAMED_CLASSES]) + (" …" if len(names) > _NAMED_CLASSES else "")
+    others = len(names) - _NAMED_CLASSES
+    listed = ", ".join(names[:_NAMED_CLASSES]) + (f" and {others} more" if others > 0 else "")
     return (
         f"What is in a photograph, pixel by pixel. This model knows {len(names)} classes: {html.escape(listed)}. "
         "Photographs go to this server only, which deletes them within the hour."
