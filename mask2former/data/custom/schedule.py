@@ -10,8 +10,11 @@ from mask2former.data.custom.memory import PICO
 # Of the published settings: images of a step, and the learning rate for them.
 BATCH = 16
 _RATE = 1.0e-4
-# Of configs/_base_/shapes.yaml, whose learning rate the small model takes.
+# Of configs/_base_/shapes.yaml, whose learning rate the small model takes: its batch, and images seen in a training.
 _BATCH_OF_PICO = 8
+_IMAGES_OF_PICO = 12800
+# How often it sees each of many images; a CPU is slow.
+_PASSES_OF_PICO = 20
 # Epochs of the published settings by training images: Cityscapes, ADE20K, COCO.
 _EPOCHS = ((2975, 484), (20210, 127), (118287, 100))
 _LEAST_ITERATIONS = 500
@@ -64,13 +67,17 @@ def set_length(recipe: Recipe, images: int, batch: int, metric: str, *, pretrain
         metric: what decides which checkpoint is the best.
         pretrained: whether the backbone has learned before.
     """
-    counts, epochs = zip(*_EPOCHS, strict=True)
-    passes = float(np.interp(math.log(images), np.log(counts), epochs))
+    if recipe.size == PICO:
+        passes, like = max(_PASSES_OF_PICO, _IMAGES_OF_PICO / images), f"`make demo`: {_IMAGES_OF_PICO} images in all"
+    else:
+        counts, epochs = zip(*_EPOCHS, strict=True)
+        passes = float(np.interp(math.log(images), np.log(counts), epochs))
+        like = "published settings: COCO's 100, ADE20K's 127, Cityscapes' 484 times"
     iterations = max(_LEAST_ITERATIONS, round(passes * images / batch / 10) * 10)
     steps = [round(iterations * share) for share in _STEPS]
     recipe.set(
-        f"{iterations} iterations, each image {iterations * batch / images:.0f} times (published settings: COCO's 100, "
-        f"ADE20K's 127, Cityscapes' 484 times); learning rate divided by 10 at {steps[0]} and {steps[1]}",
+        f"{iterations} iterations, each image {iterations * batch / images:.0f} times ({like}); learning rate divided by "
+        f"10 at {steps[0]} and {steps[1]}",
         SOLVER__MAX_ITER=iterations,
         SOLVER__STEPS=steps,
         SOLVER__LR_SCHEDULER_NAME="WarmupMultiStepLR",

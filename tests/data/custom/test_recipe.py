@@ -52,6 +52,13 @@ def test_length_is_that_of_published_settings_for_their_number_of_images(tmp_pat
     assert recipe(tmp_path, images=100).values["TEST.EVAL_PERIOD"] == 302
 
 
+def test_the_small_model_is_trained_for_as_long_as_in_the_demo(tmp_path):
+    cpu = Machine(0, 1, 2)
+    few, many = (recipe(tmp_path, cpu, images=count).values for count in (100, 2000))
+    assert (few["SOLVER.MAX_ITER"], many["SOLVER.MAX_ITER"]) == (800, 2500)
+    assert few["SOLVER.LR_REFERENCE_BATCH"] == 8 and "SOLVER.BASE_LR" not in few
+
+
 def test_more_memory_never_gives_a_smaller_model_or_fewer_images(tmp_path):
     order = [*reversed(COSTS)]
     before = (0, 0)
