@@ -14,7 +14,7 @@ from pycocotools import mask as mask_util
 
 from mask2former.data.custom.derive import combine, contiguous_labels, void_label
 from mask2former.data.custom.inspection import Inspected, Inspection
-from mask2former.data.custom.scan import to_rle
+from mask2former.data.custom.masks import to_rle
 from mask2former.data.custom.source import Content, Sample, Split
 from mask2former.data.image_io import read_image, read_label_map, read_panoptic_png
 from mask2former.data.targets import panoptic_ids

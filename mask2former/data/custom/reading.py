@@ -45,7 +45,7 @@ def _read_coco(source: Source) -> Content:
                 else:
                     findings.add(problems.UNKNOWN_IMAGE, f"{path.name}: image {annotation['image_id']}")
             samples = [_coco_sample(source, image, of_image[image["id"]], findings) for image in images]
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, OverflowError) as error:
             raise AnnotationError(f"{path}: not COCO's format: {error}") from error
     return Content(source, categories, tuple(sample for sample in samples if sample), findings)
 
@@ -85,7 +85,9 @@ def _count_ids(images: Sequence[Any], annotations: Sequence[Any], source: Source
 def _coco_sample(
     source: Source, image: Mapping[str, Any], annotations: Sequence[dict[str, Any]], findings: Findings
 ) -> Sample | None:
-    size = (int(image["height"]), int(image["width"]))
+    size = (image["height"], image["width"])
+    if any(type(side) is not int or side < 1 for side in size):
+        raise TypeError(f"image {image['id']} has the height and width {size}")
     sample = Sample(image["id"], source.images / image["file_name"], size, annotations=tuple(annotations))
     if source.panoptic is None:
         return sample

@@ -2,23 +2,21 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as mask_util
 
 from mask2former.data.checking.inspect import NOT_IN_JSON, NOT_IN_PNG, OTHER_AREA, few, segment_areas, segment_problems
 from mask2former.data.custom import problems
+from mask2former.data.custom.masks import mask_area, segmentation_problems, size_text
 from mask2former.data.custom.problems import Found, Problem
 from mask2former.data.custom.source import Format, Sample
 from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_png
 from mask2former.data.targets import panoptic_ids
 
-# Pixels that a polygon may leave the image by: coordinates are rounded in many ways.
-_MARGIN = 1.0
 _PANOPTIC: Mapping[str, Problem] = {
     NOT_IN_JSON: problems.NOT_IN_JSON,
     NOT_IN_PNG: problems.NOT_IN_PNG,
@@ -89,7 +87,9 @@ class Scanner:
         scan.size = pixels.shape[0], pixels.shape[1]
         scan.digest = hashlib.blake2b(repr(scan.size).encode() + pixels.tobytes(), digest_size=16).hexdigest()
         if sample.size not in (None, scan.size):
-            scan.add(problems.ANNOTATED_SIZE, f"{sample.image}: {_text(scan.size)}, annotated {_text(sample.size)}")
+            scan.add(
+                problems.ANNOTATED_SIZE, f"{sample.image}: {size_text(scan.size)}, annotated {size_text(sample.size)}"
+            )
 
     def _scan_labels(self, sample: Sample, scan: Scan) -> None:
         if sample.label is None or not sample.label.exists():
@@ -116,7 +116,7 @@ class Scanner:
 
     def _check_size(self, scan: Scan, path: Any, labels: NDArray[Any]) -> None:
         if scan.size is not None and labels.shape != scan.size:
-            scan.add(problems.LABEL_SIZE, f"{path}: {_text(labels.shape)}, image {_text(scan.size)}")
+            scan.add(problems.LABEL_SIZE, f"{path}: {size_text(labels.shape)}, image {size_text(scan.size)}")
 
     def _scan_classes(self, sample: Sample, scan: Scan, labels: NDArray[Any], numbers: NDArray[Any] | None) -> None:
         pairs = label_pairs(labels, numbers)
@@ -156,9 +156,7 @@ class Scanner:
             scan.add(_PANOPTIC[problem], f"{sample.label}: {details}")
 
     def _scan_annotations(self, sample: Sample, scan: Scan) -> None:
-        size = sample.size or scan.size
-        if size is None:
-            return
+        size = sample.size or scan.size or (0, 0)
         for annotation in sample.annotations:
             where = f"annotation {annotation.get('id')} of {sample.image.name}"
             category = annotation.get("category_id")
@@ -180,52 +178,3 @@ def label_pairs(labels: NDArray[Any], numbers: NDArray[Any] | None) -> dict[tupl
         return {(int(value), 0): int(count) for value, count in zip(values, counts, strict=True)}
     values, counts = np.unique(labels.astype(np.int64) << 32 | numbers.astype(np.int64), return_counts=True)
     return {(int(v) >> 32, int(v) & 0xFFFFFFFF): int(count) for v, count in zip(values, counts, strict=True)}
-
-
-def segmentation_problems(segmentation: Any, size: tuple[int, int]) -> Iterator[tuple[Problem, str]]:
-    """What is wrong with a `segmentation` of COCO's format on an image of `size` (height, width), with details."""
-    if not segmentation:
-        yield problems.NO_SEGMENTATION, ""
-    elif isinstance(segmentation, dict):
-        stated = segmentation.get("size")
-        if not isinstance(segmentation.get("counts"), str | list) or not isinstance(stated, list | tuple):
-            yield problems.BAD_MASK, ""
-        elif tuple(stated) != tuple(size):
-            yield problems.RLE_SIZE, f": {_text(stated)}, image {_text(size)}"
-        elif isinstance(segmentation["counts"], list) and sum(segmentation["counts"]) != size[0] * size[1]:
-            yield problems.BAD_MASK, f": runs of {sum(segmentation['counts'])} pixels, image {_text(size)}"
-        elif mask_area(segmentation, size) < 1:
-            yield problems.EMPTY_MASK, ""
-    elif isinstance(segmentation, list) and all(isinstance(polygon, list) for polygon in segmentation):
-        yield from _polygon_problems(segmentation, size)
-    else:
-        yield problems.BAD_MASK, ""
-
-
-def _polygon_problems(polygons: Sequence[list[Any]], size: tuple[int, int]) -> Iterator[tuple[Problem, str]]:
-    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-        yield problems.FEW_POINTS, f": {min(len(polygon) for polygon in polygons)} coordinates"
-        return
-    corners = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons])
-    beyond = max(0.0, float(-corners.min()), float((corners - [size[1], size[0]]).max()))
-    if beyond > _MARGIN:
-        yield problems.POLYGON_OUTSIDE, f": by {beyond:.0f} pixels"
-    if mask_area(polygons, size) < 1:
-        yield problems.EMPTY_MASK, ""
-
-
-def mask_area(segmentation: Any, size: tuple[int, int]) -> int:
-    """Pixels of a `segmentation` that has no problem but being empty."""
-    return int(mask_util.area(to_rle(segmentation, size)))
-
-
-def to_rle(segmentation: Any, size: tuple[int, int]) -> Any:
-    """Compressed run lengths of a `segmentation` on an image of `size` (height, width)."""
-    if isinstance(segmentation, list):
-        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-    return mask_util.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation
-
-
-def _text(size: Sequence[int]) -> str:
-    """A size in words, the width first as everywhere else."""
-    return f"{size[1]} x {size[0]}"

@@ -76,8 +76,8 @@ def set_length(recipe: Recipe, images: int, batch: int, metric: str, *, pretrain
     iterations = max(_LEAST_ITERATIONS, round(passes * images / batch / 10) * 10)
     steps = [round(iterations * share) for share in _STEPS]
     recipe.set(
-        f"{iterations} iterations, each image {iterations * batch / images:.0f} times ({like}); learning rate divided by "
-        f"10 at {steps[0]} and {steps[1]}",
+        f"{iterations} iterations, each image {iterations * batch / images:.0f} times ({like}); learning rate / 10 at "
+        f"{steps[0]} and {steps[1]}",
         SOLVER__MAX_ITER=iterations,
         SOLVER__STEPS=steps,
         SOLVER__LR_SCHEDULER_NAME="WarmupMultiStepLR",

@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from mask2former.data.custom import problems
 from mask2former.data.custom.inspection import inspect_sources, render
+from mask2former.data.custom.masks import mask_area, segmentation_problems
 from mask2former.data.custom.source import Source, SourceError
 from mask2former.data.datasets import AnnotationError
 
@@ -130,6 +133,9 @@ CASES = [
     (problems.RLE_SIZE, "40 x 60, image 60 x 40", first(segmentation={"size": [60, 40], "counts": [0, 2400]})),
     (problems.BAD_MASK, "runs of 2401 pixels", first(segmentation={"size": [40, 60], "counts": [0, 2401]})),
     (problems.BAD_MASK, "of 000.jpg", first(segmentation="polygon")),
+    (problems.BAD_MASK, "of 000.jpg", first(segmentation=[[1, 1, "5", 5, 9, 1]])),
+    (problems.BAD_MASK, "don't fill the image", first(segmentation={"size": [40, 60], "counts": "PPYo1"})),
+    (problems.BAD_MASK, "1000000 pixels outside", first(segmentation=[[1, 1, 1000060, 1, 5, 30]])),
     (problems.BAD_MASK, "of 000.jpg", first(segmentation={"counts": [2400]})),
     (problems.NOT_IN_JSON, "000.png: ids 1",
      panoptic(lambda c: c["annotations"][0]["segments_info"].pop(0))),
@@ -164,6 +170,21 @@ def test_problem_is_found_with_its_place(problem, where, case, draw):
     assert inspection.usable == (not inspection.findings["train"].blocking)
     assert not (problem.blocks and inspection.usable)
     assert (f"(note) {problem.text[:28]}" in render(inspection)) == (not problem.blocks)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("0Po1", max_size=4),
+    lambda parts: st.lists(parts, max_size=7) | st.dictionaries(st.sampled_from(["size", "counts", "x"]), parts),
+    max_leaves=9,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(JSON | st.fixed_dictionaries({"size": st.just([4, 6]), "counts": JSON}) | st.lists(st.lists(st.floats())))
+def test_no_segmentation_crashes_the_inspection(segmentation):
+    found = list(segmentation_problems(segmentation, (4, 6)))
+    if not any(problem.blocks for problem, _ in found):
+        assert 0 <= mask_area(segmentation, (4, 6)) <= 24
 
 
 def test_rare_class_is_noted(draw):
@@ -248,6 +269,17 @@ def test_files_that_make_no_format(draw):
         replace(sound, annotations=root / "panoptic")
     with pytest.raises(SourceError, match="label maps need --classes"):
         source(root, SEMANTIC, classes=None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"height": "40"}, {"height": 0}, {"width": None}, {"id": [1]}, {"file_name": 7}],
+)
+def test_image_that_is_none_is_an_error_that_names_the_file(change, draw):
+    root = draw(1)
+    edit(root / "instances.json", lambda c: c["images"][0].update(change))
+    with pytest.raises(AnnotationError, match=r"instances\.json: not COCO's format"):
+        inspect_sources([source(root, INSTANCE)], workers=1)
 
 
 def test_no_image_at_all(draw, tmp_path):
