@@ -13,6 +13,7 @@ Exit status: 0 all done; 1 some failed, or there was nothing to do; 2 the comman
 """
 
 import argparse
+import re
 import resource
 import sys
 import time
@@ -43,9 +44,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument(
         "--webcam",
         type=int,
-        nargs="?",
-        const=0,
-        metavar="N",
+        metavar="[N]",
         help="a camera (default: the first), shown in a window where there is one; with --output, also in a video",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for what is written")
@@ -67,7 +66,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="IOU",
         help="leave out instances that cover a better one of their class by more than this, 0 to 1",
     )
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes shown; default: all")
+    parser.add_argument(
+        "--class", action="append", dest="classes", metavar="NAME", help="a class to show, once for each; default: all"
+    )
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="images or frames at once; more pay on a GPU; default: 1"
     )
@@ -78,7 +79,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config keys to set, e.g. MODEL.WEIGHTS model.pth MODEL.DEVICE cpu"
     )
-    parsed = parser.parse_intermixed_args(arguments)
+    parsed = parser.parse_intermixed_args(_with_camera_number(sys.argv[1:] if arguments is None else arguments))
+    for name in ("input", "video_input"):
+        files, keys = _split_keys(getattr(parsed, name) or [])
+        setattr(parsed, name, files)
+        parsed.opts = [*keys, *parsed.opts]
     if parsed.output is None and parsed.webcam is None:
         parser.error("--output is needed: a folder for what is written")
     if parsed.output is not None and parsed.output.exists() and not parsed.output.is_dir():
@@ -90,8 +95,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parsed
 
 
+def _with_camera_number(arguments: Sequence[str]) -> list[str]:
+    """The command line with a number after --webcam, where argparse would else take a config key for one."""
+    numbered = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        numbered += [argument, "0"] if argument == "--webcam" and not following.isdecimal() else [argument]
+    return numbered
+
+
+def _split_keys(values: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Files, and the config keys and values that follow them."""
+    for position, value in enumerate(values):
+        if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", value) and not Path(value).exists():
+            return values[:position], values[position:]
+    return values, []
+
+
 def selection(predictor: Predictor, options: argparse.Namespace) -> Refine:
-    """What leaves segments out of results, as --classes, --min-area and --nms ask.
+    """What leaves segments out of results, as --class, --min-area and --nms ask.
 
     Raises:
         ConfigError: there is no such class, or results of the task do not overlap.
@@ -99,7 +120,7 @@ def selection(predictor: Predictor, options: argparse.Namespace) -> Refine:
     known = predictor.classes().names
     unknown = [name for name in options.classes or [] if name not in known]
     if unknown:
-        raise ConfigError(f"--classes {' '.join(unknown)}: the classes are {', '.join(known)}")
+        raise ConfigError(f"--class {', '.join(unknown)}: the classes are {', '.join(known)}")
     if options.nms is not None and predictor.task != "instance":
         raise ConfigError(f"--nms is for --task instance: {predictor.task} segments do not overlap")
 

@@ -188,6 +188,17 @@ def test_a_batch_gives_what_single_images_give(tiny, task):
         assert [s.get("score", 1) for s in ours] == pytest.approx([s.get("score", 1) for s in theirs], abs=1e-4)
 
 
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_the_confidence_threshold_really_applies(tiny, task):
+    image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    scores = [segment["score"] for segment in tiny(image, task=task, confidence_threshold=0.0).segments()]
+    middle = float(np.mean(scores))
+    assert min(scores) < middle < max(scores)
+    segments = tiny(image, task=task, confidence_threshold=middle).segments()
+    assert segments and all(segment["score"] >= middle for segment in segments)
+    assert len(tiny(image, task=task, confidence_threshold=1.0).segments()) == 0
+
+
 def test_the_device_is_that_of_the_call_then_of_the_options_then_what_there_is(monkeypatch):
     opts = [*TINY[: TINY.index("MODEL.DEVICE")], *TINY[TINY.index("MODEL.DEVICE") + 2 :]]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

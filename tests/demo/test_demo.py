@@ -2,12 +2,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from mask2former import Predictor
 from mask2former.image_files import find_images, output_stems
+from mask2former.video import VideoReader
 from tests.conftest import config_path, load_script
 from tests.tiny import TINY
+from tests.video.conftest import SIZE, write_frames
 
 demo = load_script("demo/demo.py")
 CONFIG = config_path("coco-panoptic")
@@ -15,6 +19,14 @@ CONFIG = config_path("coco-panoptic")
 
 def run(*arguments, opts=()):
     return demo.main(["--config-file", str(CONFIG), *map(str, arguments), *TINY, *opts])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Options for a model that is the same in every call."""
+    file = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save(Predictor.from_config(CONFIG, "", TINY).model.state_dict(), file)
+    return ("MODEL.WEIGHTS", str(file))
 
 
 def photo(height=48, width=80):
@@ -81,6 +93,69 @@ def test_json_holds_masks_that_agree_with_areas_and_boxes(task, photos, tmp_path
         assert all(segment["isthing"] and segment["category_id"] < 80 for segment in segments), "stuff is no instance"
 
 
+def areas(file):
+    return [segment["area"] for segment in json.loads(file.read_text())["segments_info"]]
+
+
+def test_thresholds_and_batches_of_instances(photos, weights, tmp_path):
+    # Two of one size, which share a batch, and one of another.
+    files = [photos / name for name in ("plain.png", "grey.jpg", "turned.jpg")]
+    task = ("--input", *files, "--task", "instance", "--json")
+    everything = ("--confidence-threshold", "0")
+    weights = (*weights, "TEST.DETECTIONS_PER_IMAGE", "12")
+    assert run(*task, "--output", tmp_path / "one", *everything, opts=weights) == 0
+    assert run(*task, "--output", tmp_path / "batches", "--batch-size", "3", *everything, opts=weights) == 0
+    for file in (tmp_path / "one").glob("*.json"):
+        assert areas(tmp_path / "batches" / file.name) == pytest.approx(areas(file), rel=0.02, abs=20)
+    scores = [s["score"] for s in json.loads((tmp_path / "one" / "plain_instance.json").read_text())["segments_info"]]
+    middle = scores[len(scores) // 2]
+    selection = ("--confidence-threshold", middle, "--min-area", "1", "--nms", "0.9")
+    assert run(*task, "--output", tmp_path / "some", *selection, opts=weights) == 0
+    found = json.loads((tmp_path / "some" / "plain_instance.json").read_text())["segments_info"]
+    assert found and all(segment["score"] >= middle and segment["area"] for segment in found)
+    assert len(found) < len(scores)
+
+
+def test_videos_are_done_one_after_the_other_and_the_damaged_one_is_reported(tmp_path, capsys):
+    out = tmp_path / "out"
+    video = write_frames(tmp_path / "clip.mkv", 3, rate=12.5)
+    (tmp_path / "damaged.mp4").write_bytes(video.read_bytes()[:300])
+    inputs = ("--video-input", tmp_path / "damaged.mp4", video)
+    options = ("--confidence-threshold", "0", "--batch-size", "2", "--json", "--codec", "MJPG")
+    assert run(*inputs, "--output", out, *options) == 1
+    printed = capsys.readouterr()
+    assert "skipped:" in printed.err and "damaged.mp4: not a video" in printed.err
+    assert f"{video} -> {out / 'clip_panoptic.avi'}: 3 frames (3 frames in" in printed.out
+    made = VideoReader(out / "clip_panoptic.avi")
+    assert (made.size, made.rate, made.count) == (SIZE, 12.5, 3)
+    lines = [json.loads(line) for line in (out / "clip_panoptic.jsonl").read_text().splitlines()]
+    assert all(segment["category_name"] for line in lines for segment in line["segments_info"])
+    assert sorted(file.name for file in out.iterdir()) == ["clip_panoptic.avi", "clip_panoptic.jsonl"]
+
+
+def test_an_interrupted_video_is_status_130_and_goes_on(weights, tmp_path, capsys, monkeypatch):
+    video = write_frames(tmp_path / "clip.mkv", 4)
+    arguments = ("--video-input", video, "--output", tmp_path / "out")
+    with monkeypatch.context() as patch:
+
+        def stop(tracker, prediction, seen=[]):  # noqa: B006 - counts the calls
+            seen.append(prediction)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return prediction
+
+        patch.setattr("mask2former.video.Tracker.update", stop)
+        assert run(*arguments, opts=weights) == 130
+    assert "goes on with the same command" in capsys.readouterr().err
+    assert run(*arguments, opts=weights) == 0
+    assert "4 frames (1 frames in" in capsys.readouterr().out
+
+
+def test_a_camera_that_is_not_there_is_status_1(tmp_path, capsys):
+    assert run("--webcam", "97", "--output", tmp_path / "out") == 1
+    assert "error: camera 97 can't be opened" in capsys.readouterr().err
+
+
 def test_nothing_found_is_status_1(tmp_path, capsys):
     assert run("--input", tmp_path / "*.jpg", "--output", tmp_path / "out") == 1
     assert f"no image found: {tmp_path}/*.jpg" in capsys.readouterr().err
@@ -95,6 +170,8 @@ def test_nothing_found_is_status_1(tmp_path, capsys):
         (("--confidence-threshold", "1.5"), (), "1.5"),
         (("--task", "semantic", "--confidence-threshold", "0.5"), (), "no confidence threshold"),
         (("--task", "panoptic"), ("DATASETS.TEST", "('shapes_val_instance',)"), "instance"),
+        (("--class", "person", "--class", "unicorn"), (), "--class unicorn: the classes are person, bicycle"),
+        (("--nms", "0.5"), (), "panoptic segments do not overlap"),
         ((), ("DATASETS.TEST", "('nowhere',)"), "nowhere"),
     ],
 )
@@ -105,16 +182,34 @@ def test_what_cannot_be_used_is_status_2(arguments, opts, message, photos, tmp_p
 
 def test_a_wrong_command_line_is_status_2(tmp_path, capsys):
     (tmp_path / "file").touch()
-    for arguments in (["--input", "x"], ["--config-file", "F", "--input", "x", "--output", str(tmp_path / "file")]):
+    start = ["--config-file", "F", "--output", str(tmp_path)]
+    for arguments, message in (
+        (["--input", "x"], "--config-file"),
+        (["--config-file", "F", "--input", "x", "--output", str(tmp_path / "file")], "expected a folder"),
+        (["--config-file", "F", "--input", "x"], "--output is needed"),
+        (start, "--input --video-input --webcam"),
+        ([*start, "--input", "x", "--webcam"], "not allowed with"),
+        ([*start, "--input", "x", "--batch-size", "0"], "--batch-size 0"),
+        ([*start, "--input", "x", "--nms", "2"], "--nms 2.0"),
+        ([*start, "--video-input", "x", "--codec", "h266"], "h266"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             demo.main(arguments)
         assert stopped.value.code == 2
-    assert "expected a folder" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_options_may_stand_before_and_after_config_keys():
     options = demo.parse_arguments("--config-file F --input a b --output o MODEL.DEVICE cpu --json A -1".split())
     assert options.input == ["a", "b"] and options.json and options.opts == ["MODEL.DEVICE", "cpu", "A", "-1"]
+    options = demo.parse_arguments("--config-file F --output o --video-input a.mp4 MODEL.DEVICE cpu --json A 1".split())
+    assert options.video_input == ["a.mp4"] and options.opts == ["MODEL.DEVICE", "cpu", "A", "1"]
+
+
+def test_a_camera_needs_no_number():
+    for text, number in (("--webcam MODEL.DEVICE cpu", 0), ("--webcam 2 MODEL.DEVICE cpu", 2), ("A 1 --webcam", 0)):
+        options = demo.parse_arguments(["--config-file", "F", *text.split()])
+        assert options.webcam == number and len(options.opts) == 2
 
 
 def test_inputs_are_files_folders_and_globs_each_image_once(tmp_path):
