@@ -11,7 +11,7 @@ import pytest
 from .conftest import ROOT
 
 PACKAGES = ("dinat_backbone", "mask2former")
-SCRIPTS = ("train_net", "demo", "tools", "datasets", "benchmarks", "tests")
+SCRIPTS = ("train_net", "demo", "tools", "datasets", "examples", "benchmarks", "tests")
 # What reads the network or opens sockets; torch.hub and Detectron2's model zoo download when called.
 NETWORK = (
     *("requests", "urllib.request", "urllib.error", "http", "socket", "ftplib"),
