@@ -188,7 +188,7 @@ class MaskFormer(nn.Module):
         if self.training:
             return self.losses(batched_inputs, target_counts)
         images = self._normalize(batched_inputs)
-        outputs = self._run_network(images)
+        outputs = self._run_network(images, aux_outputs=False)
         return [
             self.postprocess(prediction, (inputs.get("height", image_size[0]), inputs.get("width", image_size[1])))
             for prediction, image_size, inputs in zip(
@@ -224,13 +224,13 @@ class MaskFormer(nn.Module):
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[Prediction]:
         """What the network says of each image, before any result is made of it; see `forward` and `postprocess`."""
         images = self._normalize(batched_inputs)
-        return _split(self._run_network(images), images)
+        return _split(self._run_network(images, aux_outputs=False), images)
 
-    def _run_network(self, images: ImageList) -> dict[str, Any]:
+    def _run_network(self, images: ImageList, aux_outputs: bool = True) -> dict[str, Any]:
         if self.training or not self.bfloat16_inference:
-            return self.sem_seg_head(self.backbone(images.tensor))
+            return self.sem_seg_head(self.backbone(images.tensor), aux_outputs)
         with torch.autocast(self.device.type, torch.bfloat16):
-            return self.sem_seg_head(self.backbone(images.tensor))
+            return self.sem_seg_head(self.backbone(images.tensor), aux_outputs)
 
     def _normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         images = [(inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std for inputs in batched_inputs]

@@ -37,7 +37,7 @@ class MaskFormerHead(nn.Module):
             "predictor": build_transformer_decoder(cfg, cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM),
         }
 
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Any]:
-        """Map {name: [B, C, H, W]} to the predictions of the transformer decoder."""
+    def forward(self, features: dict[str, Tensor], aux_outputs: bool = True) -> dict[str, Any]:
+        """Map {name: [B, C, H, W]} to the predictions of the decoder, with its layers' if `aux_outputs`."""
         mask_features, maps = self.pixel_decoder(features)
-        return self.predictor(maps, mask_features)
+        return self.predictor(maps, mask_features, aux_outputs)

@@ -184,9 +184,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
             sources = [project(features[n]) for project, n in zip(self.input_proj, self.encoder_features, strict=True)]
             maps = self.transformer(sources, [self.position_embedding(x) for x in sources])
             for index, name in enumerate(self.lateral_features, start=1):
-                lateral = self.get_submodule(f"adapter_{index}")(features[name])
-                upsampled = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-                maps.append(self.get_submodule(f"layer_{index}")(lateral + upsampled))
+                adapted = _add_upsampled(self.get_submodule(f"adapter_{index}")(features[name]), maps[-1])
+                maps.append(self.get_submodule(f"layer_{index}")(adapted))
             return self.mask_features(maps[-1]), maps[: self.NUM_FEATURE_LEVELS]
 
 
@@ -195,6 +194,11 @@ def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
     nn.init.xavier_uniform_(convolution.weight)
     nn.init.zeros_(convolution.get_parameter("bias"))
     return nn.Sequential(convolution, nn.GroupNorm(32, conv_dim))
+
+
+def _add_upsampled(x: Tensor, coarse: Tensor) -> Tensor:
+    """Add a coarser map. A function, so that in inference nothing but the sum outlives it."""
+    return x + F.interpolate(coarse, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -86,16 +86,18 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "enforce_input_project": node.ENFORCE_INPUT_PROJ,
         }
 
-    def forward(self, maps: Sequence[Tensor], mask_features: Tensor) -> dict[str, Any]:
+    def forward(self, maps: Sequence[Tensor], mask_features: Tensor, aux_outputs: bool = True) -> dict[str, Any]:
         """Predict classes and masks.
 
         Args:
             maps: three maps [B, in_channels, h, w], coarse to fine.
             mask_features: [B, mask_dim, H, W].
+            aux_outputs: keep all predictions, as losses want them; they are the largest that the model makes.
 
         Returns:
             `pred_logits` [B, Q, K + 1], the last class being "no object"; `pred_masks` logits [B, Q, H, W]; and
-            `aux_outputs`, a list of dicts with the same two of the learnt queries and of all layers but the last.
+            `aux_outputs`, a list of dicts with the same two of the learnt queries and of all layers but the last (empty
+            if they are not kept).
         """
         shapes = [x.shape[-2:] for x in maps]
         positions = [self.position_embedding(x).flatten(2).transpose(1, 2) for x in maps]
@@ -105,7 +107,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         ]
         queries = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)
         query_position = self.query_embed.weight
-        predictions = [self._predict(queries, mask_features)]
+        predictions: list[dict[str, Tensor]] = []
+        prediction = self._predict(queries, mask_features)
         layers = zip(
             self.transformer_cross_attention_layers,
             self.transformer_self_attention_layers,
@@ -114,12 +117,14 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         )
         for index, (cross_attention, self_attention, feed_forward) in enumerate(layers):
             level = index % self.NUM_FEATURE_LEVELS
-            blocked = _blocked(predictions[-1]["pred_masks"], shapes[level])
+            blocked = _blocked(prediction["pred_masks"], shapes[level])
             queries = cross_attention(queries, memories[level], blocked, positions[level], query_position)
             queries = self_attention(queries, query_position)
             queries = feed_forward(queries)
-            predictions.append(self._predict(queries, mask_features))
-        return {**predictions[-1], "aux_outputs": predictions[:-1]}
+            if aux_outputs:
+                predictions.append(prediction)
+            prediction = self._predict(queries, mask_features)
+        return {**prediction, "aux_outputs": predictions}
 
     def _predict(self, queries: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
         queries = self.decoder_norm(queries)
