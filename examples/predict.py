@@ -68,8 +68,9 @@ print(len(best.segments()), "of", len(instances[0].segments()), "instances are l
 
 # %%
 write_json(OUT / "detections.json", [entry for n, found in enumerate(instances) for entry in found.to_coco(image_id=n)])
-write_json(OUT / "panoptic.json", {"annotations": [result.to_coco(image_id="first")]})
-write_png(OUT / "first.png", result.panoptic_png())
+panoptic = predictor(PHOTOS[0], task="panoptic")
+write_json(OUT / "panoptic.json", {"annotations": [panoptic.to_coco(image_id="first")]})
+write_png(OUT / "first.png", panoptic.panoptic_png())
 
 # %% [markdown]
 # ## Your own loop over frames
