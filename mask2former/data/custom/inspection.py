@@ -147,6 +147,8 @@ def _collect(inspected: Inspected, findings: Findings) -> None:
         for category in things.keys() & scan.pixels.keys() if combines else ():
             if scan.numbered[category] < scan.pixels[category]:
                 findings.add(problems.UNNUMBERED, f"{sample.numbers}: {things[category]}")
+    if not inspected.total("segments"):
+        findings.add(problems.NO_LABEL_AT_ALL, inspected.content.source.split)
     for names in seen.values():
         if len(names) > 1:
             findings.add(problems.DUPLICATE, " = ".join(names[:3]))

@@ -56,7 +56,7 @@ def _rle_problems(rle: Mapping[str, Any], size: tuple[int, int]) -> Iterator[Fou
 
 def _polygon_problems(polygons: Sequence[list[Any]], size: tuple[int, int]) -> Iterator[Found]:
     coordinates = [coordinate for polygon in polygons for coordinate in polygon]
-    if not all(type(c) in (int, float) and math.isfinite(c) for c in coordinates):
+    if not all(map(_is_number, coordinates)):
         yield Found(problems.BAD_MASK, "")
         return
     if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
@@ -71,6 +71,22 @@ def _polygon_problems(polygons: Sequence[list[Any]], size: tuple[int, int]) -> I
         yield Found(problems.POLYGON_OUTSIDE, f": by {beyond:.0f} pixels")
     if mask_area(polygons, size) < 1:
         yield Found(problems.EMPTY_MASK, "")
+
+
+def bad_field(annotation: Mapping[str, Any]) -> str:
+    """The first field of an annotation, or of an entry of `segments_info`, that can't be used; empty: none."""
+    box, area = annotation.get("bbox", [0, 0, 0, 0]), annotation.get("area")
+    sound = {
+        **{key: type(annotation.get(key)) is int and annotation[key] >= 0 for key in ("id", "category_id")},
+        "iscrowd": isinstance(annotation.get("iscrowd", 0), int) and annotation.get("iscrowd", 0) in (0, 1),
+        "area": area is None or (_is_number(area) and area >= 0),
+        "bbox": isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)),
+    }
+    return next((f"{key} {annotation.get(key)!r}" for key, fine in sound.items() if not fine), "")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def mask_area(segmentation: Any, size: tuple[int, int]) -> int:

@@ -93,6 +93,8 @@ POLYGON_OUTSIDE = Problem(
 EMPTY_MASK = Problem("annotations whose mask has no pixel", "delete or redraw them", blocks=False)
 RLE_SIZE = Problem("run lengths (RLE) of another size than the image", "export the masks at the size of the images")
 BAD_MASK = Problem("masks that are neither polygons nor run lengths (RLE)", _FIX_JSON)
+BAD_FIELD = Problem("annotations with an impossible id, category, area, box or crowd flag", _FIX_JSON)
+NO_LABEL_AT_ALL = Problem("splits without a single label", "label some images")
 NOT_IN_JSON = Problem("segments in panoptic PNGs that segments_info lacks", "list them, or paint them black (void)")
 NOT_IN_PNG = Problem("segments in segments_info that the panoptic PNG lacks", "take them out of segments_info")
 OTHER_AREA = Problem(

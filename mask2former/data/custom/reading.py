@@ -36,6 +36,8 @@ def _read_coco(source: Source) -> Content:
         images, annotations = content["images"], content["annotations"]
         categories = _categories(source, content["categories"], findings)
         try:
+            if not isinstance(images, list) or not isinstance(annotations, list):
+                raise TypeError("images and annotations have to be lists")
             _count_ids(images, annotations, source, findings)
             of_image = defaultdict(list)
             listed = {image["id"] for image in images}
@@ -45,7 +47,7 @@ def _read_coco(source: Source) -> Content:
                 else:
                     findings.add(problems.UNKNOWN_IMAGE, f"{path.name}: image {annotation['image_id']}")
             samples = [_coco_sample(source, image, of_image[image["id"]], findings) for image in images]
-        except (TypeError, AttributeError, OverflowError) as error:
+        except (TypeError, AttributeError) as error:
             raise AnnotationError(f"{path}: not COCO's format: {error}") from error
     return Content(source, categories, tuple(sample for sample in samples if sample), findings)
 
@@ -95,8 +97,10 @@ def _coco_sample(
         findings.add(problems.WITHOUT_LABEL, str(sample.image))
         return None
     (annotation, *_) = annotations
-    segments = tuple(dict(segment) for segment in annotation["segments_info"])
-    return replace(sample, label=source.panoptic / annotation["file_name"], annotations=segments)
+    segments = annotation["segments_info"]
+    if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
+        raise TypeError(f"segments_info of image {image['id']} is no list of segments")
+    return replace(sample, label=source.panoptic / annotation["file_name"], annotations=tuple(segments))
 
 
 def _read_label_maps(source: Source) -> Content:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mask2former.data.checking.inspect import NOT_IN_JSON, NOT_IN_PNG, OTHER_AREA, few, segment_areas, segment_problems
 from mask2former.data.custom import problems
-from mask2former.data.custom.masks import mask_area, segmentation_problems, size_text
+from mask2former.data.custom.masks import bad_field, mask_area, segmentation_problems, size_text
 from mask2former.data.custom.problems import Found, Problem
 from mask2former.data.custom.source import Format, Sample
 from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_png
@@ -140,8 +140,8 @@ class Scanner:
     def _scan_panoptic(self, sample: Sample, scan: Scan, ids: NDArray[np.int32]) -> None:
         found = segment_areas(ids)
         for segment in sample.annotations:
-            if not {"id", "category_id"} <= segment.keys():
-                scan.add(problems.BAD_MASK, f"{sample.label}: segments_info without id or category_id")
+            if field := bad_field(segment):
+                scan.add(problems.BAD_FIELD, f"{sample.label}: {field}")
                 return
             if segment["category_id"] not in self.category_ids:
                 scan.add(problems.OUTSIDE_CLASSES, f"{sample.label}: category {segment['category_id']}")
@@ -159,7 +159,10 @@ class Scanner:
         size = sample.size or scan.size or (0, 0)
         for annotation in sample.annotations:
             where = f"annotation {annotation.get('id')} of {sample.image.name}"
-            category = annotation.get("category_id")
+            if field := bad_field(annotation):
+                scan.add(problems.BAD_FIELD, f"{where}: {field}")
+                continue
+            category = annotation["category_id"]
             if category not in self.category_ids:
                 scan.add(problems.OUTSIDE_CLASSES, f"{where}: category {category}")
                 continue

@@ -137,6 +137,14 @@ CASES = [
     (problems.BAD_MASK, "don't fill the image", first(segmentation={"size": [40, 60], "counts": "PPYo1"})),
     (problems.BAD_MASK, "1000000 pixels outside", first(segmentation=[[1, 1, 1000060, 1, 5, 30]])),
     (problems.BAD_MASK, "of 000.jpg", first(segmentation={"counts": [2400]})),
+    (problems.BAD_FIELD, "of 000.jpg: id 'x'", first(id="x")),
+    (problems.BAD_FIELD, "of 000.jpg: category_id [5]", first(category_id=[5])),
+    (problems.BAD_FIELD, "of 000.jpg: bbox []", first(bbox=[])),
+    (problems.BAD_FIELD, "of 000.jpg: area 'large'", first(area="large")),
+    (problems.BAD_FIELD, "of 000.jpg: iscrowd None", first(iscrowd=None)),
+    (problems.BAD_FIELD, "000.png: category_id None", panoptic(
+        lambda c: c["annotations"][0]["segments_info"][0].pop("category_id"))),
+    (problems.NO_LABEL_AT_ALL, "train", instances(lambda content: content.update(annotations=[]))),
     (problems.NOT_IN_JSON, "000.png: ids 1",
      panoptic(lambda c: c["annotations"][0]["segments_info"].pop(0))),
     (problems.NOT_IN_PNG, "000.png: ids 500", segment(id=500)),
@@ -269,6 +277,19 @@ def test_files_that_make_no_format(draw):
         replace(sound, annotations=root / "panoptic")
     with pytest.raises(SourceError, match="label maps need --classes"):
         source(root, SEMANTIC, classes=None)
+
+
+def test_what_is_no_list_of_annotations_is_an_error(draw):
+    root = draw(1)
+    for changes in ({"annotations": {}}, {"images": "x"}, {"annotations": ["x"]}, {"categories": {}}):
+        shutil.copy(root / "instances.json", root / "kept.json")
+        edit(root / "instances.json", lambda content, changes=changes: content.update(changes))
+        with pytest.raises(AnnotationError, match=r"instances\.json"):
+            inspect_sources([source(root, INSTANCE)], workers=1)
+        shutil.move(root / "kept.json", root / "instances.json")
+    edit(root / "panoptic.json", lambda content: content["annotations"][0].update(segments_info={}))
+    with pytest.raises(AnnotationError, match="segments_info of image 0"):
+        inspect_sources([source(root, PANOPTIC)], workers=1)
 
 
 @pytest.mark.parametrize(
