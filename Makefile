@@ -52,6 +52,8 @@ bench: setup ## measure speed and memory side by side with others (half an hour)
 	$(RUN) benchmarks/evaluate.py
 	$(RUN) benchmarks/training_memory.py
 	$(RUN) benchmarks/inference_memory.py
+	$(RUN) benchmarks/model_memory.py
+	$(RUN) benchmarks/compile.py
 
 clean: ## remove what the demo wrote (output/shapes, datasets/shapes) and caches; other runs in output/ stay
 	rm -rf output/shapes datasets/shapes datasets/shapes.* build *.egg-info .pytest_cache .ruff_cache .hypothesis
