@@ -12,7 +12,7 @@ from mask2former.data.custom.problems import Findings
 from mask2former.data.custom.source import Content, Sample, Source, known_keys, read_class_file
 from mask2former.data.datasets.coco_layout import Category, errors_name
 from mask2former.data.datasets.custom import find_pairs, read_file_list, read_json
-from mask2former.data.datasets.custom_entry import read_classes
+from mask2former.data.datasets.custom_entry import class_entry, read_classes
 from mask2former.data.datasets.registry import AnnotationError
 
 
@@ -53,11 +53,10 @@ def _read_coco(source: Source) -> Content:
 
 
 def _categories(source: Source, found: Any, findings: Findings) -> tuple[Category, ...]:
-    if source.classes:
-        return read_class_file(source.classes, first_id=1)[0]
     path = source.annotations
     if not isinstance(found, list) or not all(isinstance(c, Mapping) and {"id", "name"} <= c.keys() for c in found):
         raise AnnotationError(f"{path}: expected categories with id and name")
+    found = _with_listed(found, source) if source.classes else found
     if source.format == "coco_panoptic":
         for category in found:
             if "isthing" not in category:
@@ -70,6 +69,16 @@ def _categories(source: Source, found: Any, findings: Findings) -> tuple[Categor
         # Instance files of panoptic sets may list stuff, too.
         categories = tuple(category for category in categories if category.isthing)
     return categories
+
+
+def _with_listed(found: Sequence[Mapping[str, Any]], source: Source) -> list[dict[str, Any]]:
+    """Categories of an annotation file, with kind and colour of the list of classes; they are matched by name."""
+    listed, says_things = read_class_file(Path(source.classes or ""), first_id=1)
+    by_name = {category.name: class_entry(category) for category in listed}
+    if unknown := sorted(str(c["name"]) for c in found if str(c["name"]) not in by_name):
+        raise AnnotationError(f"{source.classes}: lacks {', '.join(unknown[:5])}, which {source.annotations} has")
+    keys = ("isthing", "color") if says_things else ("color",)
+    return [{**c, **{key: by_name[str(c["name"])][key] for key in keys}} for c in found]
 
 
 def _count_ids(images: Sequence[Any], annotations: Sequence[Any], source: Source, findings: Findings) -> None:

@@ -303,6 +303,21 @@ def test_image_that_is_none_is_an_error_that_names_the_file(change, draw):
         inspect_sources([source(root, INSTANCE)], workers=1)
 
 
+def test_a_list_of_classes_says_what_is_a_thing_where_a_panoptic_file_does_not(draw):
+    root = draw(1)
+    edit(root / "panoptic.json", lambda c: [category.pop("isthing") for category in c["categories"]])
+    listed = [{"name": name, "isthing": name == "box", "color": [1, 2, 3]} for name in reversed(NAMES)]
+    write(root / "classes.json", listed)
+    inspection = inspect_sources([source(root, PANOPTIC, classes=root / "classes.json")], workers=1)
+    assert inspection.usable
+    assert [(c.id, c.isthing, c.color) for c in inspection.categories] == [
+        (identity, name == "box", (1, 2, 3)) for identity, name in zip(COCO_IDS, NAMES, strict=True)
+    ]
+    write(root / "classes.json", listed[1:])
+    with pytest.raises(AnnotationError, match=r"classes\.json: lacks box, which .*panoptic\.json has"):
+        inspect_sources([source(root, PANOPTIC, classes=root / "classes.json")], workers=1)
+
+
 def test_no_image_at_all(draw, tmp_path):
     root = draw(1)
     (root / "images/000.jpg").unlink()
