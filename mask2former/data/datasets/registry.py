@@ -75,7 +75,10 @@ def dataset_metadata(name: str) -> Metadata:
         ValueError: no data set has this name.
     """
     if name not in DatasetCatalog:
-        raise ValueError(f"unknown data set {name!r}; registered are {', '.join(sorted(DatasetCatalog))}")
+        raise ValueError(
+            f"unknown data set {name!r}; registered are {', '.join(sorted(DatasetCatalog))}. Data sets of your own are "
+            "described in DATASETS.CUSTOM; tools/dataset.py config writes it"
+        )
     return MetadataCatalog.get(name)
 
 
