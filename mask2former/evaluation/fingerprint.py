@@ -67,8 +67,9 @@ def config_digest(cfg: CfgNode, *, augmented: bool) -> str:
         cfg[section].pop(key, None)
     if not augmented:
         cfg.TEST.pop("AUG")
-    # The first training set says which classes are things.
+    # The first training set says which classes are things; of one that the config describes, the config does.
     parts = [f"{name}: {cfg[name].dump()}" for name in _SECTIONS] + [str(cfg.DATASETS.TRAIN)]
+    parts += [f"{entry['name']}: {entry['classes']}" for entry in cfg.DATASETS.get("CUSTOM", ())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -114,6 +114,7 @@ def fingerprint(tmp_path):
     ("key", "value"),
     [
         ("OUTPUT_DIR", "elsewhere"),
+        ("DATASETS.CUSTOM", []),
         ("MODEL.WEIGHTS", "copy.pth"),
         ("TEST.AUG.FLIP", False),
         ("TEST.EVAL_PERIOD", 9),
@@ -134,6 +135,8 @@ def test_what_changes_predictions_or_their_comparison_counts(fingerprint):
         fingerprint("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", 0.5),
         fingerprint("INPUT.MIN_SIZE_TEST", 5),
         fingerprint("DATASETS.TRAIN", ("other",)),
+        fingerprint("DATASETS.CUSTOM", [{"name": "own", "classes": [{"name": "a", "isthing": True}]}]),
+        fingerprint("DATASETS.CUSTOM", [{"name": "own", "classes": [{"name": "a", "isthing": False}]}]),
         fingerprint(augmented=True),
         fingerprint("TEST.AUG.FLIP", False, augmented=True),
         fingerprint(model=other),
