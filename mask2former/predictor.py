@@ -10,7 +10,7 @@ No data set has to be on disk: class names and colours come with the code (`mask
 import logging
 import math
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from mask2former.batching import batches_of_one_size, run_batch
 from mask2former.config import setup_cfg
 from mask2former.data.datasets import register_custom_datasets
 from mask2former.data.image_io import to_rgb
@@ -235,7 +236,7 @@ class Predictor:
             return self._predict([to_rgb(images)], task, confidence_threshold)[0]
         pixels = [to_rgb(image) for image in images]
         results: dict[int, Prediction] = {}
-        for batch in _batches(pixels, batch_size or (_GPU_BATCH if self.device.type == "cuda" else 1)):
+        for batch in batches_of_one_size(pixels, batch_size or (_GPU_BATCH if self.device.type == "cuda" else 1)):
             predictions = self._predict([pixels[i] for i in batch], task, confidence_threshold)
             results.update(zip(batch, predictions, strict=True))
         return [results[i] for i in range(len(pixels))]
@@ -246,7 +247,7 @@ class Predictor:
         inputs = [self._input(image) for image in images]
         lowest = self.default_threshold(task) if threshold is None else threshold
         with self._switched(task, lowest):
-            outputs = _run(self.model, inputs)
+            outputs = run_batch(self.model, inputs)
         classes = self.classes(task)
         return [from_model(o, i, task, classes, lowest) for o, i in zip(outputs, images, strict=True)]
 
@@ -257,7 +258,8 @@ class Predictor:
             "panoptic_on": task == "panoptic" or (task == "instance" and self._panoptic_model),
             "instance_on": task == "instance",
             "semantic_on": task == "semantic",
-            "object_mask_threshold": threshold if task == "panoptic" else self._segment_threshold,
+            # Where panoptic is on for the sake of instances, nobody wants a segment: this saves their making.
+            "object_mask_threshold": threshold if task == "panoptic" else 1.0,
         }
         with self._lock:
             for name, value in switches.items():
@@ -276,24 +278,3 @@ class Predictor:
 
 def _first_on(tasks: Sequence[Task], model: nn.Module) -> Task | None:
     return next((task for task in tasks if getattr(model, f"{task}_on", False)), None)
-
-
-def _run(model: nn.Module, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Outputs for a batch, in two halves where there is not memory enough for it."""
-    try:
-        return model(inputs)
-    except torch.OutOfMemoryError:
-        if len(inputs) == 1:
-            raise
-    middle = len(inputs) // 2
-    return _run(model, inputs[:middle]) + _run(model, inputs[middle:])
-
-
-def _batches(images: Sequence[Rgb], batch_size: int) -> Iterator[list[int]]:
-    """Positions of images of one size, at most so many at once."""
-    sizes: dict[tuple[int, ...], list[int]] = {}
-    for position, image in enumerate(images):
-        sizes.setdefault(image.shape, []).append(position)
-    for positions in sizes.values():
-        for start in range(0, len(positions), batch_size):
-            yield positions[start : start + batch_size]

@@ -12,6 +12,7 @@ from mask2former.data.image_io import ImageReadError
 from mask2former.engine import DeviceError
 
 from .conftest import config_path
+from .data.custom.conftest import registered  # noqa: F401 - a fixture
 from .tiny import TINY
 
 METADATA = Metadata(
@@ -153,9 +154,12 @@ def test_the_default_is_the_richest_task_of_the_model():
 
 def test_the_threshold_of_segments_is_that_of_the_call_then_the_predictor_then_the_config():
     predict = predictor("panoptic", confidence_threshold=0.6)
-    for options, threshold in [({}, 0.6), ({"confidence_threshold": 0.3}, 0.3), ({"task": "instance"}, 0.8)]:
+    for options, threshold in [({}, 0.6), ({"confidence_threshold": 0.3}, 0.3), ({}, 0.6)]:
         predict(IMAGE, **options)
         assert predict.model.object_mask_threshold == threshold
+    other = predictor("instance", confidence_threshold=0.6)
+    other(IMAGE, task="panoptic")
+    assert other.model.object_mask_threshold == Recorder.object_mask_threshold
 
 
 def test_what_does_not_fit_is_an_error():
@@ -208,6 +212,22 @@ def test_the_device_is_that_of_the_call_then_of_the_options_then_what_there_is(m
     for arguments in ((opts, "cuda"), ([*opts, "MODEL.DEVICE", "cuda"],)):
         with pytest.raises(DeviceError, match="no GPU"):
             Predictor.from_config(config, "", *arguments)
+
+
+def test_classes_of_a_data_set_that_the_config_describes(tmp_path, registered):  # noqa: F811
+    """Neither its pictures nor its labels are there."""
+    file = tmp_path / "own.yaml"
+    file.write_text(f"""
+_BASE_: {config_path("ade20k-semantic")}
+DATASETS:
+  CUSTOM: [{{name: own_val, format: semantic, images: nowhere, labels: nowhere, classes: [moss, lichen]}}]
+  TRAIN: [own_val]
+  TEST: [own_val]
+MODEL: {{SEM_SEG_HEAD: {{NUM_CLASSES: 2}}}}
+""")
+    predict = Predictor.from_config(file, "", TINY)
+    assert predict.tasks == ("semantic",) and list(predict.classes().names) == ["moss", "lichen"]
+    assert {segment["category_name"] for segment in predict(IMAGE).segments()} <= {"moss", "lichen"}
 
 
 def test_a_config_that_names_no_data_set_is_an_error(tmp_path):
