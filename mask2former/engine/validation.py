@@ -23,7 +23,8 @@ def validation_losses(model: MaskFormer, batches: Iterable[Sequence[dict[str, An
         batches: this process's share of the images, one in each batch, with targets as in training.
 
     Returns:
-        On the main process `total_loss` and all losses of a training; empty on others, or where there is no image.
+        On the main process `total_loss`, and of its parts those of the last layer; empty on others, or where there is
+        no image.
 
     Raises:
         NonFiniteLossError: predictions have diverged; the message names the image.
@@ -47,7 +48,8 @@ def validation_losses(model: MaskFormer, batches: Iterable[Sequence[dict[str, An
         return {}
     names = next(found for found, images in gathered if images)
     losses = {name: sum(found.get(name, 0.0) for found, _ in gathered) / total for name in names}
-    return {"total_loss": sum(losses.values()), **losses}
+    # Those of other layers end in a number.
+    return {"total_loss": sum(losses.values()), **{n: loss for n, loss in losses.items() if not n[-1].isdigit()}}
 
 
 def _losses(model: MaskFormer, batch: list[dict[str, Any]]) -> tuple[list[str], list[float]]:

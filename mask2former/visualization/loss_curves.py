@@ -61,7 +61,14 @@ def draw_loss_curves(metrics_file: str | Path, picture: str | Path, metric: str 
 
 def _note(axes: Axes, x: float, y: float, text: str, color: str, *, below: bool) -> None:
     axes.annotate(
-        text, (x, y), (0, -14 if below else 7), textcoords="offset points", ha="center", color=color, fontsize=9
+        text,
+        (x, y),
+        (0, -14 if below else 7),
+        textcoords="offset points",
+        ha="center",
+        color=color,
+        fontsize=9,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
 
 
