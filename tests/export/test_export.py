@@ -1,0 +1,246 @@
+"""A tiny model as ONNX and as a program of torch.export: the same outputs and results, without our packages."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+from mask2former import Predictor, setup_cfg
+from mask2former.export import describe, export_network, save_onnx, verification
+from mask2former.export.exported_model import ModelFileError, OnnxModel
+from mask2former.export.network import ExportedNetwork
+from mask2former.export.verification import Comparison, drawn_images, verify
+from mask2former.tasks import predicted_metadata
+
+from ..conftest import ROOT, config_path, load_script
+from ..tiny import TINY
+
+SIZE = (64, 96)
+EXPORTABLE = (
+    "MODEL.DINAT.ATTENTION_BACKEND exportable MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION_BACKEND reference"
+).split()
+# A dilation, and thresholds that keep some segments of random weights.
+OPTS = [*TINY, "MODEL.DINAT.DILATIONS", "[[3],[2],[1],[1]]", "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.05"]
+# Differences of sums in another order, in logits of a range of about 10.
+TOLERANCE = {"rtol": 0, "atol": 2e-4}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, deterministic):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    model = deterministic.load_weights(build_model(setup_cfg(config_path("coco-panoptic"), OPTS)))
+    deterministic.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cfg(weights):
+    return setup_cfg(config_path("coco-panoptic"), [*OPTS, "MODEL.WEIGHTS", str(weights)])
+
+
+@pytest.fixture(scope="module")
+def model(cfg, deterministic):
+    exportable = cfg.clone()
+    exportable.merge_from_list(EXPORTABLE)
+    return deterministic.load_weights(build_model(exportable)).eval()
+
+
+@pytest.fixture(scope="module")
+def description(cfg, model):
+    return describe(cfg, model, predicted_metadata(cfg), "batch")
+
+
+@pytest.fixture(scope="module")
+def program(model):
+    return export_network(model, SIZE, "batch")
+
+
+@pytest.fixture(scope="module")
+def onnx_file(program, description, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
+    save_onnx(program, path, description)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    """A drawn picture of the size that the model takes, so that nothing is resized."""
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    picture = drawn_images((96, 96))["drawn 1"][: SIZE[0]]
+    Image.fromarray(picture).save(path)
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_onnxruntime_gives_what_the_usual_model_gives(onnx_file, cfg, deterministic, batch):
+    usual = ExportedNetwork(deterministic.load_weights(build_model(cfg)))
+    images = np.stack([deterministic.image(f"export {i}", *SIZE) for i in range(batch)]).astype(np.float32)
+    logits, masks = OnnxModel(onnx_file, threads=1)(images)
+    with torch.no_grad():
+        expected_logits, expected_masks = usual(torch.from_numpy(images))
+    np.testing.assert_allclose(logits, expected_logits, **TOLERANCE)
+    np.testing.assert_allclose(masks, expected_masks, **TOLERANCE)
+    assert logits.shape == (batch, 8, 134) and masks.shape == (batch, 8, 16, 24)
+    assert np.ptp(masks) > 5
+
+
+def test_the_file_is_one_and_uses_standard_operators_alone(onnx_file):
+    assert [path.name for path in onnx_file.parent.iterdir()] == [onnx_file.name]
+    loaded = onnx.load(onnx_file)
+    assert {node.domain for node in loaded.graph.node} <= {"", "ai.onnx"} and not loaded.functions
+
+
+def test_the_file_says_how_to_use_it(onnx_file, cfg):
+    opened = OnnxModel(onnx_file)
+    about = opened.description
+    assert opened.fixed_size == SIZE
+    assert about["tasks"] == ["panoptic", "instance", "semantic"] and about["image_format"] == "RGB"
+    assert (about["min_size"], about["max_size"], about["divisibility"]) == (64, 128, 32)
+    assert len(about["classes"]) == 133
+    assert about["classes"][0] == {"name": "person", "color": [220, 20, 60], "isthing": True}
+    assert [entry["isthing"] for entry in about["classes"]].count(True) == 80
+    assert about["pixel_mean"] == cfg.MODEL.PIXEL_MEAN
+
+
+def test_verification_in_processes_of_their_own(onnx_file, model, cfg, description):
+    images = {name: image[:50, :80] for name, image in drawn_images(SIZE).items()}
+    result = verify(onnx_file, model, cfg, description, images, SIZE)
+    assert result.passes and len(result.comparisons) == 3, result.table()
+    assert all(c.results == {"panoptic": 0, "semantic": 0, "instance": 0} for c in result.comparisons)
+    megabytes, seconds, memory = result.costs["onnxruntime"]
+    # Without PyTorch in it, the process is far smaller.
+    assert seconds > 0 and 30 < memory < result.costs["PyTorch"][2] / 2
+    assert megabytes == pytest.approx(onnx_file.stat().st_size / 1e6)
+    assert "equal" in result.table() and "onnxruntime" in result.table()
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (1.01, False), (np.nan, False)])
+def test_verification_fails_where_outputs_differ(monkeypatch, model, cfg, description, deterministic, factor, passes):
+    outputs = {
+        "a.logits": 3 * deterministic.draw("a.logits", (1, 8, 134)),
+        "a.masks": deterministic.draw("a.masks", (1, 8, 16, 24)),
+        "seconds": np.array(1.0),
+        "peak_bytes": np.array(1),
+    }
+
+    def run(command, folder):
+        return outputs | ({} if command[0] == "-m" else {"a.masks": outputs["a.masks"] * np.float32(factor)})
+
+    monkeypatch.setattr(verification, "_run", run)
+    images = {"a": np.zeros((64, 96, 3), dtype=np.uint8)}
+    assert verify(Path(__file__), model, cfg, description, images, SIZE).passes == passes
+
+
+def test_one_pixel_that_differs_is_a_failure():
+    assert Comparison("a", 9e-4, 0.0, {"panoptic": 0}).passes
+    assert not Comparison("a", 9e-4, 0.0, {"panoptic": 1}).passes
+    assert not Comparison("a", 1.1e-3, 0.0, {"panoptic": 0}).passes
+
+
+@pytest.mark.parametrize("task", ["panoptic", "semantic"])
+def test_onnx_infer_finds_what_the_predictor_finds(onnx_file, photo, cfg, task, tmp_path, capsys):
+    status = load_script("tools/onnx_infer.py").main(
+        [str(onnx_file), str(photo), "--output", str(tmp_path), "--task", task]
+    )
+    assert status == 0 and "photo.png: " in capsys.readouterr().out
+    expected = Predictor.from_cfg(cfg, task)(photo)
+    ids = np.array(Image.open(tmp_path / f"photo_{task}_ids.png"))
+    np.testing.assert_array_equal(ids, expected.ids if task == "panoptic" else expected.labels + 1)
+    found = json.loads((tmp_path / f"photo_{task}.json").read_text())["segments_info"]
+    assert [(s["category_id"], s["area"]) for s in found] == [
+        (s["category_id"], s["area"]) for s in expected.segments()
+    ]
+    assert np.array(Image.open(tmp_path / f"photo_{task}.png")).shape == (*SIZE, 3)
+
+
+def test_onnx_infer_runs_from_copied_files_without_pytorch(onnx_file, photo, tmp_path):
+    for source in (
+        "tools/onnx_infer.py",
+        *(f"mask2former/export/{n}.py" for n in ("exported_model", "numpy_postprocessing")),
+    ):
+        (tmp_path / Path(source).name).write_text((ROOT / source).read_text())
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'detectron2', 'mask2former', 'dinat_backbone', 'cv2', 'onnx'):\n"
+        "    sys.modules[name] = None\n"
+        "import onnx_infer\n"
+        "sys.exit(onnx_infer.main(sys.argv[1:]))\n"
+    )
+    arguments = [str(onnx_file), str(photo), "missing.jpg", "--output", "out", "--task", "instance"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--confidence-threshold", "0.01"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "skipped missing.jpg" in done.stderr, done.stderr
+    found = json.loads((tmp_path / "out" / "photo_instance.json").read_text())["segments_info"]
+    assert found and all(0.01 <= segment["score"] <= 1 for segment in found)
+
+
+def test_other_files_are_refused(tmp_path):
+    nothing = tmp_path / "nothing.onnx"
+    with pytest.raises(ModelFileError, match="no such file"):
+        OnnxModel(nothing)
+    nothing.write_bytes(b"no model")
+    with pytest.raises(ModelFileError, match="can't open it"):
+        OnnxModel(nothing)
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [value], [])
+    graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3, 8, 8]))
+    opset = [onnx.helper.make_opsetid("", 20)]
+    foreign = onnx.helper.make_model(graph, opset_imports=opset, ir_version=min(10, onnx.IR_VERSION))
+    onnxruntime.InferenceSession(foreign.SerializeToString())
+    onnx.save(foreign, nothing)
+    with pytest.raises(ModelFileError, match=r"not written by tools/export\.py"):
+        OnnxModel(nothing)
+
+
+@pytest.fixture
+def command(weights, tmp_path, monkeypatch):
+    """Runs tools/export.py on the tiny model."""
+    monkeypatch.chdir(tmp_path)
+    script = load_script("tools/export.py")
+
+    def run(*words):
+        opts = [*OPTS, "MODEL.WEIGHTS", "" if "--no-weights" in words else str(weights)]
+        words = [word for word in words if word != "--no-weights"]
+        return script.main(["--config-file", str(config_path("coco-panoptic")), *words, *opts])
+
+    run.script = script
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ("--format onnx --output x.pt2", 2, "expected a name that ends in .onnx"),
+        ("--format onnx --output x.onnx --size 64 100", 1, "64 x 100: expected multiples of 32"),
+        ("--format onnx --output x.onnx --no-weights", 1, "MODEL.WEIGHTS is empty"),
+        ("--format onnx --output x.onnx --verify no.jpg", 1, "no.jpg: no such file"),
+    ],
+)
+def test_wrong_calls_get_a_message(command, words, status, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(*words.split())
+    assert stopped.value.code == status and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_exports_for_pytorch_alone_and_verifies(command, program, tmp_path, monkeypatch, capsys):
+    """With the program of the other tests, which takes a while to trace; it is run where only PyTorch is imported."""
+    monkeypatch.setattr(command.script, "export_network", lambda *_: program)
+    status = command(*f"--format torch-export --free batch --output tiny.pt2 --size {SIZE[0]} {SIZE[1]}".split())
+    out = capsys.readouterr().out
+    assert status == 0 and "verified" in out and "| torch.export |" in out, out
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.pt2"]
+    with ZipFile(tmp_path / "tiny.pt2") as archive:
+        found = [name for name in archive.namelist() if name.endswith("description.json")]
+        assert json.loads(archive.read(found[0]))["tasks"] == ["panoptic", "instance", "semantic"]
