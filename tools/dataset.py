@@ -10,7 +10,7 @@ What the files are follows from the options given:
 
     --annotations F                          COCO's instances JSON
     --annotations F --panoptic DIR           COCO's panoptic JSON and its PNGs
-    --labels DIR --classes F                 PNGs with the id of a class per pixel, and a list of the classes
+    --labels DIR --classes F                 PNGs with the id or colour of a class per pixel, and a list of classes
     --labels DIR --instances DIR --classes F the same, and PNGs with the number of an instance per pixel (0: none)
 
 --val-images, --val-annotations, ... name the files of a split for evaluation.

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from mask2former.data.coco_format import instance_annotation, panoptic_colors, segment_info, unused_segment_id
 from mask2former.data.custom.inspection import Inspected
+from mask2former.data.custom.label_maps import Palette, read_class_ids
 from mask2former.data.custom.scan import label_pairs
 from mask2former.data.custom.source import Sample, Source
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL, Category
 from mask2former.data.datasets.custom_entry import CustomDataset, class_entry
 from mask2former.data.image_io import read_label_map, read_panoptic_png
-from mask2former.data.preparation.jobs import Job, Part, run_parts
+from mask2former.data.preparation.jobs import Job, Make, Part, run_parts
 from mask2former.data.targets import panoptic_ids
 from mask2former.files import write_json
 
@@ -27,7 +28,7 @@ def derive(inspected: Inspected, name: str, folder: Path, workers: int) -> Custo
     """Make a split ready to be registered; files that an earlier call made from the same ones are kept.
 
     - coco_instance: is ready.
-    - semantic: label maps in contiguous ids are written unless they are already.
+    - semantic: label maps in contiguous ids are written unless these are such already.
     - coco_panoptic: areas and boxes are counted anew; semantic label maps and an instances JSON are written for the
       evaluation of mIoU and AP.
     - semantic_instance: becomes coco_panoptic. Pixels of a thing without a number are a crowd.
@@ -56,9 +57,11 @@ def _derive_semantic(inspected: Inspected, name: str, folder: Path, workers: int
     ignore_label = source.ignore_label
     if source.files:
         paths["files"] = source.files
-    if [category.id for category in categories] != list(range(len(categories))):
+    palette = inspected.content.palette
+    colored = any(scan.colored for scan in inspected.scans)
+    if colored or [category.id for category in categories] != list(range(len(categories))):
         paths["labels"], ignore_label = folder / "labels", void_label(len(categories))
-        make = partial(make_semantic, categories)
+        make = partial(make_semantic, categories, palette)
         details = _details(categories, ignore_label)
         jobs = [
             Job(str(sample.key), (_given(sample.label),), (folder / "labels" / f"{sample.key}.png",), details)
@@ -80,7 +83,9 @@ def _derive_panoptic(inspected: Inspected, name: str, folder: Path, workers: int
     }
     if any(category.isthing for category in categories):
         paths["instances"] = folder / "instances.json"
-    make = partial(make_combined if combines else make_from_panoptic, categories)
+    make: Make = partial(make_from_panoptic, categories)
+    if combines:
+        make = partial(make_combined, categories, inspected.content.palette)
     jobs = [_panoptic_job(source, sample, paths, categories) for sample in inspected.content.samples]
     finish = partial(write_annotations, categories, paths)
     run_parts(folder, [Part(f"panoptic {source.split}", jobs, make, finish)], source="", workers=workers)
@@ -99,14 +104,15 @@ def _panoptic_job(source: Source, sample: Sample, paths: Mapping[str, Path], cat
     return Job(str(sample.key), (label,), (paths["semantic"] / name,), details)
 
 
-def make_semantic(categories: Categories, job: Job) -> Made:
+def make_semantic(categories: Categories, palette: Palette, job: Job) -> Made:
     """The label map in contiguous ids."""
-    return [contiguous_labels(read_label_map(job.sources[0]), categories)], None
+    return [contiguous_labels(read_class_ids(job.sources[0], palette)[0], categories)], None
 
 
-def make_combined(categories: Categories, job: Job) -> Made:
+def make_combined(categories: Categories, palette: Palette, job: Job) -> Made:
     """Semantic and panoptic PNG of a pair, and the image's entries."""
-    labels, numbers = (read_label_map(path) for path in job.sources)
+    label_file, number_file = job.sources
+    labels, numbers = read_class_ids(label_file, palette)[0], read_label_map(number_file)
     ids, segments = combine(labels, numbers, categories)
     return [contiguous_labels(labels, categories), panoptic_colors(ids)], _entries(job, ids, segments, categories)
 

@@ -117,7 +117,7 @@ def _difference(contents: Sequence[Content]) -> str:
 
 def _scan_all(content: Content, workers: int) -> tuple[Scan, ...]:
     source = content.source
-    scanner = Scanner(source.format, frozenset(c.id for c in content.categories), source.ignore_label)
+    scanner = Scanner(source.format, frozenset(c.id for c in content.categories), source.ignore_label, content.palette)
     # Starting processes takes longer than opening a few files.
     with processes(workers if len(content.samples) > 100 else 1) as run_all:
         scans = run_all(scanner, content.samples)

@@ -14,6 +14,7 @@ from pycocotools import mask as mask_util
 
 from mask2former.data.custom.derive import combine, contiguous_labels, void_label
 from mask2former.data.custom.inspection import Inspected, Inspection
+from mask2former.data.custom.label_maps import read_class_ids
 from mask2former.data.custom.masks import to_rle
 from mask2former.data.custom.source import Content, Sample, Split
 from mask2former.data.image_io import read_image, read_label_map, read_panoptic_png
@@ -80,13 +81,13 @@ def draw(content: Content, sample: Sample) -> NDArray[np.uint8]:
     if sample.label is None:
         raise ValueError(f"{sample.image}: no label to draw")
     if format == "semantic":
-        labels = contiguous_labels(read_label_map(sample.label), categories)
+        labels = contiguous_labels(read_class_ids(sample.label, content.palette)[0], categories)
         return draw_semantic(image, labels, classes, void_label(len(categories)))
     if format == "coco_panoptic":
         ids, segments = panoptic_ids(read_panoptic_png(sample.label)), sample.annotations
     else:
         numbers = read_label_map(sample.numbers or "")
-        ids, segments = combine(read_label_map(sample.label), numbers, categories)
+        ids, segments = combine(read_class_ids(sample.label, content.palette)[0], numbers, categories)
     infos: list[dict[str, Any]] = [
         {
             "id": segment["id"],

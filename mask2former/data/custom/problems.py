@@ -68,11 +68,12 @@ WITHOUT_LABEL = Problem("images without a label image", "label them; until then 
 WITHOUT_IMAGE = Problem("label images without an image", "add the images; until then they are left out", blocks=False)
 UNREADABLE_LABEL = Problem(
     "label images that can't be read as such",
-    "semantic and instance labels are PNGs of one channel that hold ids, panoptic ones RGB; not colours, not JPEG",
+    "export them as PNG: numbers in one channel for instances, RGB for panoptic, either for semantic labels",
 )
 LABEL_SIZE = Problem("label images of another size than the image", "export the labels at the size of the images")
 OUTSIDE_CLASSES = Problem(
-    "ids outside of the class list", "add the classes with these ids, or name the value of void with --ignore-label"
+    "ids or colours outside of the class list",
+    "add classes with these ids or colours; void: --ignore-label N, or for a colour a class with the id of void",
 )
 NOTHING_LABELLED = Problem("images on which nothing is labelled", "fine if nothing is there to label", blocks=False)
 

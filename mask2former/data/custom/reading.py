@@ -115,8 +115,10 @@ def _coco_sample(
 def _read_label_maps(source: Source) -> Content:
     # With 0 for void, a list without ids counts from 1.
     categories, says_things = read_class_file(Path(source.classes or ""), first_id=int(source.ignore_label == 0))
-    if any(category.id == source.ignore_label for category in categories):
-        raise AnnotationError(f"{source.classes}: a class has the id {source.ignore_label}, which marks void")
+    void_color = next((category.color for category in categories if category.id == source.ignore_label), None)
+    categories = tuple(category for category in categories if category.id != source.ignore_label)
+    if not categories:
+        raise AnnotationError(f"{source.classes}: no class but {source.ignore_label}, which marks void")
     findings, samples = Findings(), []
     listed = read_file_list(source.files) if source.files else None
     pairs = find_pairs(source.images, source.labels or "", listed)
@@ -131,4 +133,4 @@ def _read_label_maps(source: Source) -> Content:
         else:
             samples.append(Sample(stem, image, label=label, numbers=numbers))
     derive = source.format == "semantic_instance" and not says_things
-    return Content(source, categories, tuple(samples), findings, derive_things=derive)
+    return Content(source, categories, tuple(samples), findings, void_color, derive_things=derive)

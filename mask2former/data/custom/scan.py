@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mask2former.data.checking.inspect import NOT_IN_JSON, NOT_IN_PNG, OTHER_AREA, few, segment_areas, segment_problems
 from mask2former.data.custom import problems
+from mask2former.data.custom.label_maps import Palette, label_text, read_class_ids
 from mask2former.data.custom.masks import bad_field, mask_area, segmentation_problems, size_text
 from mask2former.data.custom.problems import Found, Problem
 from mask2former.data.custom.source import Format, Sample
@@ -35,6 +36,7 @@ class Scan:
         pixels: category id -> pixels, and
         segments: category id -> instances, or 1 for a class without instances.
         numbered: category id -> pixels that have an instance number.
+        colored: whether the label map is one of colours.
     """
 
     size: tuple[int, int] | None = None
@@ -43,6 +45,7 @@ class Scan:
     pixels: Counter[int] = field(default_factory=Counter)
     segments: Counter[int] = field(default_factory=Counter)
     numbered: Counter[int] = field(default_factory=Counter)
+    colored: bool = False
 
     def add(self, problem: Problem, where: str) -> None:
         """Note a problem."""
@@ -57,11 +60,13 @@ class Scanner:
         format: what the labels are.
         category_ids: those of the class list.
         ignore_label: value of void in semantic label maps.
+        palette: what the colours of label maps of colours mean.
     """
 
     format: Format
     category_ids: frozenset[int]
     ignore_label: int
+    palette: Palette
 
     def __call__(self, sample: Sample) -> Scan:
         """Open an image and its labels."""
@@ -101,7 +106,7 @@ class Scanner:
                 self._check_size(scan, sample.label, ids)
                 self._scan_panoptic(sample, scan, ids)
                 return
-            labels = read_label_map(sample.label)
+            labels, scan.colored = read_class_ids(sample.label, self.palette)
             self._check_size(scan, sample.label, labels)
             numbers = None
             if sample.numbers is not None:
@@ -122,7 +127,7 @@ class Scanner:
         pairs = label_pairs(labels, numbers)
         outside = sorted({label for label, _ in pairs} - self.category_ids - {self.ignore_label})
         if outside:
-            scan.add(problems.OUTSIDE_CLASSES, f"{sample.label}: {few(outside)}")
+            scan.add(problems.OUTSIDE_CLASSES, f"{sample.label}: {', '.join(map(label_text, outside[:5]))}")
         numbers_of: dict[int, set[int]] = {}
         for (label, number), pixels in pairs.items():
             if label not in self.category_ids:

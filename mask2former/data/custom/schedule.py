@@ -51,8 +51,8 @@ def set_batch(recipe: Recipe, batch: int, fitting: int, machine: Machine, images
     )
     workers = max(1, min(4, machine.processors // machine.gpus))
     recipe.set(
-        f"{workers} processes{' per GPU' if machine.gpus > 1 else ''} read images: there are {machine.processors} "
-        "processors, and more than 4 rarely help",
+        f"processes that read images{' for each GPU' if machine.gpus > 1 else ''}: {workers}; there are "
+        f"{machine.processors} processors, and more than 4 rarely help",
         DATALOADER__NUM_WORKERS=workers,
     )
 

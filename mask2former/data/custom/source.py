@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from mask2former.config import ConfigError
+from mask2former.data.custom.label_maps import Palette, pack
 from mask2former.data.custom.problems import Findings
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL, Category
 from mask2former.data.datasets.custom_entry import read_classes
@@ -115,6 +116,7 @@ class Content:
         categories: its classes, in the order of the contiguous ids.
         samples: the images.
         findings: what is wrong with the annotations, as far as that shows without opening images.
+        void_color: of void in label maps of colours, if the list of classes says so.
         derive_things: whether the classes don't say which are things, so that the instance maps have to.
     """
 
@@ -122,7 +124,14 @@ class Content:
     categories: tuple[Category, ...]
     samples: tuple[Sample, ...]
     findings: Findings = field(default_factory=Findings)
+    void_color: tuple[int, int, int] | None = None
     derive_things: bool = False
+
+    @property
+    def palette(self) -> Palette:
+        """What the colours of label maps mean."""
+        void = {pack(self.void_color): self.source.ignore_label} if self.void_color else {}
+        return {**{pack(category.color): category.id for category in self.categories}, **void}
 
     def with_things(self, things: frozenset[int]) -> "Content":
         """The same with these category ids as the things."""

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from mask2former.data.custom.derive import combine, contiguous_labels, derive, void_label
-from mask2former.data.custom.inspection import inspect_sources
+from mask2former.data.custom.inspection import inspect_sources, render
 from mask2former.data.custom.preview import choose, write_preview
 from mask2former.data.custom.preview import draw as draw_labels
 from mask2former.data.custom.split import SplitError, divide, split
@@ -78,6 +78,26 @@ def test_ids_with_gaps_become_contiguous(draw, tmp_path, registered):
     register_custom_dataset(found)
     (record,) = DatasetCatalog.get("made")
     np.testing.assert_array_equal(read_label_map(record["sem_seg_file_name"]), np.where(labels == 1, 255, labels))
+
+
+@pytest.mark.parametrize("format", [SEMANTIC, COMBINED])
+def test_colours_of_the_list_stand_for_classes_and_void(format, draw, tmp_path, registered):
+    root = draw(1)
+    labels = read_label_map(root / "labels/000.png")
+    colors = np.array([[128, 64, 0], [1, 2, 3], [0, 0, 255], [9, 9, 9], [0, 0, 0]], np.uint8)
+    labels[0] = 4
+    Image.fromarray(colors[labels]).save(root / "labels/000.png")
+    classes = [{"id": i, "name": n, "color": colors[i].tolist()} for i, n in enumerate(NAMES)]
+    (root / "classes.json").write_text(json.dumps(classes))
+    unknown = inspected(root, format, classes=root / "classes.json")
+    assert not unknown.usable and "colour (0, 0, 0)" in render(unknown)
+    (root / "classes.json").write_text(json.dumps([*classes, {"id": 255, "name": "void", "color": [0, 0, 0]}]))
+    content = inspected(root, format, classes=root / "classes.json")
+    assert content.usable and [c.name for c in content.categories] == list(NAMES)
+    register_custom_dataset(derive(content.train, "made", tmp_path / "out", workers=1))
+    (record,) = DatasetCatalog.get("made")
+    np.testing.assert_array_equal(read_label_map(record["sem_seg_file_name"]), np.where(labels == 4, 255, labels))
+    assert draw_labels(content.train.content, content.train.content.samples[0]).shape[2] == 3
 
 
 def test_sound_files_are_used_where_they_are(draw, tmp_path):
