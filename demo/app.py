@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from detectron2.utils.logger import setup_logger
 
@@ -33,6 +34,9 @@ from mask2former.web import (
     import_gradio,
     serve,
 )
+
+# What a user can mend.
+_USER_ERRORS = (ConfigError, CheckpointError, DeviceError, MissingGradioError, SamplesError, AddressError)
 
 
 def positive(text: str) -> float:
@@ -72,7 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         type=positive,
         default=Limits.megabytes,
         metavar="N",
-        help="largest file accepted, in millions of bytes; default: %(default)g",
+        help="largest file accepted, in MiB; default: %(default)g",
     )
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config keys to set, e.g. MODEL.WEIGHTS model.pth MODEL.DEVICE cpu"
@@ -80,12 +84,22 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_intermixed_args(arguments)
 
 
-def end_of_the_page() -> threading.Event:
-    """What Ctrl-C and SIGTERM set from now on."""
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    return ended
+def serve_model(options: argparse.Namespace, files: Path) -> NoReturn:
+    """Serve the page until Ctrl-C; temporary files go to a folder."""
+    samples = find_samples(options.samples)
+    import_gradio()
+    predictor = StagedPredictor.from_config(options.config_file, opts=options.opts)
+    workbench = Workbench(predictor, Limits(options.max_megapixels, options.max_megabytes), files)
+    page = build_page(workbench, samples)
+    try:
+        print(f"open {serve(page, workbench, options.host, options.port)} (Ctrl-C ends it)", flush=True)
+        if options.host not in ("127.0.0.1", "localhost"):
+            print("whoever reaches this machine over the network can use the page", file=sys.stderr, flush=True)
+        # Waiting in pieces lets Python see signals on every system.
+        while True:
+            time.sleep(1)
+    finally:
+        page.close(verbose=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,33 +107,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     setup_logger(name="mask2former")
     setup_logger(name="dinat_backbone")
-    try:
-        samples = find_samples(options.samples)
-        import_gradio()
-        predictor = StagedPredictor.from_config(options.config_file, opts=options.opts)
-    except (ConfigError, CheckpointError, DeviceError, MissingGradioError, SamplesError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    ended = end_of_the_page()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="dinat-app-") as files:
         # Gradio keeps uploads there.
         os.environ["GRADIO_TEMP_DIR"] = files
-        workbench = Workbench(predictor, Limits(options.max_megapixels, options.max_megabytes), Path(files))
-        page = build_page(workbench, samples)
         try:
-            address = serve(page, workbench, options.host, options.port)
-            print(f"open {address} (Ctrl-C ends it)", flush=True)
-            if options.host not in ("127.0.0.1", "localhost", "::1"):
-                print("whoever reaches this machine over the network can use the page", file=sys.stderr, flush=True)
-            # Waiting in pieces lets Python see signals on every system.
-            while not ended.wait(timeout=1):
-                pass
-        except AddressError as error:
+            serve_model(options, Path(files))
+        except KeyboardInterrupt:
+            return 0
+        except _USER_ERRORS as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        finally:
-            page.close(verbose=False)
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from mask2former.web.workbench import Choice, Upload, Workbench
 _SHOW_VIEW = """() => {
     const view = document.getElementById("m2f-view");
     if (view.getBoundingClientRect().top > window.innerHeight / 2) {
-        view.scrollIntoView({behavior: "smooth", block: "start"});
+        const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+        view.scrollIntoView({behavior: still ? "auto" : "smooth", block: "start"});
     }
 }"""
 _NO_MEMORY = "There is not enough memory for this photograph. Make it smaller and try again."

@@ -76,8 +76,8 @@ def serve(page: "gr.Blocks", workbench: Workbench, host: str, port: int | None) 
         server_port=port,
         theme=theme,
         css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
-        # Where a file is only somewhat too large, the page's own answer is the better one.
-        max_file_size=int(4e6 * workbench.limits.megabytes),
+        # So the browser says at once that a file is too large, and does not send it.
+        max_file_size=int(2**20 * workbench.limits.megabytes),
         prevent_thread_lock=True,
         quiet=True,
         share=False,

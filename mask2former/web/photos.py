@@ -31,7 +31,7 @@ class SamplesError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest photographs that are accepted: millions of pixels, and millions of bytes of the file."""
+    """The largest photographs that are accepted: millions of pixels, and MiB of the file."""
 
     megapixels: float = 25.0
     megabytes: float = 50.0
@@ -58,7 +58,7 @@ def read_photo(path: str | Path, name: str, limits: Limits) -> Rgb:
     """
     path = Path(path)
     try:
-        megabytes = path.stat().st_size / 1e6
+        megabytes = path.stat().st_size / 2**20
     except OSError as error:
         raise PhotoError(f"{name} is no longer on the server. Upload it again.") from error
     if megabytes > limits.megabytes:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
 from tests.conftest import ROOT, config_path, load_script
 from tests.tiny import TINY
@@ -26,6 +27,15 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
+
+
+@pytest.fixture(autouse=True)
+def _process_restored(monkeypatch):
+    """The script sets these for its process."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 def draw_photo(path, seed=0, size=(80, 48)):
@@ -77,7 +87,15 @@ def server(tmp_path_factory):
     for seed in range(3):
         draw_photo(samples / f"sample{seed}.png", seed)
     command = [sys.executable, "demo/app.py", "--config-file", str(CONFIG), "--samples", str(samples)]
-    command += ["--max-megapixels", "0.1", *TINY, "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0"]
+    command += [
+        "--max-megapixels",
+        "0.1",
+        "--max-megabytes",
+        "0.1",
+        *TINY,
+        "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD",
+        "0.0",
+    ]
     environment = os.environ | {"TMPDIR": str(files), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -109,8 +127,7 @@ def _address(process, lines):
 
 @pytest.fixture(scope="module")
 def chromium(server):
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
@@ -139,8 +156,9 @@ class Visit:
     def __init__(self, browser, address, screen):
         width, height = SCREENS[screen]
         phone = screen == "phone"
+        # Without motion, so that places on the screen stay where they are.
         self.context = browser.new_context(
-            viewport={"width": width, "height": height}, is_mobile=phone, has_touch=phone, color_scheme="light"
+            viewport={"width": width, "height": height}, is_mobile=phone, has_touch=phone, reduced_motion="reduce"
         )
         self.page = self.context.new_page()
         self.page.set_default_timeout(60_000)
@@ -275,10 +293,13 @@ def test_bad_files_are_explained_and_the_page_goes_on(visit, tmp_path):
     (tmp_path / "notes.jpg").write_text("no image")
     visitor.upload(tmp_path / "notes.jpg")
     visitor.page.wait_for_selector('#m2f-view [role=alert]:has-text("notes.jpg can\'t be read as an image")')
-    visitor.upload(draw_photo(tmp_path / "large.png", size=(400, 400)))
-    message = "large.png is too large: 400 × 400 pixels are 0.16 megapixels, at most 0.1 are accepted"
+    visitor.upload(draw_photo(tmp_path / "large.jpg", size=(400, 400)))
+    message = "large.jpg is too large: 400 × 400 pixels are 0.16 megapixels, at most 0.1 are accepted"
     visitor.page.wait_for_selector(f"#m2f-view [role=alert]:has-text('{message}')")
     assert visitor.page.locator("#m2f-png").is_disabled()
+    (tmp_path / "heavy.jpg").write_bytes(bytes(200_000))
+    visitor.upload(tmp_path / "heavy.jpg")
+    visitor.page.get_by_text('maximum allowed size of 102.4 Kb: "heavy.jpg"').wait_for()
     visitor.upload(draw_photo(tmp_path / "good.png"))
     visitor.wait_for_result("good.png")
 

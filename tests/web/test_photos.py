@@ -31,7 +31,7 @@ def write_noise(path):
             LIMITS,
             "200 × 100 pixels are 0.02 megapixels, at most 0.01",
         ),
-        (write_noise, LIMITS, "too large: 0.27 MB, at most 0.1 MB"),
+        (write_noise, LIMITS, "too large: 0.26 MB, at most 0.1 MB"),
         (lambda path: None, LIMITS, "no longer on the server"),
     ],
     ids=["text", "empty", "pixels", "bytes", "gone"],
