@@ -75,7 +75,11 @@ OUTSIDE_CLASSES = Problem(
     "ids or colours outside of the class list",
     "add classes with these ids or colours; void: --ignore-label N, or for a colour a class with the id of void",
 )
-NOTHING_LABELLED = Problem("images on which nothing is labelled", "fine if nothing is there to label", blocks=False)
+NOTHING_LABELLED = Problem(
+    "images on which nothing is labelled",
+    "fine if nothing is there; of coco_instance, DATALOADER.FILTER_EMPTY_ANNOTATIONS False trains on them, too",
+    blocks=False,
+)
 
 IMAGE_ID_TWICE = Problem("image ids that several images have", _FIX_JSON)
 ANNOTATION_ID_TWICE = Problem("annotation ids that several annotations have", _FIX_JSON)

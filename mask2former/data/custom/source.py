@@ -1,7 +1,6 @@
 """The files of a data set as a user names them, and the images and annotations that they hold."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -178,8 +177,3 @@ def known_keys(category: Any) -> Any:
     if not isinstance(category, dict):
         return category
     return {key: category[key] for key in ("id", "name", "isthing", "color") if key in category}
-
-
-def without(samples: Sequence[Sample], keys: set[int | str]) -> tuple[Sample, ...]:
-    """The samples that are none of these."""
-    return tuple(sample for sample in samples if sample.key not in keys)
