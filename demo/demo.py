@@ -70,7 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--class", action="append", dest="classes", metavar="NAME", help="a class to show, once for each; default: all"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="images or frames at once; more pay on a GPU; default: 1"
+        "--batch-size", type=int, metavar="N", help="images or frames at once; default: 4 on a GPU, 1 on a CPU"
     )
     parser.add_argument(
         "--codec", choices=list(CODECS), help="of videos; default: mp4v in .mp4, for odd sizes MJPG in .avi"
@@ -88,7 +88,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error("--output is needed: a folder for what is written")
     if parsed.output is not None and parsed.output.exists() and not parsed.output.is_dir():
         parser.error(f"--output {parsed.output} is a file, expected a folder")
-    if parsed.batch_size < 1:
+    if parsed.json and parsed.webcam is not None:
+        parser.error("--json is for images and videos")
+    if parsed.batch_size is not None and parsed.batch_size < 1:
         parser.error(f"--batch-size {parsed.batch_size}: expected at least 1")
     if parsed.nms is not None and not 0 <= parsed.nms <= 1:
         parser.error(f"--nms {parsed.nms}: expected a number from 0 to 1")
@@ -148,7 +150,7 @@ def run_images(predictor: Predictor, refine: Refine, options: argparse.Namespace
         images,
         options.output,
         with_json=options.json,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or predictor.batch_size,
         refine=refine,
     )
     for number, result in enumerate(results, 1):
@@ -179,7 +181,7 @@ def run_videos(predictor: Predictor, refine: Refine, options: argparse.Namespace
                 video,
                 stem,
                 codec=options.codec,
-                batch_size=options.batch_size,
+                batch_size=options.batch_size or predictor.batch_size,
                 with_json=options.json,
                 refine=refine,
             )

@@ -171,6 +171,11 @@ class Predictor:
         """Where the model is."""
         return next(self.model.parameters(), torch.zeros(0)).device
 
+    @property
+    def batch_size(self) -> int:
+        """How many images go through the model at once where a call does not say."""
+        return _GPU_BATCH if self.device.type == "cuda" else 1
+
     def classes(self, task: Task | None = None) -> ClassTable:
         """Names and colours of the classes that results of a task (by default the predictor's) are numbered by."""
         return ClassTable.from_metadata(self._metadata, task or self.task)
@@ -236,7 +241,7 @@ class Predictor:
             return self._predict([to_rgb(images)], task, confidence_threshold)[0]
         pixels = [to_rgb(image) for image in images]
         results: dict[int, Prediction] = {}
-        for batch in batches_of_one_size(pixels, batch_size or (_GPU_BATCH if self.device.type == "cuda" else 1)):
+        for batch in batches_of_one_size(pixels, batch_size or self.batch_size):
             predictions = self._predict([pixels[i] for i in batch], task, confidence_threshold)
             results.update(zip(batch, predictions, strict=True))
         return [results[i] for i in range(len(pixels))]

@@ -190,6 +190,7 @@ def test_a_wrong_command_line_is_status_2(tmp_path, capsys):
         (start, "--input --video-input --webcam"),
         ([*start, "--input", "x", "--webcam"], "not allowed with"),
         ([*start, "--input", "x", "--batch-size", "0"], "--batch-size 0"),
+        ([*start, "--webcam", "--json"], "--json is for"),
         ([*start, "--input", "x", "--nms", "2"], "--nms 2.0"),
         ([*start, "--video-input", "x", "--codec", "h266"], "h266"),
     ):
