@@ -2,7 +2,8 @@
 
 Objects of one class are matched by the overlap of their masks, one to one, so that the sum of all overlaps is largest
 (the Hungarian method). An object that is not found for some frames keeps its number; meanwhile it is expected to move
-on as it did.
+on as it did. This is the idea of SORT (Bewley et al., "Simple Online and Realtime Tracking", ICIP 2016), which matches
+boxes, on masks.
 """
 
 from collections.abc import Sequence
