@@ -159,5 +159,5 @@ def _about(predictor: StagedPredictor) -> str:
     listed = ", ".join(names[:_NAMED_CLASSES]) + (f" and {others} more" if others > 0 else "")
     return (
         f"What is in a photograph, pixel by pixel. This model knows {len(names)} classes: {html.escape(listed)}. "
-        "Photographs go to this server only, which deletes them within the hour."
+        "Photographs stay on this server, which deletes them after about an hour."
     )

@@ -78,7 +78,7 @@ def test_limits_are_positive_and_the_page_is_for_this_machine_by_default():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The address of the page of a random model, and the folder of its samples; it has to leave nothing behind."""
+    """The address of the page of a random model, and its temporary folder; it has to leave nothing behind."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
     folder = tmp_path_factory.mktemp("app")
@@ -104,7 +104,7 @@ def server(tmp_path_factory):
     reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
     reader.start()
     try:
-        yield _address(process, lines), samples
+        yield _address(process, lines), files
     finally:
         process.send_signal(signal.SIGTERM)
         status = process.wait(timeout=60)
@@ -231,7 +231,7 @@ def visit(chromium, server):
 
 
 @pytest.mark.browser
-def test_a_photograph_from_sample_to_download(visit, tmp_path):
+def test_a_photograph_from_sample_to_download(visit, server, tmp_path):
     visitor = visit()
     visitor.page.evaluate(_WATCH_BUSY)
     assert visitor.page.locator("#m2f-png").is_disabled()
@@ -257,6 +257,13 @@ def test_a_photograph_from_sample_to_download(visit, tmp_path):
     visitor.wait_for_caption("Point at")
     assert "Score" not in visitor.page.inner_text("#m2f-view thead")
     _downloaded_segments(visitor, "semantic", (80, 48))
+
+    assert list(server[1].rglob("sample0_semantic.*"))
+    visitor.context.close()
+    deadline = time.monotonic() + 30
+    while list(server[1].rglob("sample0_semantic.*")):
+        assert time.monotonic() < deadline, "files of a visitor who left"
+        time.sleep(0.1)
 
 
 def _downloaded_segments(visitor, task, size):
