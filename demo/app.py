@@ -4,7 +4,7 @@
 
 The page takes uploads or samples, and shows what was found as an overlay with names and as a table; task, thresholds
 and classes can be changed, and picture and JSON downloaded. It works without a network, and only on this machine
-unless --host says otherwise. Ctrl-C ends it. Needs Gradio: pip install 'dinat-mask2former[app]'.
+unless --host says otherwise. Ctrl-C ends it. Needs Gradio: pip install -e '.[app]'.
 Exit status: 0 after Ctrl-C or SIGTERM; 2 the command line, the config or the address can't be used.
 """
 

@@ -38,7 +38,7 @@ def save_onnx(program: ExportedProgram, path: str | Path, description: Mapping[s
         import onnx
         import onnxscript  # noqa: F401 - what torch.onnx exports with
     except ImportError as error:
-        raise ExportError(f"exporting to ONNX needs {error.name}: pip install 'dinat-mask2former[export]'") from error
+        raise ExportError(f"exporting to ONNX needs {error.name}: pip install -e '.[export]'") from error
     # Its steps and skipped foldings would hide what the tool says.
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with redirect_stdout(io.StringIO()):

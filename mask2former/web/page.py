@@ -47,9 +47,7 @@ def import_gradio() -> ModuleType:
     try:
         import gradio
     except ImportError as error:
-        raise MissingGradioError(
-            f"the web page needs Gradio: pip install 'dinat-mask2former[app]' ({error})"
-        ) from error
+        raise MissingGradioError(f"the web page needs Gradio: pip install -e '.[app]' ({error})") from error
     return gradio
 
 

@@ -64,7 +64,7 @@ def test_without_gradio_the_extra_is_named_before_the_model_is_built(monkeypatch
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr(app.StagedPredictor, "from_config", lambda *_, **__: pytest.fail("built"))
     assert app.main(["--config-file", str(CONFIG)]) == 2
-    assert "dinat-mask2former[app]" in capsys.readouterr().err
+    assert "'.[app]'" in capsys.readouterr().err
 
 
 def test_limits_are_positive_and_the_page_is_for_this_machine_by_default():
