@@ -134,6 +134,12 @@ def measure(setting: str, size: tuple[int, int], opts: list[str]) -> tuple[list[
     return rows, {f"{setting}, {name}": value for name, value in summary.items()}
 
 
+def _label(row: dict[str, Any]) -> str:
+    """Operator and the end of the module's name, which tells enough and leaves room for the bar."""
+    operator, _, module = row["alive at the peak"].partition(" in ")
+    return f"{row['setting']}: {operator} {module[-30:]}"
+
+
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -152,7 +158,7 @@ def main() -> None:
     print(f"{title}\n{describe(facts)}\n{table(rows)}")
     for name, value in summary.items():
         print(name, value if isinstance(value, str) else f"{value:.3g}")
-    bars = {f"{row['setting']}, {row['alive at the peak']}": {"MB": row["MB"]} for row in rows}
+    bars = {_label(row): {"MB": row["MB"]} for row in rows if row["MB"]}
     save(args.output, title, facts, rows, summary, bars, "MB")
 
 
