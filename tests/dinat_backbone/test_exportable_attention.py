@@ -9,7 +9,7 @@ from torch.export import Dim
 from dinat_backbone import NeighborhoodAttention2D, neighborhood_attention_2d
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     kernel_size=st.sampled_from([1, 3, 5, 7, 11, 13]),
     dilation=st.integers(1, 5),
@@ -27,10 +27,10 @@ def test_equals_reference_for_any_size(kernel_size, dilation, extra, with_bias):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-@pytest.fixture(scope="module", params=[(3, 2), (5, 1)], ids=lambda setting: f"kernel{setting[0]}dilation{setting[1]}")
-def exported(request):
+@pytest.fixture(scope="module")
+def exported():
     """A module, and its graph for maps of any size, traced at one that needs no padding."""
-    module = NeighborhoodAttention2D(8, 2, *request.param, backend="exportable").eval().requires_grad_(False)
+    module = NeighborhoodAttention2D(8, 2, 3, 2, backend="exportable").eval().requires_grad_(False)
     torch.nn.init.normal_(module.rpb)
     torch.nn.init.normal_(module.qkv.bias)
     sides = {0: Dim("batch", min=1, max=9), 1: Dim("height", min=2, max=99), 2: Dim("width", min=2, max=99)}
