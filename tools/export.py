@@ -11,6 +11,8 @@ Exit status: 0 exported and equal; 1 not; 2 the command line is wrong.
 """
 
 import argparse
+import itertools
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ from mask2former.tasks import predicted_metadata
 
 SAVERS = {"onnx": save_onnx, "torch-export": save_torch_export}
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
+CONFIG_KEY = re.compile(r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST)\.[A-Z0-9_.]+")
 # A photograph that a size is derived from if none is given.
 PHOTOGRAPH = (480, 640)
 # What traces to a graph of common operators.
@@ -64,7 +67,7 @@ def read_config(options: argparse.Namespace) -> CfgNode:
 def export(options: argparse.Namespace) -> bool:
     """Do what the command line says; return whether the file does what the model does."""
     cfg = read_config(options)
-    chosen = {f"{number} {path.name}": read_image(path) for number, path in enumerate(options.verify or (), 1)}
+    chosen = {f"{number} {path.name}": read_image(path) for number, path in enumerate(options.verify, 1)}
     exported_cfg = cfg.clone()
     exported_cfg.merge_from_list(list(EXPORTABLE))
     model = build_model(exported_cfg)
@@ -74,10 +77,7 @@ def export(options: argparse.Namespace) -> bool:
     description = describe(cfg, model, predicted_metadata(cfg), options.free)
     start = time.perf_counter()
     print(f"tracing the model at {size[0]} x {size[1]}, free: {options.free}; this takes minutes ...", flush=True)
-    try:
-        program = export_network(model, size, options.free)
-    except ValueError as error:
-        raise ExportError(f"--size: {error}") from error
+    program = export_network(model, size, options.free)
     print(f"traced in {time.perf_counter() - start:.0f} s; writing {options.output} ...", flush=True)
     SAVERS[options.format](program, options.output, description)
     del program
@@ -117,13 +117,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="what may differ from call to call: nothing (fastest), the number of images, or also their size",
     )
     checks = parser.add_mutually_exclusive_group()
-    checks.add_argument("--verify", nargs="+", type=Path, metavar="IMG", help="images; default: three that are drawn")
+    checks.add_argument("--verify", nargs="+", metavar="IMG", help="images; default: three that are drawn")
     checks.add_argument("--no-verify", action="store_true", help="do not compare with the model")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set, such as MODEL.WEIGHTS")
     options = parser.parse_intermixed_args(arguments)
     if options.output.suffix != ENDINGS[options.format]:
         parser.error(f"--output {options.output}: expected a name that ends in {ENDINGS[options.format]}")
     options.size = tuple(options.size) if options.size else None
+    # Config keys that follow the images.
+    images = list(itertools.takewhile(lambda text: not CONFIG_KEY.fullmatch(text), options.verify or ()))
+    options.opts += (options.verify or [])[len(images) :]
+    options.verify = [Path(image) for image in images]
     return options
 
 

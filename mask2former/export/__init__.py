@@ -3,7 +3,7 @@
 `numpy_postprocessing` turns the outputs of such a file into results without PyTorch; it can be copied alone.
 """
 
-from .files import ExportError, save_onnx, save_torch_export
-from .network import Freedom, describe, export_network
+from .files import save_onnx, save_torch_export
+from .network import ExportError, Freedom, describe, export_network
 
 __all__ = ["ExportError", "Freedom", "describe", "export_network", "save_onnx", "save_torch_export"]

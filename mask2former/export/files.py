@@ -14,16 +14,12 @@ from torch.export import ExportedProgram
 
 from mask2former.files import atomic_write
 
-from .network import INPUT, OUTPUTS
+from .network import INPUT, OUTPUTS, ExportError
 
 # GridSample "linear" and Gelu came with 20; onnxruntime knows it since 1.17.
 _OPSET = 20
 # Where the description of a .pt2 lies among its extra files.
 DESCRIPTION_FILE = "description.json"
-
-
-class ExportError(RuntimeError):
-    """An export that can't be done here; the message says what is missing."""
 
 
 def save_onnx(program: ExportedProgram, path: str | Path, description: Mapping[str, Any]) -> None:

@@ -21,6 +21,10 @@ _LARGEST_BATCH = 256
 _LARGEST_SIDE = 8192
 
 
+class ExportError(RuntimeError):
+    """An export that can't be done here, or not as asked; the message says why."""
+
+
 class ExportedNetwork(nn.Module):
     """A MaskFormer between the raw image and post-processing; normalisation is part of it."""
 
@@ -54,11 +58,11 @@ def export_network(model: MaskFormer, size: tuple[int, int], freedom: Freedom = 
             several times as long.
 
     Raises:
-        ValueError: the size is not a multiple of what the model needs.
+        ExportError: the size is not a multiple of what the model needs.
     """
     step = side_step(model)
     if any(side < step or side % step for side in size):
-        raise ValueError(f"size {size[0]} x {size[1]}: expected multiples of {step}")
+        raise ExportError(f"size {size[0]} x {size[1]}: expected multiples of {step}")
     shapes: dict[int, Any] = {}
     if freedom != "none":
         shapes[0] = Dim("batch", min=1, max=_LARGEST_BATCH)

@@ -21,7 +21,7 @@ from mask2former.files import atomic_write
 from mask2former.maskformer_model import MaskFormer, Prediction
 
 from . import exported_model
-from .files import ExportError
+from .network import ExportError
 from .numpy_postprocessing import (
     ResizedMasks,
     Size,

@@ -238,6 +238,15 @@ def command(weights, tmp_path, monkeypatch):
     return run
 
 
+def test_config_keys_may_follow_the_images(command):
+    words = (
+        "--config-file F --format onnx --output x.onnx --verify a.jpg B.PNG MODEL.WEIGHTS w.pth INPUT.MIN_SIZE_TEST 64"
+    )
+    options = command.script.parse_arguments(words.split())
+    assert options.verify == [Path("a.jpg"), Path("B.PNG")]
+    assert options.opts == ["MODEL.WEIGHTS", "w.pth", "INPUT.MIN_SIZE_TEST", "64"]
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
