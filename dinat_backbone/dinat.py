@@ -189,7 +189,8 @@ class DiNAT(Backbone):
                     )
                 )
             downsample = ConvDownsampler(dim) if level + 1 < len(dims) else None
-            self.levels.append(DiNATLevel(blocks, downsample, use_checkpoint))
+            # A frozen level keeps nothing for a backward pass; checkpoints would keep the inputs of its blocks.
+            self.levels.append(DiNATLevel(blocks, downsample, use_checkpoint and level >= freeze_at - 1))
 
         self._out_features = list(out_features)
         self._out_feature_channels = dict(zip(self.FEATURES, dims, strict=False))

@@ -94,6 +94,14 @@ def test_activation_checkpointing_changes_nothing(freeze_at):
         torch.testing.assert_close(checkpointed, plain)
 
 
+def test_frozen_levels_keep_nothing_for_a_backward_pass():
+    backbone = small_backbone(use_checkpoint=True, freeze_at=5)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape), lambda tensor: tensor):
+        backbone(torch.randn(1, 3, 32, 32))
+    assert kept == []
+
+
 def test_position_bias_and_layer_scale_are_switches():
     names = dict(small_backbone(rel_pos_bias=False, layer_scale=0.5).named_parameters())
     assert not any(name.endswith("rpb") for name in names)
