@@ -17,9 +17,10 @@ from PIL import Image
 
 from mask2former import Predictor, setup_cfg
 from mask2former.export import describe, export_network, save_onnx, save_torch_export, verification
+from mask2former.export.comparison import Comparison, count_undecided, differing
 from mask2former.export.exported_model import ModelFileError, OnnxModel
 from mask2former.export.network import ExportedNetwork
-from mask2former.export.verification import Comparison, drawn_images, verify
+from mask2former.export.verification import drawn_images, verify
 from mask2former.tasks import predicted_metadata
 
 from ..conftest import ROOT, config_path, load_script
@@ -152,18 +153,29 @@ def test_verification_fails_where_outputs_differ(monkeypatch, model, cfg, descri
 
 
 @pytest.mark.parametrize(
-    ("difference", "pixels", "passes"), [(9e-4, 0, True), (9e-4, 10, True), (9e-4, 11, False), (1.1e-3, 0, False)]
+    ("difference", "panoptic", "semantic", "passes"),
+    [(9e-4, 0, 0, True), (1.1e-3, 0, 0, False), (0, 1, 0, False), (0, 0, 10, True), (0, 0, 11, False)],
 )
-def test_outputs_must_be_close_and_maps_equal_but_for_what_rounding_decides(difference, pixels, passes):
-    comparison = Comparison("a", difference, 0.0, {"panoptic": pixels, "semantic": 0}, pixels=100_000)
-    assert comparison.passes == passes
+def test_outputs_must_be_close_and_maps_equal(difference, panoptic, semantic, passes):
+    results = {"panoptic": panoptic, "semantic": semantic}
+    assert Comparison("a", difference, 0.0, results, undecided=50, pixels=100_000).passes == passes
+
+
+def test_pixels_that_rounding_decides():
+    """Three queries at four pixels: one wins clearly, two are equal, a mask is as likely as not, none of these."""
+    logits = np.log(np.array([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]], dtype=np.float32))
+    masks = np.array([[5, 1, 1e-5, 0.3], [-5, 1, -5, -5], [9, 9, 9, 9]], dtype=np.float32)[:, None]
+    about = {"object_mask_threshold": 0.8}
+    for pixel, undecided in enumerate((0, 1, 1, 0)):
+        where = np.arange(4)[None] == pixel
+        assert count_undecided(logits, masks, ((1, 4),) * 3, about, where) == undecided
 
 
 def test_a_segment_less_is_a_difference_of_the_whole_map():
     expected = np.zeros((100, 200), dtype=np.int32)
     expected[0, 0] = 1
-    differing = verification._differing({"panoptic": np.zeros_like(expected)}, {"panoptic": expected})
-    assert differing == {"panoptic": expected.size}
+    found = differing({"panoptic": np.zeros_like(expected)}, {"panoptic": expected})
+    assert found == {"panoptic": expected.size}
 
 
 @pytest.mark.parametrize("task", ["panoptic", "semantic"])
