@@ -113,6 +113,22 @@ def test_the_file_says_how_to_use_it(onnx_file, cfg):
     assert about["pixel_mean"] == cfg.MODEL.PIXEL_MEAN
 
 
+@pytest.mark.parametrize(
+    ("setting", "tasks", "names", "things"),
+    [
+        ("coco-instance", ["instance"], ("person", "toothbrush"), 80),
+        ("ade20k-semantic", ["semantic"], ("wall", "flag"), 0),
+        ("cityscapes-panoptic", ["panoptic", "instance", "semantic"], ("road", "bicycle"), 8),
+    ],
+)
+def test_other_settings_are_described_too(setting, tasks, names, things):
+    cfg = setup_cfg(config_path(setting), TINY)
+    about = describe(cfg, build_model(cfg), predicted_metadata(cfg), "none")
+    assert about["tasks"] == tasks and (about["classes"][0]["name"], about["classes"][-1]["name"]) == names
+    assert sum(entry["isthing"] for entry in about["classes"]) == things
+    assert about["resize_masks_first"] == (tasks != ["semantic"])
+
+
 def test_torch_export_is_run_without_our_packages(program, description, model, tmp_path, deterministic):
     save_torch_export(program, tmp_path / "tiny.pt2", description)
     with ZipFile(tmp_path / "tiny.pt2") as archive:
