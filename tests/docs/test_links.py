@@ -14,8 +14,6 @@ DOCUMENTS = [
 ]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-# Documents that others announce already; take them out when they are there.
-PLANNED = {ROOT / "docs" / "performance.md"}
 PICTURES = (".png", ".jpg")
 # Pictures of docs that a tool writes in a run which the document shows.
 OF_TOOLS = {"fine_tuning_losses.png": "mask2former/visualization/loss_curves.py"}
@@ -41,8 +39,6 @@ def test_links_lead_somewhere(document):
     for target in links(document):
         path, _, anchor = target.partition("#")
         file = (document.parent / path).resolve() if path else document
-        if file in PLANNED and not file.exists():
-            continue
         if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
             broken.append(target)
     assert not broken
