@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from detectron2.modeling import build_model
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from mask2former import setup_cfg
 from tests.conftest import ROOT, config_path, load_script
 from tests.tiny import TINY
 
@@ -77,8 +79,8 @@ def test_limits_are_positive_and_the_page_is_for_this_machine_by_default():
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The address of the page of a random model, and its temporary folder; it has to leave nothing behind."""
+def server(tmp_path_factory, deterministic):
+    """The address of the page of a model that finds much, and its temporary folder; it has to leave nothing behind."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
     folder = tmp_path_factory.mktemp("app")
@@ -86,16 +88,11 @@ def server(tmp_path_factory):
     samples.mkdir(), files.mkdir()
     for seed in range(3):
         draw_photo(samples / f"sample{seed}.png", seed)
+    weights = folder / "weights.safetensors"
+    deterministic.save(deterministic.load_weights(build_model(setup_cfg(CONFIG, TINY))), weights)
     command = [sys.executable, "demo/app.py", "--config-file", str(CONFIG), "--samples", str(samples)]
-    command += [
-        "--max-megapixels",
-        "0.1",
-        "--max-megabytes",
-        "0.1",
-        *TINY,
-        "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD",
-        "0.0",
-    ]
+    command += ["--max-megapixels", "0.1", "--max-megabytes", "0.1", *TINY, "MODEL.WEIGHTS", str(weights)]
+    command += ["MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0"]
     environment = os.environ | {"TMPDIR": str(files), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -95,7 +95,7 @@ def test_no_handler_is_an_api_and_the_page_names_no_other_server(bench, photo):
 
 def test_without_gradio_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(MissingGradioError, match=r"dinat-mask2former\[app\]"):
+    with pytest.raises(MissingGradioError, match=r"'\.\[app\]'"):
         import_gradio()
 
 
