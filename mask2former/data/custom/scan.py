@@ -128,17 +128,18 @@ class Scanner:
         outside = sorted({label for label, _ in pairs} - self.category_ids - {self.ignore_label})
         if outside:
             scan.add(problems.OUTSIDE_CLASSES, f"{sample.label}: {', '.join(map(label_text, outside[:5]))}")
-        numbers_of: dict[int, set[int]] = {}
+        labels_of: dict[int, set[int]] = {}
         for (label, number), pixels in pairs.items():
             if label not in self.category_ids:
                 continue
             scan.pixels[label] += pixels
-            scan.segments[label] = max(scan.segments[label], 1)
             if number:
                 scan.numbered[label] += pixels
-                numbers_of.setdefault(number, set()).add(label)
-                scan.segments[label] = sum(label in labels for labels in numbers_of.values())
-        shared = sorted(number for number, classes in numbers_of.items() if len(classes) > 1)
+                scan.segments[label] += 1
+                labels_of.setdefault(number, set()).add(label)
+        for label in scan.pixels:
+            scan.segments[label] = max(scan.segments[label], 1)
+        shared = sorted(number for number, labels in labels_of.items() if len(labels) > 1)
         if shared:
             scan.add(problems.SEVERAL_CLASSES, f"{sample.numbers}: {few(shared)}")
 

@@ -62,13 +62,13 @@ def divide(inspected: Inspected, share: float, seed: int) -> Mapping[Split, list
     while left:
         counts = Counter(category for i in left for category in present[i])
         rarest = min(counts, key=lambda c: (counts[c], c)) if counts else None
-        taken = [i for i in left if rarest is None or rarest in present[i]]
+        taken = dict.fromkeys(i for i in left if rarest is None or rarest in present[i])
         for i in taken:
             part = max(shares, key=lambda name: (lacking[name][rarest] if rarest is not None else 0, room[name]))
             chosen[part].append(i)
             lacking[part].subtract(dict.fromkeys(present[i], 1))
             room[part] -= len(groups[i])
-        left = [i for i in left if i not in set(taken)]
+        left = [i for i in left if i not in taken]
     _fill_empty(chosen)
     return {part: sorted(position for i in of_part for position in groups[i]) for part, of_part in chosen.items()}
 
