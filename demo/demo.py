@@ -14,7 +14,6 @@ Exit status: 0 all done; 1 some failed, or there was nothing to do; 2 the comman
 
 import argparse
 import re
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from detectron2.utils.logger import setup_logger
 
 from mask2former import ConfigError, Predictor
 from mask2former.engine import CheckpointError, DeviceError
+from mask2former.evaluation.inference import peak_memory
 from mask2former.image_files import FileFailed, find_images, output_stems, predict_files
 from mask2former.predict_each import Refine
 from mask2former.predictions import InstancePrediction, Prediction
@@ -165,7 +165,7 @@ def run_images(predictor: Predictor, refine: Refine, options: argparse.Namespace
         print(f"[{number}/{len(images)}] {line}", flush=True)
     seconds = time.perf_counter() - start
     done = len(images) - failed
-    print(f"{done} of {len(images)} images done, {seconds / len(images):.2f} s per image, {peak_memory()}")
+    print(f"{done} of {len(images)} images done, {seconds / len(images):.2f} s per image, {memory_text()}")
     return failed + len(empty)
 
 
@@ -193,7 +193,7 @@ def run_videos(predictor: Predictor, refine: Refine, options: argparse.Namespace
         new = done.frames - done.kept
         rate = f"{new} frames in {time.perf_counter() - start:.1f} s" + (f", {done.kept} kept" if done.kept else "")
         skipped = f", {len(done.failed)} skipped" if done.failed else ""
-        print(f"{video} -> {done.output}: {done.frames} frames{skipped} ({rate}), {peak_memory()}", flush=True)
+        print(f"{video} -> {done.output}: {done.frames} frames{skipped} ({rate}), {memory_text()}", flush=True)
     return failed
 
 
@@ -210,13 +210,11 @@ def run_webcam(predictor: Predictor, refine: Refine, options: argparse.Namespace
     return done.failed
 
 
-def peak_memory() -> str:
+def memory_text() -> str:
     """The largest memory this process had, in words."""
-    # Kilobytes, but bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    text = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
+    text = f"peak memory {peak_memory(torch.device('cpu')) / 2**30:.2f} GiB"
     if torch.cuda.is_available():
-        text += f", on the GPU {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
+        text += f", on the GPU {peak_memory(torch.device('cuda')) / 2**30:.2f} GiB"
     return text
 
 
