@@ -17,13 +17,14 @@ from numpy.random import RandomState
 from PIL import Image
 from tqdm import tqdm
 
-from mask2former.data.coco_format import instance_annotation, panoptic_colors, segment_info, unused_segment_id
+from mask2former.data.coco_format import instance_annotation, segment_info, unused_segment_id
 from mask2former.data.datasets import datasets_root
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL
 from mask2former.data.datasets.shapes import CATEGORIES
 from mask2former.data.datasets.shapes_scene import Segment, draw_scene
 from mask2former.data.parallel import report_interval
 from mask2former.files import atomic_write, write_json
+from mask2former.png import panoptic_colors
 
 # Counts up when the same options draw other files than before.
 VERSION = 4

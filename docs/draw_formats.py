@@ -27,12 +27,11 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask2former.data.coco_format import panoptic_colors
 from mask2former.data.custom.derive import combine
 from mask2former.data.datasets.shapes import CATEGORIES
 from mask2former.data.image_io import read_image, read_label_map, read_panoptic_png
 from mask2former.data.targets import panoptic_ids
-from mask2former.png import encode_png
+from mask2former.png import encode_png, panoptic_colors
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PICTURES = REPOSITORY / "docs" / "pictures"

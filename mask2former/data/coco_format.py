@@ -1,4 +1,4 @@
-"""Write segmentations the way COCO stores them: panoptic colours, `segments_info`, instance annotations.
+"""Write segmentations the way COCO stores them: `segments_info`, instance annotations.
 
 `mask2former.data.targets` reads what this writes.
 """
@@ -11,8 +11,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_util
-
-from mask2former.png import panoptic_colors as panoptic_colors
 
 Mask = NDArray[np.bool_]
 

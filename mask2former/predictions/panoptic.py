@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mask2former.data.coco_format import panoptic_colors, segment_info
+from mask2former.data.coco_format import segment_info
+from mask2former.png import panoptic_colors
 from mask2former.predictions.base import Mask, Prediction, Rgb
 from mask2former.visualization import draw_panoptic
 from mask2former.visualization.classes import Task

@@ -7,15 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as mask_util
 
-from mask2former.data.coco_format import (
-    encode_runs,
-    instance_annotation,
-    panoptic_colors,
-    segment_info,
-    tight_box,
-    trace_polygons,
-)
+from mask2former.data.coco_format import encode_runs, instance_annotation, segment_info, tight_box, trace_polygons
 from mask2former.data.targets import panoptic_ids
+from mask2former.png import panoptic_colors
 
 MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 

@@ -9,8 +9,9 @@ from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES, CIT
 from detectron2.structures.masks import polygons_to_bitmask
 from PIL import Image
 
-from mask2former.data.coco_format import instance_annotation, panoptic_colors, segment_info
+from mask2former.data.coco_format import instance_annotation, segment_info
 from mask2former.data.datasets import MissingDatasetError, ade20k, dataset_metadata
+from mask2former.png import panoptic_colors
 
 HEIGHT, WIDTH = 20, 30
 IDS = [("aachen", "aachen_000000_000019"), ("ulm", "ulm_000001_000019")]

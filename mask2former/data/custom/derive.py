@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mask2former.data.coco_format import instance_annotation, panoptic_colors, segment_info, unused_segment_id
+from mask2former.data.coco_format import instance_annotation, segment_info, unused_segment_id
 from mask2former.data.custom.inspection import Inspected
 from mask2former.data.custom.label_maps import Palette, read_class_ids
 from mask2former.data.custom.scan import label_pairs
@@ -19,6 +19,7 @@ from mask2former.data.image_io import read_label_map, read_panoptic_png
 from mask2former.data.preparation.jobs import Job, Make, Part, run_parts
 from mask2former.data.targets import panoptic_ids
 from mask2former.files import write_json
+from mask2former.png import panoptic_colors
 
 Categories = tuple[Category, ...]
 Made = tuple[Sequence[NDArray[Any]], Any]

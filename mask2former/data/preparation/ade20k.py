@@ -8,16 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mask2former.data.coco_format import (
-    instance_annotation,
-    panoptic_colors,
-    segment_info,
-    unused_segment_id,
-)
+from mask2former.data.coco_format import instance_annotation, segment_info, unused_segment_id
 from mask2former.data.datasets.ade20k import CATEGORIES, INSTANCE_CATEGORIES, SOURCE
 from mask2former.data.image_io import image_size, read_label_map, read_panoptic_png
 from mask2former.data.preparation.jobs import Job, Make, Part, Summary, run_parts
 from mask2former.files import write_json
+from mask2former.png import panoptic_colors
 
 SPLITS = ("train", "val")
 TASKS = ("semantic", "instance", "panoptic")

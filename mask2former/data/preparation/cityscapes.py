@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mask2former.data.coco_format import panoptic_colors, segment_info
+from mask2former.data.coco_format import segment_info
 from mask2former.data.datasets.cityscapes import GROUP, SOURCE
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL
 from mask2former.data.image_io import read_label_map
 from mask2former.data.preparation.jobs import Job, Part, Summary, run_parts
 from mask2former.files import write_json
+from mask2former.png import panoptic_colors
 
 SPLITS = ("train", "val")
 TASKS = ("semantic", "panoptic")

@@ -8,7 +8,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from mask2former.data.coco_format import instance_annotation, panoptic_colors, segment_info
+from mask2former.data.coco_format import instance_annotation, segment_info
+from mask2former.png import panoptic_colors
 
 NAMES = ("grass", "sky", "ball", "box")  # two of stuff, two of things
 COCO_IDS = (2, 3, 5, 9)
