@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .postprocessing.strips import first_largest
+
 Size = tuple[int, int]
 
 # How many values are made at once. On a CPU strips had better stay in its cache; a GPU is kept busy by 256 MiB of
@@ -69,7 +71,7 @@ class ResizedMasks:
 
 def class_map(scores: ResizedMasks) -> Tensor:
     """The index of the highest of resized scores for each pixel: int64 [H, W]."""
-    return torch.cat([strip.max(0).indices for _, strip in scores.strips()])
+    return torch.cat([first_largest(strip) for _, strip in scores.strips()])
 
 
 class _Whole:
@@ -107,10 +109,18 @@ class _Resized:
         if start < self._run.start or end > self._run.stop:
             self._run = range(start, min(max(end, start + self._run_length), self._height))
             self._run_values = self._resize_columns(self._run.start, self._run.stop)
-        above, below = self._indices[:, first:last] - self._run.start
         weight = self._weight[first:last].to(self._run_values.dtype)
-        above, below = (self._run_values.index_select(1, row) for row in (above, below))
-        return above.lerp_(below, weight)
+        if self.device.type != "cpu":
+            above, below = self._indices[:, first:last] - self._run.start
+            above, below = (self._run_values.index_select(1, row) for row in (above, below))
+            return above.lerp_(below, weight)
+        # Row by row where they are: to copy them first takes longer than to add them, but a GPU would wait for each.
+        above, below = (
+            [self._run_values[:, row : row + 1] for row in rows[first:last] - self._run.start]
+            for rows in (self._above, self._below)
+        )
+        between = [torch.lerp(*pair) for pair in zip(above, below, weight, strict=True)]
+        return between[0] if len(between) == 1 else torch.cat(between, 1)
 
     def _resize_columns(self, first: int, last: int) -> Tensor:
         maps = self._source.rows(first, last)[:, :, : self._crop_width]
@@ -118,9 +128,10 @@ class _Resized:
             return maps
         if self.device.type != "cpu":
             return F.interpolate(maps[None], size=(last - first, self._width), mode="bilinear")[0]
-        # Takes half the time, but a GPU would work through the rows one by one.
-        values = F.interpolate(maps.flatten(0, 1)[None], size=self._width, mode="linear")[0]
-        return values.view(self.count, last - first, self._width)
+        # Takes half the time, but a GPU would work through the rows one by one. The same row of all maps lies together
+        # in memory, as strips read it.
+        values = F.interpolate(maps.transpose(0, 1).flatten(0, 1)[None], size=self._width, mode="linear")[0]
+        return values.view(last - first, self.count, self._width).transpose(0, 1)
 
 
 _Rows = _Whole | _Resized

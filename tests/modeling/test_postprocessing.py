@@ -17,6 +17,7 @@ from mask2former.modeling.postprocessing import (
     panoptic_inference,
     semantic_inference,
 )
+from mask2former.modeling.postprocessing.strips import first_largest
 
 aten = torch.ops.aten
 QUERIES, CLASSES, SIZE = 12, 6, (24, 31)
@@ -121,6 +122,13 @@ def test_instances_equal_the_definition(classes):
 def test_more_detections_than_pairs_are_harmless():
     logits, masks = predictions(0)
     assert len(instance_inference(logits, in_groups(masks), QUERIES * CLASSES + 5)) == QUERIES * CLASSES
+
+
+def test_the_first_of_several_largest_is_found():
+    maps = torch.randint(-2, 3, (40, 3, 31), generator=torch.Generator().manual_seed(0)).float()
+    assert first_largest(maps).tolist() == maps.numpy().argmax(0).tolist()
+    # Some index, not one that is out of range.
+    assert first_largest(torch.full((4, 2, 2), torch.nan)).max() < 4
 
 
 def test_boxes_are_tight_and_empty_masks_have_zeros():

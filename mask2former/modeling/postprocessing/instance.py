@@ -6,7 +6,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from .strips import MaskSource, count_pixels, infer
+from .strips import MaskSource, Strip, count_pixels, infer
 
 
 def instance_inference(
@@ -46,19 +46,20 @@ class InstanceResult:
         self.queries, self._place = queries.unique(return_inverse=True)
         self._masks = torch.empty((len(queries), *size), dtype=torch.bool, device=logits.device)
         self._area = torch.zeros_like(self.queries)
-        self._excess: list[Tensor] = [scores.new_zeros(len(self.queries))]
+        self._excess = scores.new_empty((len(self.queries), size[0]))
 
-    def add(self, rows: slice, logits: Tensor, probabilities: Tensor) -> None:
+    def add(self, strip: Strip) -> None:
         """See `Result`."""
-        held = logits > 0
+        logits = strip.logits
+        held = torch.gt(logits, 0, out=torch.empty_like(logits))
         self._area += count_pixels(held)
         # Inside a mask probabilities are at least 0.5; adding up what is above takes no product of numbers and bools.
-        self._excess.append((probabilities - 0.5).clamp_(min=0).flatten(1).sum(1))
-        self._masks[:, rows] = held.index_select(0, self._place)
+        self._excess[:, strip.rows] = (strip.probabilities - 0.5).clamp_(min=0).sum(2)
+        self._masks[:, strip.rows] = held.bool().index_select(0, self._place)
 
     def finish(self) -> Instances:
         """See `instance_inference`."""
-        inside = (torch.stack(self._excess).sum(0) + 0.5 * self._area) / (self._area + 1e-6)
+        inside = (self._excess.sum(1) + 0.5 * self._area) / (self._area + 1e-6)
         scores = self._scores * inside[self._place]
         order = scores.argsort(descending=True)
         _reorder(self._masks, order.tolist())

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .strips import MaskSource, count_pixels, infer
+from .strips import MaskSource, Strip, count_pixels, first_largest, infer
 
 
 def panoptic_inference(
@@ -57,13 +57,13 @@ class PanopticResult:
         self._inside = torch.zeros(size, dtype=torch.bool, device=logits.device)
         self._area = torch.zeros_like(self.queries)
 
-    def add(self, rows: slice, logits: Tensor, probabilities: Tensor) -> None:
+    def add(self, strip: Strip) -> None:
         """See `Result`."""
-        self._area += count_pixels(probabilities >= 0.5)
-        # The first of several equal queries wins.
-        winner = (self._scores[:, None, None] * probabilities).max(0).indices
-        self._winner[rows] = winner
-        self._inside[rows] = probabilities.gather(0, winner[None])[0] >= 0.5
+        probabilities = strip.probabilities
+        self._area += count_pixels(torch.ge(probabilities, 0.5, out=torch.empty_like(probabilities)))
+        winner = first_largest(self._scores[:, None, None] * probabilities)
+        self._winner[strip.rows] = winner
+        self._inside[strip.rows] = probabilities.gather(0, winner[None])[0] >= 0.5
 
     def finish(self) -> tuple[Tensor, list[dict[str, Any]]]:
         """See `panoptic_inference`."""

@@ -21,6 +21,29 @@ class MaskSource(Protocol):
         ...
 
 
+class Strip:
+    """A strip of rows of masks as a result wants them; what it does not ask for is not picked out.
+
+    Attributes:
+        rows: which ones.
+    """
+
+    def __init__(self, rows: slice, logits: Tensor, probabilities: Tensor, queries: Tensor | None) -> None:
+        """Take masks [Q, h, W], and the places among them of those wanted [N], or None for all."""
+        self.rows = rows
+        self._logits, self._probabilities, self._queries = logits, probabilities, queries
+
+    @property
+    def logits(self) -> Tensor:
+        """[N, h, W]; not to be written to."""
+        return self._logits if self._queries is None else self._logits.index_select(0, self._queries)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[N, h, W]; not to be written to."""
+        return self._probabilities if self._queries is None else self._probabilities.index_select(0, self._queries)
+
+
 class Result(Protocol):
     """A result in the making."""
 
@@ -29,8 +52,8 @@ class Result(Protocol):
         """Those whose masks it wants, int64 [N], rising; None: all."""
         ...
 
-    def add(self, rows: slice, logits: Tensor, probabilities: Tensor) -> None:
-        """Take a strip of the masks [N, h, W]; it may be overwritten afterwards. Not called if N is 0."""
+    def add(self, strip: Strip) -> None:
+        """Take a strip of the masks; they may be overwritten afterwards. Not called if N is 0."""
         ...
 
     def finish(self) -> Any:
@@ -45,10 +68,7 @@ def infer(masks: MaskSource, *results: Result) -> list[Any]:
     for rows, logits in masks.strips(union) if wanted else ():
         probabilities = logits.sigmoid()
         for result, place in zip(wanted, places, strict=True):
-            if place is None:
-                result.add(rows, logits, probabilities)
-            else:
-                result.add(rows, logits.index_select(0, place), probabilities.index_select(0, place))
+            result.add(Strip(rows, logits, probabilities, place))
     return [result.finish() for result in results]
 
 
@@ -63,6 +83,17 @@ def _union(wanted: list[Tensor | None]) -> tuple[Tensor | None, list[Tensor | No
 
 
 def count_pixels(masks: Tensor) -> Tensor:
-    """Pixels in each mask of bool [N, h, W]: int32 [N]."""
-    # Bytes are added several times as fast as bools.
-    return masks.view(torch.uint8).flatten(1).sum(1, dtype=torch.int32)
+    """Pixels in each mask of zeros and ones [N, h, W]: int64 [N]."""
+    # Comparisons to numbers and their sums take a third of the time of those to bools, and are exact up to 2**24.
+    return masks.flatten(1).sum(1).long()
+
+
+def first_largest(maps: Tensor) -> Tensor:
+    """The index of the largest of maps [N, ...] for each pixel, of the first one where several are: int64 [...]."""
+    if maps.device.type != "cpu":
+        return maps.max(0).indices
+    # `max` with indices goes value by value, and all values of a pixel may share few lines of a cache. What follows
+    # are passes over numbers that lie side by side: 1.5 to 4 times as fast.
+    is_largest = torch.eq(maps, maps.amax(0), out=torch.empty_like(maps))
+    from_last = torch.arange(len(maps) - 1, -1, -1, dtype=maps.dtype).view(-1, *[1] * (maps.dim() - 1))
+    return len(maps) - 1 - is_largest.mul_(from_last).amax(0).long()
