@@ -150,7 +150,7 @@ def compiled_backward(
     if rpb is not None:
         # Threads write to tables of their own, which are summed in a fixed order.
         count = library(kernel_size).backward_parts(ctypes.byref(problem))
-        parts = torch.empty(rpb.shape[0], count // rpb.shape[0], *rpb.shape[1:])
+        parts = torch.empty(rpb.shape[0], count, *rpb.shape[1:])
         problem.bias_gradient = parts.data_ptr()
     _call("backward", problem, kernel_size)
     if rpb is not None and parts is not None:

@@ -1,6 +1,7 @@
 """The C++ kernel against the definition, and what happens where it can't be built."""
 
 import logging
+import platform
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -36,7 +37,7 @@ def results(inputs, kernel_size, dilation, backend, dtype):
     dilation=st.integers(1, 4),
     extra=st.tuples(st.integers(0, 12), st.integers(0, 24)),
     batch=st.integers(1, 2),
-    heads=st.integers(1, 3),
+    heads=st.sampled_from([1, 2, 3, 4, 8]),
     channels=st.sampled_from([1, 4, 8, 12, 32]),
     with_bias=st.booleans(),
     threads=st.sampled_from([1, 2, 5]),
@@ -53,6 +54,17 @@ def test_equals_the_reference_for_any_size(kernel_size, dilation, extra, batch, 
         torch.set_num_threads(before)
     expected = results(inputs, kernel_size, dilation, "reference", torch.float64)
     for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g.double(), e, rtol=2e-6, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="switches off instructions of x86")
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
+def test_processors_with_shorter_vectors(without, monkeypatch, nothing_built):
+    monkeypatch.setenv("CXX", f"{build._compiler()[0]} {without}")
+    inputs = random_inputs((1, 14, 19, 4, 20), 3)
+    got = results(inputs, 3, 2, "compiled", torch.float32)
+    for g, e in zip(got, results(inputs, 3, 2, "reference", torch.float64), strict=True):
         torch.testing.assert_close(g.double(), e, rtol=2e-6, atol=1e-5)
 
 

@@ -17,39 +17,62 @@ void for_runs(int64_t size, int64_t dilation, Function&& function) {
   function(longer, dilation);
 }
 
-// Columns of at most `strip`, rows of `bands` bands. All items of a head lie together.
-std::vector<Item> make_items(const Problem& p, int64_t strip, int64_t bands) {
+// Cells of the vectors that hold a row of so many.
+int64_t occupied(int64_t cells) { return round_up(cells, LANES > 8 ? LANES / 2 : LANES); }
+
+// How many heads to interleave, such that a row has at most `most` cells and all threads have work: as leaves the fewest
+// lanes idle.
+int64_t choose_heads(const Problem& p, int64_t most) {
+  int64_t best = 1, least = INT64_MAX;
+  for (const int64_t heads : {1, 2, 4}) {
+    const bool fits = group_length(p.width, 0, p.dilation) * heads <= most;
+    const bool enough = p.heads / heads * p.batch * p.dilation >= 4 * p.threads;
+    if (p.heads % heads || (heads > 1 && !(fits && enough))) continue;
+    int64_t lanes = 0;
+    for_runs(p.width, p.dilation, [&](int64_t x0, int64_t x1) {
+      lanes += (x1 - x0) * occupied(group_length(p.width, x0, p.dilation) * heads) * (4 / heads);
+    });
+    // Of equals the most: neighbouring heads are neighbours in memory.
+    if (lanes <= least) best = heads, least = lanes;
+  }
+  return best;
+}
+
+// Columns of at most `strip`, rows of `bands` bands.
+std::vector<Item> make_items(const Problem& p, int64_t heads, int64_t strip, int64_t bands) {
   std::vector<Item> items;
+  int64_t part = 0;
   auto add = [&](int64_t head, int64_t b, int64_t group_x0, int64_t group_x1, int64_t group_y) {
     const int64_t width = group_length(p.width, group_x0, p.dilation);
     const int64_t height = group_length(p.height, group_y, p.dilation);
     const int64_t strips = (width + strip - 1) / strip;
-    const int64_t columns = round_up((width + strips - 1) / strips, LANES);
+    const int64_t columns = round_up((width + strips - 1) / strips * heads, LANES) / heads;
     const int64_t rows = round_up((height + bands - 1) / bands, ROWS);
     for (int64_t x = 0; x < width; x += columns) {
       for (int64_t y = 0; y < height; y += rows) {
-        const int64_t index = items.size();
-        items.push_back({index, head, b, group_y, group_x0, group_x1, x, std::min(x + columns, width), y,
-                         std::min(y + rows, height)});
+        items.push_back({head, b, group_y, group_x0, group_x1, x, std::min(x + columns, width), y,
+                         std::min(y + rows, height), part++, 0});
       }
     }
   };
-  for (int64_t head = 0; head < p.heads; ++head) {
+  for (int64_t head = 0; head < p.heads; head += heads) {
+    part = 0;
     for (int64_t b = 0; b < p.batch; ++b) {
       for (int64_t group_y = 0; group_y < p.dilation; ++group_y) {
         for_runs(p.width, p.dilation, [&](int64_t x0, int64_t x1) { add(head, b, x0, x1, group_y); });
       }
     }
   }
+  for (Item& item : items) item.parts = part;
   return items;
 }
 
 // Enough pieces of work for all threads, but bands of no fewer than `fewest` rows, as their ends are computed twice.
-std::vector<Item> share_out(const Problem& p, int64_t strip, int64_t fewest) {
-  std::vector<Item> items = make_items(p, strip, 1);
+std::vector<Item> share_out(const Problem& p, int64_t heads, int64_t strip, int64_t fewest) {
+  std::vector<Item> items = make_items(p, heads, strip, 1);
   const int64_t count = std::max<int64_t>(1, items.size()), bands = (4 * p.threads + count - 1) / count;
   const int64_t most = std::max<int64_t>(1, p.height / p.dilation / fewest);
-  return p.threads == 1 || bands == 1 ? items : make_items(p, strip, std::min(bands, most));
+  return p.threads == 1 || bands == 1 ? items : make_items(p, heads, strip, std::min(bands, most));
 }
 
 template <class Worker>
@@ -68,30 +91,40 @@ int run(const Problem& p, const std::vector<Item>& items) {
 #pragma omp barrier
     if (!failed) {
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < count; ++i) worker.run(items[i]);
+      for (int64_t i = 0; i < count; ++i) worker.run(items[i], i + p.threads < count ? &items[i + p.threads] : nullptr);
     }
   }
   return failed;
 }
 
-// Packed rows of this many columns stay in the second level of the cache.
-std::vector<Item> forward_items(const Problem& p) { return share_out(p, 96, 2 * K); }
-std::vector<Item> backward_items(const Problem& p) { return share_out(p, p.width, 4 * K); }
+template <template <int> class Worker>
+int run(const Problem& p, int64_t heads, const std::vector<Item>& items) {
+  return heads == 1 ? run<Worker<1>>(p, items) : heads == 2 ? run<Worker<2>>(p, items) : run<Worker<4>>(p, items);
+}
+
+// Packed rows of so many cells stay in the second level of the cache; the backward pass has more of them.
+constexpr int64_t FORWARD_CELLS = 96, BACKWARD_CELLS = 60;
+
+int64_t forward_heads(const Problem& p) { return choose_heads(p, FORWARD_CELLS); }
+int64_t backward_heads(const Problem& p) { return choose_heads(p, BACKWARD_CELLS); }
+std::vector<Item> forward_items(const Problem& p) {
+  return share_out(p, forward_heads(p), FORWARD_CELLS / forward_heads(p), 2 * K);
+}
+std::vector<Item> backward_items(const Problem& p) { return share_out(p, backward_heads(p), p.width, 4 * K); }
 
 }  // namespace
 
 // Results: 0, or 1 where there is no memory.
 extern "C" {
 
-int forward(const Problem* p) {
-  return run<Forward>(*p, forward_items(*p));
-}
+int forward(const Problem* p) { return run<Forward>(*p, forward_heads(*p), forward_items(*p)); }
 
-// Tables of `bias_gradient`, which have to be summed over the parts of a head.
-int64_t backward_parts(const Problem* p) { return backward_items(*p).size(); }
+// Tables of `bias_gradient` for each head, which have to be summed.
+int64_t backward_parts(const Problem* p) {
+  const std::vector<Item> items = backward_items(*p);
+  return items.empty() ? 0 : items[0].parts;
+}
 
 // The gradients of all maps are contiguous.
-int backward(const Problem* p) {
-  return run<Backward>(*p, backward_items(*p));
-}
+int backward(const Problem* p) { return run<Backward>(*p, backward_heads(*p), backward_items(*p)); }
 }

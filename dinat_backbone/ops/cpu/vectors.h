@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 // Lanes of the machine's widest vectors, and how many of those it has registers for.
 #if defined(__AVX512F__)
@@ -47,9 +50,20 @@ inline void store(float* to, Float<W> x) {
   *reinterpret_cast<typename Vectors<W>::Unaligned*>(to) = x;
 }
 
-// The second, if either is NaN.
+template <int W>
+inline Float<W> all(float x) {
+  return x - Float<W>{};  // where adding zero would take an addition, as it changes -0
+}
+
+// The second, if either is NaN. Compilers do not find the instruction.
 template <int W>
 inline Float<W> larger(Float<W> a, Float<W> b) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) return _mm512_max_ps(a, b);
+#endif
+#if defined(__AVX__)
+  if constexpr (W == 8) return _mm256_max_ps(a, b);
+#endif
   return a > b ? a : b;
 }
 
@@ -62,11 +76,10 @@ inline Float<W> exp2(Float<W> x) {
   const Float<W> rounded = x + rounder;
   const Float<W> f = x - (rounded - rounder);
   // Minimax polynomial of 2^f for |f| <= 1/2.
-  Float<W> power = f * 1.5354237e-4f + 1.3398918e-3f;
-  power = power * f + 9.618434e-3f;
-  power = power * f + 5.5503323e-2f;
-  power = power * f + 2.4022648e-1f;
-  power = power * f + 6.931472e-1f;
+  Float<W> power = f * 1.3264727e-3f + 9.671513e-3f;
+  power = power * f + 5.5507336e-2f;
+  power = power * f + 2.4022242e-1f;
+  power = power * f + 6.93147e-1f;
   power = power * f + 1.0f;
   typedef typename Vectors<W>::Int Int;
   return reinterpret_cast<Float<W>>(reinterpret_cast<Int>(power) + (reinterpret_cast<Int>(rounded) << 23));

@@ -83,7 +83,7 @@ def _union(wanted: list[Tensor | None]) -> tuple[Tensor | None, list[Tensor | No
 
 
 def count_pixels(masks: Tensor) -> Tensor:
-    """Pixels in each mask of zeros and ones [N, h, W]: int64 [N]."""
+    """Pixels in each mask of zeros and ones, float32 [N, h, W]: int64 [N]."""
     # Comparisons to numbers and their sums take a third of the time of those to bools, and are exact up to 2**24.
     return masks.flatten(1).sum(1).long()
 
