@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-# A call that takes longer is not repeated as often.
-_SECONDS = 20.0
+SECONDS = 20.0
 _clock = time.perf_counter
 
 
@@ -34,23 +33,25 @@ def use_cpu_time() -> None:
     _clock = time.process_time
 
 
-def seconds(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    """Median time of a call, after one to warm up; fewer repeats where they would take long."""
-    return statistics.median(_times(call, repeats, device))
+def seconds(call: Callable[[], Any], repeats: int, device: torch.device, budget: float = SECONDS) -> float:
+    """Median time of a call, after one to warm up; fewer repeats where they would take longer than `budget` seconds.
+
+    Where a single call does, the one to warm up is the one that counts.
+    """
+    return statistics.median(_times(call, repeats, device, budget))
 
 
-def _times(call: Callable[[], Any], repeats: int, device: torch.device) -> list[float]:
-    start = _clock()
-    call()
-    synchronize(device)
-    repeats = max(1, min(repeats, int(_SECONDS / (_clock() - start))))
-    times = []
-    for _ in range(repeats):
+def _times(call: Callable[[], Any], repeats: int, device: torch.device, budget: float = SECONDS) -> list[float]:
+    times: list[float] = []
+    count = 1
+    while len(times) < count:
         start = _clock()
         call()
         synchronize(device)
         times.append(_clock() - start)
-    return times
+        if len(times) == 1:
+            count = 1 + min(repeats, int(budget / times[0]))
+    return times[1:] or times
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> float:
@@ -148,7 +149,8 @@ def save(
     stem.with_suffix(".json").write_text(text.replace("NaN", "null") + "\n", encoding="utf-8")
     parts = [f"# {title}", describe(facts), f"`python {' '.join(sys.argv)}`", table(rows)]
     if summary:
-        parts.append(tabulate(summary.items(), headers=("sum", ""), tablefmt="github", floatfmt=".3g"))
+        short = [(name, f"{value:.3g}" if isinstance(value, float) else value) for name, value in summary.items()]
+        parts.append(tabulate(short, headers=("sum", ""), tablefmt="github", disable_numparse=True))
     stem.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     _draw(stem.with_suffix(".png"), title, facts, bars, axis)
 

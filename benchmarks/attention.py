@@ -4,6 +4,7 @@
     python benchmarks/attention.py --quick           (DiNAT-L at 640 x 640, float32, against FlexAttention: minutes)
     python benchmarks/attention.py [--models large mini] [--images 640 640 800 1344] [--dtypes float32 bfloat16]
                                    [--peers flex-tiles ...] [--threads 2] [--device cpu] [--output STEM]
+                                   [--backward-peers tiled ...] [--seconds 20]
 
 Programs: ours (what backend "auto" takes, and "tiled"); `torch.compile`d FlexAttention with the same bias and a block
 mask, on tokens sorted into residue groups and tiles of 8 x 16 ("flex-tiles"), into residue groups ("flex-groups", the
@@ -28,14 +29,25 @@ from typing import Any
 
 import torch
 from _attention_programs import PEERS, Case, Inputs, arranged, cases
-from _measure import copy_rate, describe, gemm_rate, machine, peak_memory, save, seconds, table, use_cpu_time
+from _measure import (
+    SECONDS,
+    copy_rate,
+    describe,
+    gemm_rate,
+    machine,
+    peak_memory,
+    save,
+    seconds,
+    table,
+    use_cpu_time,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 _FORWARD, _BOTH = "forward", "forward + backward"
 
 
-def measure(inputs: Inputs, name: str, backward: bool, repeats: int) -> dict[str, float]:
-    """Seconds and peak MB of a program; difference of its output from `tiled`.
+def measure(inputs: Inputs, name: str, backward: bool, repeats: int, budget: float = SECONDS) -> dict[str, float]:
+    """Seconds and peak MB of a program; difference of its output from `tiled`. `budget`: see `seconds`.
 
     Raises:
         ValueError: it can't serve this case.
@@ -48,7 +60,8 @@ def measure(inputs: Inputs, name: str, backward: bool, repeats: int) -> dict[str
             # NATTEN computes something else: attention without bias.
             difference = math.nan if name == "natten" else float((program(*maps) - expected).abs().max())
             memory = peak_memory(lambda: program(*maps), inputs.device)
-            return {"s": seconds(lambda: program(*maps), repeats, inputs.device), "MB": memory, "diff": difference}
+            time = seconds(lambda: program(*maps), repeats, inputs.device, budget)
+            return {"s": time, "MB": memory, "diff": difference}
     if name.startswith(("flex", "natten")) and inputs.device.type == "cpu":
         raise ValueError("FlexAttention, which NATTEN calls here, too, has no backward pass on CPUs")
     leaves = [x.detach().requires_grad_() for x in maps]
@@ -61,13 +74,15 @@ def measure(inputs: Inputs, name: str, backward: bool, repeats: int) -> dict[str
 
     both()
     memory = peak_memory(both, inputs.device)
-    return {"s": seconds(both, repeats, inputs.device), "MB": memory, "diff": math.nan}
+    return {"s": seconds(both, repeats, inputs.device, budget), "MB": memory, "diff": math.nan}
 
 
-def measure_if_possible(inputs: Inputs, name: str, backward: bool, repeats: int) -> dict[str, float] | str:
+def measure_if_possible(
+    inputs: Inputs, name: str, backward: bool, repeats: int, budget: float
+) -> dict[str, float] | str:
     """As `measure`, or the reason why the program can't serve this case."""
     try:
-        return measure(inputs, name, backward, repeats)
+        return measure(inputs, name, backward, repeats, budget)
     except ValueError as error:
         return str(error)
 
@@ -79,12 +94,12 @@ def compare(
     device = torch.device(options.device)
     inputs = Inputs(case, dtype, device)
     before = gemm_rate(dtype, device)
-    ours = measure(inputs, "auto", backward, options.repeats)
+    ours = measure(inputs, "auto", backward, options.repeats, options.seconds)
     products, maps = (7, 11) if backward else (2, 4)
     flops = 2 * products * case.elements * case.kernel_size**2
     peers = {}
-    for name in options.peers:
-        peer = measure_if_possible(inputs, name, backward, options.repeats)
+    for name in options.backward_peers if backward else options.peers:
+        peer = measure_if_possible(inputs, name, backward, options.repeats, options.seconds)
         if isinstance(peer, str):
             absent[f"{name}, {case}, {_BOTH if backward else _FORWARD}, {dtype}"] = peer
         else:
@@ -154,16 +169,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--passes", nargs="+", choices=("forward", "backward"), default=["forward", "backward"])
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
+    parser.add_argument("--backward-peers", nargs="*", choices=PEERS, help="where not the same")
     parser.add_argument("--dilations", nargs="+", type=int, help="these alone")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu-time", action="store_true", help="processor seconds; for --threads 1 on a busy machine")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="fewer repeats where they would take longer")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, metavar="STEM", help="default: benchmarks/results/attention-DEVICE")
     options = parser.parse_args(arguments)
     if options.quick:
         options.models, options.images, options.dtypes = ["large"], [640, 640], ["float32"]
         options.peers = ["tiled", "flex-tiles"]
+    if options.backward_peers is None:
+        options.backward_peers = options.peers
     torch.set_num_threads(options.threads)
     if options.cpu_time:
         use_cpu_time()
@@ -190,27 +209,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
                             describe({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items()}),
                             flush=True,
                         )
-    summary = summarize(rows)
+                # Now, as a run may take an hour and be ended before.
+                _save(stem, facts, rows, absent)
     print(table(rows))
-    for name, value in summary.items():
+    for name, value in summarize(rows).items():
         print(f"{name}: {value:.3g}")
     for name, reason in absent.items():
         print(f"absent: {name}: {reason}")
+    return 0
+
+
+def _save(stem: Path, facts: dict[str, Any], rows: list[dict[str, Any]], absent: dict[str, str]) -> None:
     bars = {
         f"{row['case']} {row['type']}": {k.removesuffix(" ms"): v for k, v in row.items() if k.endswith(" ms")}
         for row in rows
         if row["pass"] == _FORWARD
     }
-    save(
-        stem,
-        "Neighborhood attention",
-        facts,
-        rows,
-        summary | {f"absent: {k}": v for k, v in absent.items()},
-        bars,
-        "ms, forward",
-    )
-    return 0
+    sums = summarize(rows) | {f"absent: {k}": v for k, v in absent.items()}
+    save(stem, "Neighborhood attention", facts, rows, sums, bars, "ms, forward")
 
 
 if __name__ == "__main__":
