@@ -18,6 +18,8 @@ import torch
 from tabulate import tabulate
 
 SECONDS = 20.0
+# A call that takes shorter is repeated more often: what disturbs a machine lasts longer than it.
+_FEWEST_SECONDS = 0.5
 _clock = time.perf_counter
 
 
@@ -36,7 +38,8 @@ def use_cpu_time() -> None:
 def seconds(call: Callable[[], Any], repeats: int, device: torch.device, budget: float = SECONDS) -> float:
     """Median time of a call, after one to warm up; fewer repeats where they would take longer than `budget` seconds.
 
-    Where a single call does, the one to warm up is the one that counts.
+    Where a single call does, the one to warm up is the one that counts; where all take less than half a second, there
+    are more.
     """
     return statistics.median(_times(call, repeats, device, budget))
 
@@ -50,7 +53,7 @@ def _times(call: Callable[[], Any], repeats: int, device: torch.device, budget: 
         synchronize(device)
         times.append(_clock() - start)
         if len(times) == 1:
-            count = 1 + min(repeats, int(budget / times[0]))
+            count = 1 + min(max(repeats, int(_FEWEST_SECONDS / times[0])), int(budget / times[0]))
     return times[1:] or times
 
 
