@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 
 from mask2former import setup_cfg
 from mask2former.data.datasets import dataset_metadata
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mask2former import MaskFormer
 from mask2former.engine import available_device
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
 
 
 def compare(

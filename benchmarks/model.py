@@ -35,10 +35,9 @@ from mask2former import MaskFormer
 from mask2former.data.dataset_mapper import TestMapper
 from mask2former.engine import available_device
 from mask2former.evaluation.inference import peak_memory
-from mask2former.png import encode_png, panoptic_colors
-from mask2former.rle import encode_masks
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
 from mask2former.solver import build_optimizer
+from mask2former.utils.label_images import encode_masks, encode_png, ids_to_colors
 
 # Layers of the backbone by kind; what is left are permutations, residual sums and the like.
 _KINDS = {nn.Linear: "linear", nn.LayerNorm: "norm", nn.GELU: "GELU", nn.Conv2d: "convolution"}
@@ -93,7 +92,7 @@ def watch(model: MaskFormer, watch: Stopwatch, layers: bool) -> None:
 def encode(results: dict[str, Any]) -> None:
     """Encode results as the benchmarks' formats want them."""
     if "panoptic_seg" in results:
-        encode_png(panoptic_colors(results["panoptic_seg"][0].cpu().numpy()))
+        encode_png(ids_to_colors(results["panoptic_seg"][0].cpu().numpy()))
     if "sem_seg" in results:
         encode_png(results["sem_seg"].cpu().numpy().astype(np.uint8))
     if "instances" in results:

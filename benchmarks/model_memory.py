@@ -25,7 +25,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
 
 _CPU = torch.device("cpu")
 _NOT_IN_PLACE = ("mm", "linear", "conv", "attention", "attn", "upsample")

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
 
 # Weights, gradients, and AdamW's means of gradients and of their squares.
 _COPIES = 4

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask2former.data.checking import check_settings, render
 from mask2former.data.datasets import datasets_root
-from mask2former.data.parallel import default_workers
-from mask2former.engine.cli import report_interrupt
-from mask2former.settings import SETTINGS
+from mask2former.data.published import check_settings, render
+from mask2former.model_zoo import SETTINGS
+from mask2former.utils.errors import report_interrupt
+from mask2former.utils.parallel import default_workers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from mask2former.data.datasets import MissingDatasetError
-from mask2former.data.preparation import PreparationError, add_arguments, prepare_cityscapes, report
-from mask2former.data.preparation.cityscapes import TASKS
-from mask2former.engine.cli import report_errors, report_interrupt
+from mask2former.data.published import PreparationError, add_arguments, prepare_cityscapes, report
+from mask2former.data.published.cityscapes import TASKS
+from mask2former.utils.errors import report_errors, report_interrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

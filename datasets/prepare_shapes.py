@@ -22,9 +22,9 @@ from mask2former.data.datasets import datasets_root
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL
 from mask2former.data.datasets.shapes import CATEGORIES
 from mask2former.data.datasets.shapes_scene import Segment, draw_scene
-from mask2former.data.parallel import report_interval
-from mask2former.files import atomic_write, write_json
-from mask2former.png import panoptic_colors
+from mask2former.utils.files import atomic_write, write_json
+from mask2former.utils.label_images import ids_to_colors
+from mask2former.utils.parallel import report_interval
 
 # Counts up when the same options draw other files than before.
 VERSION = 4
@@ -118,7 +118,7 @@ def _draw_image(folder: Path, split: str, image_id: int, rng: RandomState, size:
             instances.append(instance_annotation(mask, annotation_id, image_id, category.id, iscrowd))
     name = f"{image_id:012d}"
     _save(scene.image, folder / split / f"{name}.jpg", "JPEG", quality=95, subsampling=0)
-    _save(panoptic_colors(ids), folder / f"panoptic_{split}" / f"{name}.png", "PNG")
+    _save(ids_to_colors(ids), folder / f"panoptic_{split}" / f"{name}.png", "PNG")
     _save(labels, folder / f"panoptic_semseg_{split}" / f"{name}.png", "PNG")
     return {
         "image": {"id": image_id, "file_name": f"{name}.jpg", "height": size, "width": size},

@@ -22,7 +22,7 @@ from detectron2.utils.logger import setup_logger
 
 from mask2former import ConfigError
 from mask2former.engine import CheckpointError, DeviceError
-from mask2former.staged_prediction import StagedPredictor
+from mask2former.prediction.staged import StagedPredictor
 from mask2former.web import (
     AddressError,
     Limits,

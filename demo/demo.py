@@ -25,9 +25,9 @@ from detectron2.utils.logger import setup_logger
 from mask2former import ConfigError, Predictor
 from mask2former.engine import CheckpointError, DeviceError
 from mask2former.evaluation.inference import peak_memory
-from mask2former.image_files import FileFailed, find_images, output_stems, predict_files
-from mask2former.predict_each import Refine
-from mask2former.predictions import InstancePrediction, Prediction
+from mask2former.prediction.files import FileFailed, find_images, output_stems, predict_files
+from mask2former.prediction.predict_each import Refine
+from mask2former.prediction.results import InstancePrediction, Prediction
 from mask2former.video import CODECS, VideoError, predict_video, run_camera
 
 

@@ -26,13 +26,15 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from mask2former.config import setup_cfg
+from mask2former.data.classes import ClassTable
 from mask2former.data.datasets import dataset_metadata
 from mask2former.data.image_io import read_image, read_panoptic_png
 from mask2former.data.targets import panoptic_ids
 from mask2former.engine import available_device
-from mask2former.files import atomic_write, write_json
-from mask2former.predictor import Predictor
-from mask2former.visualization import ClassTable, contact_sheet, draw_panoptic, side_by_side, write_png
+from mask2former.prediction.drawing import contact_sheet, draw_panoptic, side_by_side
+from mask2former.prediction.predictor import Predictor
+from mask2former.utils.files import atomic_write, write_json
+from mask2former.utils.label_images import write_png
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING_CONFIG = "configs/shapes/panoptic-segmentation/dinat/maskformer2_dinat_pico_shapes.yaml"

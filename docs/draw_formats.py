@@ -31,7 +31,7 @@ from mask2former.data.custom.derive import combine
 from mask2former.data.datasets.shapes import CATEGORIES
 from mask2former.data.image_io import read_image, read_label_map, read_panoptic_png
 from mask2former.data.targets import panoptic_ids
-from mask2former.png import encode_png, panoptic_colors
+from mask2former.utils.label_images import encode_png, ids_to_colors
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PICTURES = REPOSITORY / "docs" / "pictures"
@@ -182,7 +182,7 @@ def show_combined(axes: Axes, example: Example) -> None:
     """What `tools/dataset.py config` makes of both."""
     categories = [type(c)(position, c.name, c.color, c.isthing) for position, c in enumerate(CATEGORIES)]
     ids, segments = combine(example.labels, example.numbers, tuple(categories))
-    axes.imshow(panoptic_colors(ids))
+    axes.imshow(ids_to_colors(ids))
     axes.set_title("combined: panoptic")
     for segment in segments:
         name = categories[segment["category_id"]].name

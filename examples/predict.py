@@ -11,9 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from mask2former import Predictor
-from mask2former.files import write_json
+from mask2former.prediction.drawing import contact_sheet
+from mask2former.utils.files import write_json
+from mask2former.utils.label_images import write_png
 from mask2former.video import Tracker
-from mask2former.visualization import contact_sheet, write_png
 
 CONFIG = "configs/shapes/panoptic-segmentation/dinat/maskformer2_dinat_pico_shapes.yaml"
 WEIGHTS = "output/shapes/train/model_final.pth"

@@ -3,6 +3,6 @@
 from . import modeling
 from .config import ConfigError, add_maskformer2_config, setup_cfg
 from .maskformer_model import MaskFormer
-from .predictor import Predictor
+from .prediction.predictor import Predictor
 
 __all__ = ["ConfigError", "MaskFormer", "Predictor", "add_maskformer2_config", "modeling", "setup_cfg"]

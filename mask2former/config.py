@@ -15,11 +15,13 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 from yaml.constructor import ConstructorError
 
+from mask2former.utils.errors import UserError
+
 # Entry points of this group are functions that add a backbone's keys to a config.
 ENTRY_POINTS = "mask2former.config"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config file or an override that can't be used; the message names the file or key and what was expected."""
 
 

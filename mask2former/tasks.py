@@ -1,30 +1,112 @@
-"""Which tasks a model's classes allow."""
+"""The three segmentation tasks: what each needs from a data set, and what it produces."""
 
-from detectron2.config import CfgNode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
 from detectron2.data.catalog import Metadata
 
 from mask2former.config import ConfigError
-from mask2former.data.datasets import dataset_metadata
-from mask2former.visualization.classes import Task
 
-# From the richest result to the plainest, with the metadata that describes its classes.
-_TASK_METADATA: dict[Task, tuple[str, ...]] = {
-    "panoptic": ("stuff_classes", "thing_dataset_id_to_contiguous_id"),
-    "instance": ("thing_classes",),
-    "semantic": ("stuff_classes",),
+Task = Literal["panoptic", "instance", "semantic"]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """Everything that depends on the task.
+
+    Attributes:
+        name: The task.
+        output: Key of its result in the output of a model.
+        switch: Key of `MODEL.MASK_FORMER.TEST` that turns its result on.
+        annotation: Entry of a data set's dict that targets are made from.
+        evaluator_type: `evaluator_type` of data sets annotated for the task.
+        mappers: Values of `INPUT.DATASET_MAPPER_NAME` that read its annotations.
+        metadata: Metadata entries that a data set needs before a model of its classes can perform the task.
+        class_list: Prefix of the metadata entries (`..._classes`, `..._colors`) that number its results.
+        outputs: Tasks whose results the annotations allow to be evaluated.
+        label: Short name for people.
+        description: What the result shows.
+    """
+
+    name: Task
+    output: str
+    switch: str
+    annotation: str
+    evaluator_type: str
+    mappers: tuple[str, ...]
+    metadata: tuple[str, ...]
+    class_list: Literal["thing", "stuff"]
+    outputs: tuple[Task, ...]
+    label: str
+    description: str
+
+
+# From the richest result to the plainest.
+TASKS: Mapping[Task, TaskSpec] = {
+    spec.name: spec
+    for spec in (
+        TaskSpec(
+            name="panoptic",
+            output="panoptic_seg",
+            switch="PANOPTIC_ON",
+            annotation="pan_seg_file_name",
+            evaluator_type="coco_panoptic_seg",
+            mappers=("coco_panoptic_lsj", "mask_former_panoptic"),
+            metadata=("stuff_classes", "thing_dataset_id_to_contiguous_id"),
+            class_list="stuff",
+            outputs=("panoptic", "instance", "semantic"),
+            label="Panoptic",
+            description="every thing separately, and the stuff around them",
+        ),
+        TaskSpec(
+            name="instance",
+            output="instances",
+            switch="INSTANCE_ON",
+            annotation="annotations",
+            evaluator_type="coco",
+            mappers=("coco_instance_lsj", "mask_former_instance"),
+            metadata=("thing_classes",),
+            class_list="thing",
+            outputs=("instance",),
+            label="Instances",
+            description="every thing separately",
+        ),
+        TaskSpec(
+            name="semantic",
+            output="sem_seg",
+            switch="SEMANTIC_ON",
+            annotation="sem_seg_file_name",
+            evaluator_type="sem_seg",
+            mappers=("mask_former_semantic",),
+            metadata=("stuff_classes",),
+            class_list="stuff",
+            outputs=("semantic",),
+            label="Semantic",
+            description="the class of each pixel",
+        ),
+    )
 }
 
 
 def possible_tasks(metadata: Metadata) -> tuple[Task, ...]:
-    """The tasks that a data set's classes allow, the richest first."""
-    return tuple(task for task, keys in _TASK_METADATA.items() if all(metadata.get(key) for key in keys))
+    """The tasks that the classes of a data set allow, the richest first."""
+    return tuple(name for name, spec in TASKS.items() if all(metadata.get(key) for key in spec.metadata))
 
 
 def checked_task(task: Task | None, threshold: float | None, metadata: Metadata) -> Task:
-    """The task, if a model of these classes can do it and a confidence threshold makes sense for it.
+    """Check that a model of these classes can perform a task and that a confidence threshold applies to it.
+
+    Args:
+        task: The task; None is refused.
+        threshold: Lowest score of a segment or an instance; None if there is none.
+        metadata: Metadata of the data set whose classes the model predicts.
+
+    Returns:
+        The task.
 
     Raises:
-        ConfigError: otherwise.
+        ConfigError: The classes do not allow the task, or the threshold is not between 0 and 1 or has no meaning.
     """
     possible = possible_tasks(metadata)
     if task is None or task not in possible:
@@ -35,18 +117,3 @@ def checked_task(task: Task | None, threshold: float | None, metadata: Metadata)
     if threshold is not None and task == "semantic":
         raise ConfigError("semantic results have no confidence threshold: every pixel gets its best class")
     return task
-
-
-def predicted_metadata(cfg: CfgNode) -> Metadata:
-    """The metadata of the data set whose classes the model of a config predicts.
-
-    Raises:
-        ConfigError: the config names no data set, or one that is not registered.
-    """
-    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-    if not names:
-        raise ConfigError("DATASETS.TEST is empty: it names the data set whose classes the model predicts")
-    try:
-        return dataset_metadata(names[0])
-    except ValueError as error:
-        raise ConfigError(f"DATASETS.TEST: {error}") from error

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
 
 from .trees import DATASETS, draw_tree
 

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 
 from dinat_backbone import add_dinat_config
 from mask2former.config import ConfigError, setup_cfg
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
 
 from .conftest import ROOT, config_path, golden
 

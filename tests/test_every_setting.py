@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
 
 from .conftest import config_path, load_script
 from .tiny import TINY

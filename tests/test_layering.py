@@ -23,7 +23,7 @@ MAY_USE_NETWORK = {
     # Asks the system whether an address of this machine is free.
     "mask2former.web.address": ("socket",),
     # Downloads the weights of a URL that a user gave.
-    "mask2former.engine.download": ("urllib.error", "urllib.request", "http.client"),
+    "mask2former.checkpoint.download": ("urllib.error", "urllib.request", "http.client"),
 }
 # Module (prefix) -> parts of our own that it must not import.
 FORBIDDEN = {

@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import build_model
 
 from mask2former.config import ConfigError, setup_cfg
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
 from mask2former.solver import build_lr_scheduler, build_optimizer, scale_learning_rate
 
 from .conftest import config_path, golden

@@ -36,8 +36,9 @@ from mask2former.engine import (
     read_checkpoint,
     report_errors,
 )
-from mask2former.files import atomic_write, sha256_of
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
+from mask2former.utils.errors import UserError
+from mask2former.utils.files import atomic_write, sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = (".safetensors", ".pth")
@@ -45,7 +46,7 @@ ENDINGS = (".safetensors", ".pth")
 State = Mapping[str, torch.Tensor]
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """A conversion that can't be done as asked."""
 
 

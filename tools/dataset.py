@@ -34,9 +34,9 @@ from mask2former.data.custom.source import Source, SourceError
 from mask2former.data.custom.split import SplitError, split
 from mask2former.data.datasets import AnnotationError
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL
-from mask2former.data.parallel import default_workers
-from mask2former.data.preparation.jobs import PreparationError
-from mask2former.engine.cli import report_interrupt
+from mask2former.data.published.jobs import PreparationError
+from mask2former.utils.errors import report_interrupt
+from mask2former.utils.parallel import default_workers
 
 BASES = Path(__file__).resolve().parents[1] / "configs" / "_base_"
 _COMMANDS = {

@@ -22,6 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from mask2former import ConfigError, setup_cfg
+from mask2former.data.datasets import predicted_metadata
 from mask2former.data.datasets.custom import register_custom_datasets
 from mask2former.data.image_io import ImageReadError, read_image
 from mask2former.engine import Checkpointer, CheckpointError, DownloadError, fetch, is_url, report_errors
@@ -29,7 +30,6 @@ from mask2former.export import ExportError, describe, export_network, save_onnx,
 from mask2former.export.network import side_step
 from mask2former.export.numpy_postprocessing import network_size
 from mask2former.export.verification import drawn_images, verify
-from mask2former.tasks import predicted_metadata
 
 SAVERS = {"onnx": save_onnx, "torch-export": save_torch_export}
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}

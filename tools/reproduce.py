@@ -31,9 +31,9 @@ from tabulate import tabulate
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
 from mask2former.config import ConfigError, setup_cfg
 from mask2former.engine import CheckpointError, build_empty_state, match, read_checkpoint, report_errors
-from mask2former.files import sha256_of
-from mask2former.reproduction import Plan, Record, plan_settings, read_records, read_results, write_report
-from mask2former.settings import SETTINGS
+from mask2former.evaluation.reproduction import Plan, Record, plan_settings, read_records, read_results, write_report
+from mask2former.model_zoo import SETTINGS
+from mask2former.utils.files import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SET_HERE = ("MODEL.WEIGHTS", "OUTPUT_DIR")

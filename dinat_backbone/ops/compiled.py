@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cpu.build import library, why_not_buildable
+from .cpp.build import library, why_not_buildable
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _MAPS = (

@@ -51,7 +51,7 @@ def _why_device_unfit(device: torch.device) -> str | None:
 
 @torch.compiler.assume_constant_result
 def _is_interpreted() -> bool:
-    from .gpu.launch import interpreted
+    from .triton_kernels.launch import interpreted
 
     return interpreted()
 
@@ -72,7 +72,7 @@ def triton_forward(
         float32.
     """
     # Imported here: Triton is optional, and importing it takes a moment.
-    from .gpu.launch import forward
+    from .triton_kernels.launch import forward
 
     return forward(query, key, value, rpb, kernel_size, dilation, scale)
 
@@ -96,7 +96,7 @@ def _backward(
     scale: float,
     bias_needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from .gpu.launch import backward
+    from .triton_kernels.launch import backward
 
     return backward(query, key, value, rpb, output, log_sum, gradient, kernel_size, dilation, scale, bias_needed)
 

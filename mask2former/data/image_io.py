@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from mask2former.utils.errors import UserError
+
 ChannelOrder = Literal["RGB", "BGR"]
 
 # What Pillow raises for files that are missing, cut off, damaged or no images at all.
@@ -21,7 +23,7 @@ _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Im
 _Result = TypeVar("_Result")
 
 
-class ImageReadError(ValueError):
+class ImageReadError(UserError):
     """A file that can't be read as an image; the message names the file and the cause."""
 
 

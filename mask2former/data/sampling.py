@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mask2former.data.dataset_mapper import TargetKind
 from mask2former.data.image_io import read_label_map
-from mask2former.data.parallel import default_workers, report_interval
+from mask2former.utils.parallel import default_workers, report_interval
 
 
 def repeat_factors(

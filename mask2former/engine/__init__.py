@@ -1,21 +1,21 @@
 """Training, checkpoints and the start of processes, on top of Detectron2's engine."""
 
-from mask2former.engine.checkpoint import Checkpointer
-from mask2former.engine.cli import report_errors
-from mask2former.engine.device import DeviceError, available_device
-from mask2former.engine.download import DownloadError, fetch, is_url
-from mask2former.engine.launch import LaunchError, launch
-from mask2former.engine.matching import LoadReport, build_empty_state, holds_backbone_only, match, match_backbone
-from mask2former.engine.run import set_up_run
-from mask2former.engine.train_loop import NonFiniteLossError, TrainLoop
-from mask2former.engine.trainer import BaseTrainer
-from mask2former.engine.transformers_names import from_transformers
-from mask2former.engine.weights import (
+from mask2former.checkpoint.checkpointer import Checkpointer
+from mask2former.checkpoint.download import DownloadError, fetch, is_url
+from mask2former.checkpoint.names import LoadReport, build_empty_state, holds_backbone_only, match, match_backbone
+from mask2former.checkpoint.reading import (
     CheckpointError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
     read_checkpoint,
 )
+from mask2former.checkpoint.transformers_names import from_transformers
+from mask2former.engine.device import DeviceError, available_device
+from mask2former.engine.launch import LaunchError, launch
+from mask2former.engine.run import set_up_run
+from mask2former.engine.train_loop import NonFiniteLossError, TrainLoop
+from mask2former.engine.trainer import BaseTrainer
+from mask2former.utils.errors import report_errors
 
 __all__ = [
     "BaseTrainer",

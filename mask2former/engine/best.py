@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
+from mask2former.checkpoint.checkpointer import Checkpointer
+from mask2former.checkpoint.reading import read_checkpoint
 from mask2former.config import ConfigError
-from mask2former.engine.checkpoint import Checkpointer
-from mask2former.engine.weights import read_checkpoint
 
 _NAME = "model_best"
 _KEY = "best"

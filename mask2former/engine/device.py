@@ -6,8 +6,10 @@ from contextlib import contextmanager
 
 import torch
 
+from mask2former.utils.errors import UserError
 
-class DeviceError(ValueError):
+
+class DeviceError(UserError):
     """A device that was asked for and that this machine does not have."""
 
 

@@ -19,6 +19,7 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 
 from mask2former.engine.device import divide_threads
+from mask2former.utils.errors import UserError
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 # As Detectron2's launcher: one process may be busy (evaluating, say) that long while the others wait.
@@ -27,7 +28,7 @@ _TIMEOUT = timedelta(minutes=30)
 Main = Callable[[argparse.Namespace], Any]
 
 
-class LaunchError(ValueError):
+class LaunchError(UserError):
     """Options that do not describe a set of processes this machine can start."""
 
 

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from mask2former.files import atomic_write
+from mask2former.utils.files import atomic_write
 
 _LOGGERS = ("fvcore", "detectron2", "mask2former", "dinat_backbone")
 

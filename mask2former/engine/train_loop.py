@@ -11,8 +11,10 @@ from detectron2.engine import SimpleTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mask2former.utils.errors import UserError
 
-class NonFiniteLossError(FloatingPointError):
+
+class NonFiniteLossError(UserError, FloatingPointError):
     """A loss, or a cost inside the model, is NaN or infinite; the message names it, the iteration and the images."""
 
 

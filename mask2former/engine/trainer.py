@@ -17,9 +17,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from mask2former.checkpoint.checkpointer import Checkpointer
 from mask2former.engine.averaging import AVERAGE_KEY, AverageHook, build_average
 from mask2former.engine.best import BestModel
-from mask2former.engine.checkpoint import Checkpointer
 from mask2former.engine.device import reproducible_threads
 from mask2former.engine.train_loop import TrainLoop
 from mask2former.engine.validation import validation_losses
@@ -35,10 +35,10 @@ from mask2former.evaluation import (
     weights_digest,
     write_speed,
 )
-from mask2former.files import write_json
 from mask2former.maskformer_model import MaskFormer
 from mask2former.solver import scale_learning_rate
 from mask2former.test_time_augmentation import ModelWithTTA, SemanticSegmentorWithTTA
+from mask2former.utils.files import write_json
 
 
 class BaseTrainer(DefaultTrainer):

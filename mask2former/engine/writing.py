@@ -6,7 +6,7 @@ from pathlib import Path
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.events import EventWriter
 
-from mask2former.visualization.loss_curves import draw_loss_curves
+from mask2former.engine.loss_curves import draw_loss_curves
 
 
 class CurveWriter(PeriodicWriter):

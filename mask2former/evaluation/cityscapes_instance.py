@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from mask2former.evaluation.cityscapes import FIRST_INSTANCE, LABELS, VOID_LABELS, image_stem, truth_file, truth_stems
 from mask2former.evaluation.errors import EvaluationError
-from mask2former.evaluation.label_files import read_ids, write_png
+from mask2former.evaluation.label_files import read_ids
 from mask2former.evaluation.metric import Image, Metric, Records, require_all
-from mask2former.files import atomic_write
+from mask2former.utils.files import atomic_write
+from mask2former.utils.label_images import write_png
 
 FOLDER = "instance_predictions"
 _MASKS = "masks"

@@ -21,9 +21,10 @@ from mask2former.evaluation.cityscapes import (
     truth_stems,
 )
 from mask2former.evaluation.errors import EvaluationError
-from mask2former.evaluation.label_files import add_pairs, class_map, common_runs, count_pairs, read_ids, write_png
+from mask2former.evaluation.label_files import add_pairs, class_map, common_runs, count_pairs, read_ids
 from mask2former.evaluation.metric import Image, Metric, Records, require_all
 from mask2former.evaluation.semantic import FOLDER
+from mask2former.utils.label_images import write_png
 
 _ENDING = "_pred_labelIds.png"
 

@@ -18,7 +18,7 @@ from detectron2.evaluation import DatasetEvaluator, inference_context
 from detectron2.utils import comm
 from torch import nn
 
-from mask2former.files import write_json
+from mask2former.utils.files import write_json
 
 _SECONDS_BETWEEN_REPORTS = 5
 

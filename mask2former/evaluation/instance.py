@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from mask2former.evaluation.errors import EvaluationError
 from mask2former.evaluation.metric import Image, Metric, Records, require_all
-from mask2former.files import atomic_write
-from mask2former.rle import encode_masks
+from mask2former.utils.files import atomic_write
+from mask2former.utils.label_images import encode_masks
 
 RESULTS_FILE = "coco_instances_results.json"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,6 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mask2former.evaluation.errors import EvaluationError
-from mask2former.files import atomic_write
-from mask2former.png import encode_png
 
 Ids: TypeAlias = NDArray[np.integer]
 _Read = TypeVar("_Read")
@@ -122,10 +120,3 @@ def add_pairs(counts: NDArray[np.int64], pairs: list[list[int]]) -> None:
     if pairs:
         predicted, labels, pixels = np.asarray(pairs, dtype=np.int64).T
         counts[predicted, labels] += pixels
-
-
-def write_png(path: Path, pixels: NDArray[Any]) -> Path:
-    """Write a picture: see `encode_png`. Returns `path`."""
-    with atomic_write(path, "wb") as file:
-        file.write(encode_png(pixels))
-    return path

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mask2former.evaluation.errors import EvaluationError
-from mask2former.evaluation.label_files import read_panoptic_ids, write_png
+from mask2former.evaluation.label_files import read_panoptic_ids
 from mask2former.evaluation.metric import Image, Metric, Records, require_all
 from mask2former.evaluation.panoptic_matching import count_segment_pairs, match_segments
-from mask2former.files import write_json
-from mask2former.png import panoptic_colors
+from mask2former.utils.files import write_json
+from mask2former.utils.label_images import ids_to_colors, write_png
 
 FOLDER = "panoptic_predictions"
 RESULTS_FILE = "panoptic_predictions.json"
@@ -67,7 +67,7 @@ class PanopticQuality(Metric):
         }
         pixels = ids.cpu().numpy()
         counts = self._match(predicted, pixels)
-        file = write_png(folder / FOLDER / predicted["file_name"], panoptic_colors(pixels))
+        file = write_png(folder / FOLDER / predicted["file_name"], ids_to_colors(pixels))
         return {"annotation": predicted, "counts": counts}, [file]
 
     def _dataset_id(self, segment: Mapping[str, Any]) -> int:

@@ -16,8 +16,8 @@ from detectron2.utils import comm
 from mask2former.evaluation.errors import EvaluationError
 from mask2former.evaluation.gathering import gather_in_rounds
 from mask2former.evaluation.metric import Key
-from mask2former.files import atomic_write, write_json
-from mask2former.journal import open_at_line_start, parse_checked, parse_record, record_line
+from mask2former.utils.files import atomic_write, write_json
+from mask2former.utils.journal import open_at_line_start, parse_checked, parse_record, record_line
 
 _FOLDER = "records"
 _GATHERED = "gathered.jsonl"

@@ -10,8 +10,9 @@ from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
 
 from mask2former.evaluation.errors import EvaluationError
-from mask2former.evaluation.label_files import add_pairs, class_map, common_runs, count_pairs, read_ids, write_png
+from mask2former.evaluation.label_files import add_pairs, class_map, common_runs, count_pairs, read_ids
 from mask2former.evaluation.metric import Image, Key, Metric, Records, image_key, require_all
+from mask2former.utils.label_images import write_png
 
 FOLDER = "semantic_predictions"
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mask2former.utils.errors import UserError
+
 Floats = NDArray[np.float32]
 Outputs = tuple[Floats, Floats]
 
@@ -26,7 +28,7 @@ _REPEATS = 3
 _SECONDS = 20.0
 
 
-class ModelFileError(ValueError):
+class ModelFileError(UserError):
     """A file that is not one of our exports, or that can't be run here; the message names it."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from mask2former.files import atomic_write
+from mask2former.utils.files import atomic_write
 
 from .network import INPUT, OUTPUTS, ExportError
 

@@ -9,8 +9,9 @@ from detectron2.data.catalog import Metadata
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from mask2former.data.classes import ClassTable
 from mask2former.maskformer_model import MaskFormer
-from mask2former.visualization import ClassTable
+from mask2former.utils.errors import UserError
 
 # What stays open in an exported program: nothing, the number of images, or also their height and width.
 Freedom = Literal["none", "batch", "size"]
@@ -21,7 +22,7 @@ _LARGEST_BATCH = 256
 _LARGEST_SIDE = 8192
 
 
-class ExportError(RuntimeError):
+class ExportError(UserError):
     """An export that can't be done here, or not as asked; the message says why."""
 
 

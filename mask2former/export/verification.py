@@ -17,8 +17,8 @@ from PIL import Image
 from tabulate import tabulate
 
 from mask2former.data.datasets.shapes_scene import draw_scene
-from mask2former.files import atomic_write
 from mask2former.maskformer_model import MaskFormer
+from mask2former.utils.files import atomic_write
 
 from . import exported_model
 from .comparison import MARGIN, Comparison, compare

@@ -8,11 +8,13 @@ from detectron2.projects.point_rend.point_features import point_sample
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from mask2former.utils.errors import UserError
+
 from .losses import class_cost, dice_cost, sigmoid_ce_cost
 from .point_sampling import draw_points
 
 
-class NonFiniteCostError(FloatingPointError):
+class NonFiniteCostError(UserError, FloatingPointError):
     """A matching cost is NaN or infinite; the message names the loss term."""
 
 

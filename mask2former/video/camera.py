@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from mask2former.predict_each import Refine, predict_each
-from mask2former.predictions import Rgb
-from mask2former.predictor import Predictor
+from mask2former.prediction.predict_each import Refine, predict_each
+from mask2former.prediction.predictor import Predictor
+from mask2former.prediction.results import Rgb
 from mask2former.video.reading import USUAL_RATE, VideoError
 from mask2former.video.tracking import Tracker
 from mask2former.video.writing import CODECS, default_codec, write_video

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mask2former.journal import open_at_line_start, parse_checked, parse_record, record_line
+from mask2former.utils.journal import open_at_line_start, parse_checked, parse_record, record_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self

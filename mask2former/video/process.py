@@ -12,11 +12,11 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
-from mask2former.data.parallel import report_interval
-from mask2former.files import atomic_write
-from mask2former.predict_each import Refine, predict_each
-from mask2former.predictions import Prediction, Rgb, from_segments
-from mask2former.predictor import Predictor
+from mask2former.prediction.predict_each import Refine, predict_each
+from mask2former.prediction.predictor import Predictor
+from mask2former.prediction.results import Prediction, Rgb, from_segments
+from mask2former.utils.files import atomic_write
+from mask2former.utils.parallel import report_interval
 from mask2former.video.frame_journal import FrameJournal
 from mask2former.video.reading import VideoError, VideoReader
 from mask2former.video.tracking import Tracker

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mask2former.utils.errors import UserError
+
 Rgb = NDArray[np.uint8]
 
 _LOG = logging.getLogger(__name__)
@@ -19,7 +21,7 @@ USUAL_RATE = 25.0
 _MAX_DAMAGED = 250
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A video that can't be read or written; the message names it and says why."""
 
 

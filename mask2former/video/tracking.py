@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from mask2former.predictions import Prediction
+from mask2former.prediction.results import Prediction
 
 # Masks are compared at this size, which takes a moment for a hundred of them.
 _LONGER_SIDE = 320

@@ -2,10 +2,12 @@
 
 import socket
 
+from mask2former.utils.errors import UserError
+
 _FIRST_PORT, _PORTS = 7860, 100
 
 
-class AddressError(ValueError):
+class AddressError(UserError):
     """An address that can't be listened at; the message says why."""
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mask2former.staged_prediction import StagedPredictor
-from mask2former.visualization.classes import Task
+from mask2former.prediction.staged import StagedPredictor
+from mask2former.tasks import Task
 from mask2former.web.workbench import Choice
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mask2former.visualization.classes import Task
+from mask2former.tasks import Task
 from mask2former.web.controls import Controls, choice, for_task
 from mask2former.web.overlay import message_html
 from mask2former.web.photos import PhotoError, Sample

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mask2former.data.classes import Color
 from mask2former.data.coco_format import tight_box
-from mask2former.predictions import Prediction, Rgb
-from mask2former.visualization.classes import Color
+from mask2former.prediction.results import Prediction, Rgb
 
 # Outlines stay this close to the masks, in pixels: it saves most of their points.
 _OUTLINE_TOLERANCE = 0.7

@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mask2former.data.image_io import read_image
-from mask2former.staged_prediction import StagedPredictor, shrunk
+from mask2former.prediction.staged import StagedPredictor, shrunk
+from mask2former.utils.errors import UserError
 from mask2former.web.address import free_port
 from mask2former.web.controls import build_controls
 from mask2former.web.handlers import Handlers
@@ -33,7 +34,7 @@ _FILE_LIFETIME = (600, 3600)
 _LONGEST_QUEUE = 32
 
 
-class MissingGradioError(RuntimeError):
+class MissingGradioError(UserError):
     """Gradio is not installed; the message says how to get it."""
 
 

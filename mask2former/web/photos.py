@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mask2former.data.image_io import ImageReadError, image_size, read_image
+from mask2former.utils.errors import UserError
 
 Rgb = NDArray[np.uint8]
 
@@ -21,11 +22,11 @@ _SAMPLE_NAMES = {"chelsea": "cat", "motorcycle_left": "motorcycle"}
 _MOST_SAMPLES = 24
 
 
-class PhotoError(ValueError):
+class PhotoError(UserError):
     """A photograph that the page does not take; the message is for the page, and names no path of the server."""
 
 
-class SamplesError(ValueError):
+class SamplesError(UserError):
     """A folder that gives no samples; the message names it."""
 
 

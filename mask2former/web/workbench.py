@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mask2former.files import write_json
-from mask2former.predictions import Prediction
-from mask2former.staged_prediction import Analysis, StagedPredictor, shrunk
-from mask2former.visualization import write_png
-from mask2former.visualization.classes import Task
+from mask2former.prediction.results import Prediction
+from mask2former.prediction.staged import Analysis, StagedPredictor, shrunk
+from mask2former.tasks import Task
+from mask2former.utils.files import write_json
+from mask2former.utils.label_images import write_png
 from mask2former.web.overlay import photo_html, result_html
 from mask2former.web.photos import Limits, read_photo
 

@@ -9,7 +9,7 @@ from pycocotools import mask as mask_util
 
 from mask2former.data.coco_format import encode_runs, instance_annotation, segment_info, tight_box, trace_polygons
 from mask2former.data.targets import panoptic_ids
-from mask2former.png import panoptic_colors
+from mask2former.utils.label_images import ids_to_colors
 
 MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
@@ -24,8 +24,8 @@ def decode(segmentation, mask):
 
 def test_ids_survive_as_colors():
     ids = np.array([[0, 1, 255], [256, 65536, 2**24 - 1]])
-    np.testing.assert_array_equal(panoptic_ids(panoptic_colors(ids)), ids)
-    np.testing.assert_array_equal(panoptic_colors(np.array([[3 + 256 * 7 + 65536 * 9]])), [[[3, 7, 9]]])
+    np.testing.assert_array_equal(panoptic_ids(ids_to_colors(ids)), ids)
+    np.testing.assert_array_equal(ids_to_colors(np.array([[3 + 256 * 7 + 65536 * 9]])), [[[3, 7, 9]]])
 
 
 @given(mask=MASKS)

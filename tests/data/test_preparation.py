@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mask2former.data.datasets import ade20k
-from mask2former.data.preparation import prepare_ade20k, prepare_cityscapes, prepare_coco
+from mask2former.data.published import prepare_ade20k, prepare_cityscapes, prepare_coco
 
 SPLITS = {"train": "training", "val": "validation"}
 

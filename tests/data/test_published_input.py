@@ -19,7 +19,7 @@ from dinat_backbone import add_dinat_config
 from mask2former.config import setup_cfg
 from mask2former.data import build_train_mapper
 from mask2former.data.datasets import dataset_metadata
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
 
 from ..conftest import config_path
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mask2former.data.coco_format import instance_annotation, segment_info
 from mask2former.data.datasets import MissingDatasetError, ade20k, dataset_metadata
-from mask2former.png import panoptic_colors
+from mask2former.utils.label_images import ids_to_colors
 
 HEIGHT, WIDTH = 20, 30
 IDS = [("aachen", "aachen_000000_000019"), ("ulm", "ulm_000001_000019")]
@@ -37,7 +37,7 @@ def ade(root):
     for i, split in (("train", "training"), ("val", "validation")):
         save(np.zeros((HEIGHT, WIDTH, 3), np.uint8), folder / f"images/{split}/ADE_1.jpg")
         save(labels, folder / f"annotations_detectron2/{split}/ADE_1.png")
-        save(panoptic_colors(np.where(person, 900, 700)), folder / f"ade20k_panoptic_{i}/ADE_1.png")
+        save(ids_to_colors(np.where(person, 900, 700)), folder / f"ade20k_panoptic_{i}/ADE_1.png")
         image = {"id": 1, "file_name": "ADE_1.jpg", "height": HEIGHT, "width": WIDTH}
         segments = [segment_info(~person, 700, 0), segment_info(person, 900, 12)]
         panoptic = {"annotations": [{"image_id": 1, "file_name": "ADE_1.png", "segments_info": segments}]}

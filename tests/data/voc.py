@@ -8,8 +8,8 @@ from PIL import Image
 
 from mask2former.data.coco_format import instance_annotation, segment_info
 from mask2former.data.datasets import Category, CocoLayout, register_coco_layout
-from mask2former.files import write_json
-from mask2former.png import panoptic_colors
+from mask2former.utils.files import write_json
+from mask2former.utils.label_images import ids_to_colors
 
 # VOC's classes in their order: background is stuff, the others are things; in the layout their ids start at 1.
 CATEGORIES = tuple(
@@ -61,7 +61,7 @@ def _write(root: Path, image: Image.Image, segments: list[tuple[np.ndarray, int]
     for folder in ("images", "panoptic", "semseg"):
         (root / folder).mkdir(parents=True)
     image.save(root / "images/scene.jpg", quality=95)
-    Image.fromarray(panoptic_colors(ids)).save(root / "panoptic/scene.png")
+    Image.fromarray(ids_to_colors(ids)).save(root / "panoptic/scene.png")
     Image.fromarray(labels).save(root / "semseg/scene.png")
     images = [{"id": IMAGE_ID, "file_name": "scene.jpg", "height": ids.shape[0], "width": ids.shape[1]}]
     categories = [{"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": list(c.color)} for c in CATEGORIES]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.data.checking import check_setting, check_settings
-from mask2former.data.checking.check import dataset_name
-from mask2former.settings import SETTINGS
+from mask2former.data.published import check_setting, check_settings
+from mask2former.data.published.check import dataset_name
+from mask2former.model_zoo import SETTINGS
 
 from ..conftest import golden, load_script
 
@@ -57,7 +57,7 @@ def test_sound_trees_can_train_and_evaluate(trees, script, capsys, monkeypatch, 
 
 def test_published_numbers_are_no_finding(trees, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(trees))
-    monkeypatch.setattr("mask2former.data.checking.check.PUBLISHED_IMAGES", {"ade20k": {"train": 4, "val": 4}})
+    monkeypatch.setattr("mask2former.data.published.check.PUBLISHED_IMAGES", {"ade20k": {"train": 4, "val": 4}})
     assert check_setting("ade20k-semantic", full=True).findings == ()
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from mask2former.data.preparation import jobs
+from mask2former.data.published import jobs
 
 from ..conftest import load_script
 from ..trees import DATASETS, draw_tree

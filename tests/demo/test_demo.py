@@ -7,7 +7,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from mask2former import Predictor
-from mask2former.image_files import find_images, output_stems
+from mask2former.prediction.files import find_images, output_stems
 from mask2former.video import VideoReader
 from tests.conftest import config_path, load_script
 from tests.tiny import TINY

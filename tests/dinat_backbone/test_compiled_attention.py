@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dinat_backbone import neighborhood_attention_2d
 from dinat_backbone.ops import compiled
-from dinat_backbone.ops.cpu import build
+from dinat_backbone.ops.cpp import build
 
 needs_compiler = pytest.mark.skipif(build.why_not_buildable(11) is not None, reason="needs a C++ compiler with OpenMP")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dinat_backbone import NeighborhoodAttention2D, neighborhood_attention_2d
-from dinat_backbone.ops.cpu.build import why_not_buildable
+from dinat_backbone.ops.cpp.build import why_not_buildable
 from dinat_backbone.ops.natten import why_unavailable
 from dinat_backbone.ops.windows import tile_plans
 

@@ -56,7 +56,7 @@ def test_kernels_compile_for_a_gpu(dtype, channels, names, monkeypatch, tmp_path
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from dinat_backbone.ops.gpu import launch
+    from dinat_backbone.ops.triton_kernels import launch
 
     if "nvidia" not in triton.backends.backends:
         pytest.skip("this Triton makes no code for CUDA devices")

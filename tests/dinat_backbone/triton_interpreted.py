@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dinat_backbone import neighborhood_attention_2d
-from dinat_backbone.ops.gpu import launch
-from dinat_backbone.ops.gpu.tiles import Launch, Launches, launches
+from dinat_backbone.ops.triton_kernels import launch
+from dinat_backbone.ops.triton_kernels.tiles import Launch, Launches, launches
 
 from ..conftest import ROOT
 

@@ -16,12 +16,12 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from mask2former import Predictor, setup_cfg
+from mask2former.data.datasets import predicted_metadata
 from mask2former.export import describe, export_network, save_onnx, save_torch_export, verification
 from mask2former.export.comparison import Comparison, count_undecided, differing
 from mask2former.export.exported_model import ModelFileError, OnnxModel
 from mask2former.export.network import ExportedNetwork
 from mask2former.export.verification import drawn_images, verify
-from mask2former.tasks import predicted_metadata
 
 from ..conftest import ROOT, config_path, load_script
 from ..tiny import TINY

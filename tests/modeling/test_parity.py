@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model
 
 from mask2former import setup_cfg
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
 
 from ..conftest import config_path, golden
 

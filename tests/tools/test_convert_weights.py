@@ -5,12 +5,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.engine.web import Site, serve
 
 from mask2former.engine import CheckpointError, from_transformers, read_checkpoint
-from mask2former.settings import SETTINGS
+from mask2former.model_zoo import SETTINGS
+from tests.checkpoint.test_matching import block, linear, norm
 from tests.conftest import load_script
-from tests.engine.test_matching import block, linear, norm
-from tests.engine.web import Site, serve
 from tests.tiny import TINY
 
 script = load_script("tools/convert_weights.py")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.data.checking import Finding, SettingReport
-from mask2former.reproduction import Record, chart, plan, read_records, read_results, report, write_report
-from mask2former.settings import SETTINGS
+from mask2former.data.published import Finding, SettingReport
+from mask2former.evaluation.reproduction import Record, chart, plan, read_records, read_results, report, write_report
+from mask2former.model_zoo import SETTINGS
 from tests.conftest import ROOT, config_path, load_script
 from tests.tiny import TINY
 

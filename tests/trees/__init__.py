@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from mask2former.data.preparation import PREPARATIONS
+from mask2former.data.published import PREPARATIONS
 
 from .ade20k import draw_ade20k
 from .cityscapes import draw_cityscapes

@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from mask2former.predictions import InstancePrediction, PanopticPrediction
+from mask2former.data.classes import ClassTable
+from mask2former.prediction.results import InstancePrediction, PanopticPrediction
 from mask2former.video import write_video
-from mask2former.visualization import ClassTable
 
 CLASSES = ClassTable(names=("ball", "box"), colors=((220, 60, 50), (60, 110, 230)), thing_ids=frozenset({0, 1}))
 SIZE = (192, 320)

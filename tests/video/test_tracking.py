@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mask2former.predictions import SemanticPrediction
+from mask2former.prediction.results import SemanticPrediction
 from mask2former.video import Tracker
 
 from .conftest import CLASSES, SIZE, ByNumber, frame, masks_of_frame

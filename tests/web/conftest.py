@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mask2former.staged_prediction import StagedPredictor
+from mask2former.prediction.staged import StagedPredictor
 from tests.conftest import config_path
 from tests.tiny import TINY
 

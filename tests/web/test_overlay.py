@@ -5,8 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mask2former.predictions import InstancePrediction, PanopticPrediction, SemanticPrediction
-from mask2former.visualization import ClassTable
+from mask2former.data.classes import ClassTable
+from mask2former.prediction.results import InstancePrediction, PanopticPrediction, SemanticPrediction
 from mask2former.web.overlay import message_html, outline, photo_html, regions, result_html
 
 IMAGE = np.full((100, 120, 3), 90, np.uint8)

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from mask2former.utils.errors import UserError
 
-class RecipeError(ValueError):
+
+class RecipeError(UserError):
     """A machine or choice that no training fits."""
 
 

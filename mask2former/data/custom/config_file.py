@@ -12,7 +12,7 @@ from mask2former.data.custom.choices import Recipe
 from mask2former.data.custom.memory import COSTS, PICO
 from mask2former.data.custom.source import Split
 from mask2former.data.datasets.custom_entry import PATH_KEYS, CustomDataset
-from mask2former.files import atomic_write
+from mask2former.utils.files import atomic_write
 
 SIZES = (*COSTS, PICO)
 

@@ -16,10 +16,10 @@ from mask2former.data.custom.source import Sample, Source
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL, Category
 from mask2former.data.datasets.custom_entry import CustomDataset, class_entry
 from mask2former.data.image_io import read_label_map, read_panoptic_png
-from mask2former.data.preparation.jobs import Job, Make, Part, run_parts
+from mask2former.data.published.jobs import Job, Make, Part, run_parts
 from mask2former.data.targets import panoptic_ids
-from mask2former.files import write_json
-from mask2former.png import panoptic_colors
+from mask2former.utils.files import write_json
+from mask2former.utils.label_images import ids_to_colors
 
 Categories = tuple[Category, ...]
 Made = tuple[Sequence[NDArray[Any]], Any]
@@ -115,7 +115,7 @@ def make_combined(categories: Categories, palette: Palette, job: Job) -> Made:
     label_file, number_file = job.sources
     labels, numbers = read_class_ids(label_file, palette)[0], read_label_map(number_file)
     ids, segments = combine(labels, numbers, categories)
-    return [contiguous_labels(labels, categories), panoptic_colors(ids)], _entries(job, ids, segments, categories)
+    return [contiguous_labels(labels, categories), ids_to_colors(ids)], _entries(job, ids, segments, categories)
 
 
 def make_from_panoptic(categories: Categories, job: Job) -> Made:

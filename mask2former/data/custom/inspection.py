@@ -16,7 +16,7 @@ from mask2former.data.custom.scan import Scan, Scanner
 from mask2former.data.custom.source import Content, Source, Split
 from mask2former.data.datasets.coco_layout import Category
 from mask2former.data.datasets.registry import AnnotationError
-from mask2former.data.parallel import processes, report_interval
+from mask2former.utils.parallel import processes, report_interval
 
 _RARE = 100
 _FEW_IMAGES = 10

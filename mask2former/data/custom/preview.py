@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pycocotools import mask as mask_util
 
+from mask2former.data.classes import ClassTable
 from mask2former.data.custom.derive import combine, contiguous_labels, void_label
 from mask2former.data.custom.inspection import Inspected, Inspection
 from mask2former.data.custom.label_maps import read_class_ids
@@ -19,8 +20,9 @@ from mask2former.data.custom.masks import to_rle
 from mask2former.data.custom.source import Content, Sample, Split
 from mask2former.data.image_io import read_image, read_label_map, read_panoptic_png
 from mask2former.data.targets import panoptic_ids
-from mask2former.files import atomic_write
-from mask2former.visualization import ClassTable, contact_sheet, draw_instances, draw_panoptic, draw_semantic, write_png
+from mask2former.prediction.drawing import contact_sheet, draw_instances, draw_panoptic, draw_semantic
+from mask2former.utils.files import atomic_write
+from mask2former.utils.label_images import write_png
 
 _COLORS: Mapping[Split, str] = {"train": "#2f6fb2", "val": "#c4432b"}
 # More classes are too many to read: the most frequent and the rarest are shown.

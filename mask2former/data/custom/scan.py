@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mask2former.data.checking.inspect import NOT_IN_JSON, NOT_IN_PNG, OTHER_AREA, few, segment_areas, segment_problems
 from mask2former.data.custom import problems
 from mask2former.data.custom.label_maps import Palette, label_text, read_class_ids
 from mask2former.data.custom.masks import bad_field, mask_area, segmentation_problems, size_text
 from mask2former.data.custom.problems import Found, Problem
 from mask2former.data.custom.source import Format, Sample
 from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_png
+from mask2former.data.published.inspect import NOT_IN_JSON, NOT_IN_PNG, OTHER_AREA, few, segment_areas, segment_problems
 from mask2former.data.targets import panoptic_ids
 
 _PANOPTIC: Mapping[str, Problem] = {

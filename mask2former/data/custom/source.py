@@ -12,6 +12,7 @@ from mask2former.data.custom.label_maps import Palette, pack
 from mask2former.data.custom.problems import Findings
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL, Category
 from mask2former.data.datasets.custom_entry import read_classes
+from mask2former.utils.errors import UserError
 
 Split = Literal["train", "val"]
 Format = Literal["coco_instance", "coco_panoptic", "semantic", "semantic_instance"]
@@ -24,7 +25,7 @@ _PARTS: dict[Format, tuple[str, ...]] = {
 }
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """Files that make no data set: some are missing, or don't belong together."""
 
 

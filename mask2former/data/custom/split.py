@@ -10,10 +10,11 @@ import numpy as np
 from mask2former.data.custom.inspection import Inspected
 from mask2former.data.custom.source import Source, Split
 from mask2former.data.datasets.custom import read_json
-from mask2former.files import atomic_write, write_json
+from mask2former.utils.errors import UserError
+from mask2former.utils.files import atomic_write, write_json
 
 
-class SplitError(ValueError):
+class SplitError(UserError):
     """Images that can't be divided as asked."""
 
 

@@ -11,6 +11,7 @@ from mask2former.data.datasets.registry import (
     MissingDatasetError,
     dataset_metadata,
     datasets_root,
+    predicted_metadata,
     register_dataset,
 )
 
@@ -24,6 +25,7 @@ __all__ = [
     "MissingDatasetError",
     "dataset_metadata",
     "datasets_root",
+    "predicted_metadata",
     "register_coco_layout",
     "register_custom_datasets",
     "register_dataset",

@@ -23,7 +23,7 @@ from mask2former.data.datasets.coco_layout import (
     semantic_entries,
 )
 from mask2former.data.datasets.registry import DatasetDict, MissingDatasetError, register_dataset
-from mask2former.data.parallel import default_workers, processes
+from mask2former.utils.parallel import default_workers, processes
 
 # Ids are those of the owners' labels; the order is that of the train ids.
 CATEGORIES = categories_from(CITYSCAPES_CATEGORIES)

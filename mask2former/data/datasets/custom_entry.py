@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.config import ConfigError
+from mask2former.data.classes import ClassTable
 from mask2former.data.datasets.coco_layout import IGNORE_LABEL, Category
-from mask2former.visualization.classes import ClassTable
 
 # Of each format: keys that name files and folders, needed and optional. `images` is a folder in all of them.
 PATH_KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -10,8 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
+
+from mask2former.config import ConfigError
+from mask2former.utils.errors import UserError
 
 DatasetDict = dict[str, Any]
 
@@ -19,7 +23,7 @@ _ROOT_VARIABLE = "DETECTRON2_DATASETS"
 _DEFAULT_ROOT = "datasets"
 
 
-class MissingDatasetError(FileNotFoundError):
+class MissingDatasetError(UserError, FileNotFoundError):
     """Files of a data set are not where they are expected; the message says where that is and where to get them.
 
     Attributes:
@@ -33,7 +37,7 @@ class MissingDatasetError(FileNotFoundError):
         self.source = source
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError):
     """Annotations that are damaged, or don't fit their images or classes; the message names the file."""
 
 
@@ -133,3 +137,18 @@ def _is_missing(path: str) -> bool:
         with os.scandir(path) as files:
             return next(files, None) is None
     return not os.path.exists(path)
+
+
+def predicted_metadata(cfg: CfgNode) -> Metadata:
+    """The metadata of the data set whose classes the model of a config predicts.
+
+    Raises:
+        ConfigError: The config names no data set, or one that is not registered.
+    """
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    if not names:
+        raise ConfigError("DATASETS.TEST is empty: it names the data set whose classes the model predicts")
+    try:
+        return dataset_metadata(names[0])
+    except ValueError as error:
+        raise ConfigError(f"DATASETS.TEST: {error}") from error

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from mask2former.data.coco_format import instance_annotation, segment_info
-from mask2former.png import panoptic_colors
+from mask2former.utils.label_images import ids_to_colors
 
 NAMES = ("grass", "sky", "ball", "box")  # two of stuff, two of things
 COCO_IDS = (2, 3, 5, 9)
@@ -68,7 +68,7 @@ def draw_all(root: Path, count: int, first: int = 0) -> Path:
             segments.append(segment_info(mask, 1 + label + 10 * instance, COCO_IDS[label]))
             if instance:
                 annotations.append(instance_annotation(mask, 100 * number + instance, number, COCO_IDS[label]))
-        Image.fromarray(panoptic_colors(ids)).save(root / "panoptic" / f"{stem}.png")
+        Image.fromarray(ids_to_colors(ids)).save(root / "panoptic" / f"{stem}.png")
         panoptic.append({"image_id": number, "file_name": f"{stem}.png", "segments_info": segments})
     categories = [
         {"id": identity, "name": name, "isthing": int(i >= 2)}

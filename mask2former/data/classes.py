@@ -1,0 +1,97 @@
+"""Names and colours of classes, from a data set's metadata or made up where it has none."""
+
+import colorsys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from detectron2.data.catalog import Metadata
+
+from mask2former.tasks import TASKS, Task
+
+Color = tuple[int, int, int]
+
+# Steps of the golden ratio spread any number of values evenly over a circle (or the unit interval).
+_GOLDEN = 0.618033988749895
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """What is known of class ids (contiguous, as models predict them).
+
+    Attributes:
+        names: of the classes.
+        colors: RGB, 0..255.
+        dataset_ids: class id to the category id in the data set's own files.
+        thing_ids: the classes that are things.
+    """
+
+    names: Sequence[str] = ()
+    colors: Sequence[Sequence[int]] = ()
+    dataset_ids: Mapping[int, int] = field(default_factory=dict)
+    thing_ids: frozenset[int] = frozenset()
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata, task: Task) -> "ClassTable":
+        """The classes that results of ``task`` are numbered by, in Detectron2's metadata of a data set.
+
+        Instances are numbered by ``thing_classes``; panoptic segments and pixels by ``stuff_classes``, which for
+        panoptic sets lists the things as well (Detectron2's "standard" panoptic format).
+        """
+        kind = TASKS[task].class_list
+        things = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        stuff = {} if kind == "thing" else metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+        return cls(
+            metadata.get(f"{kind}_classes") or (),
+            metadata.get(f"{kind}_colors") or (),
+            {class_id: dataset_id for dataset_id, class_id in (*stuff.items(), *things.items())},
+            frozenset(things.values()),
+        )
+
+    def name(self, class_id: int) -> str:
+        """Name of a class; ``class 7`` for one without."""
+        return str(self.names[class_id]) if 0 <= class_id < len(self.names) else f"class {class_id}"
+
+    def dataset_id(self, class_id: int) -> int:
+        """The category id in the data set's own files; the class id itself where the data set is not known."""
+        return self.dataset_ids.get(class_id, class_id)
+
+    def color(self, class_id: int) -> Color:
+        """Colour of a class; classes without one get well separated hues."""
+        if 0 <= class_id < len(self.colors):
+            red, green, blue = (int(channel) for channel in self.colors[class_id])
+            return red, green, blue
+        return _to_rgb(class_id * _GOLDEN % 1.0, 0.75, 0.9)
+
+    def segment_colors(self, segments: Iterable[Mapping[str, Any]]) -> list[Color]:
+        """Colours of an image's segments: of its class for stuff, unlike its neighbours' for each thing.
+
+        Args:
+            segments: dicts with `category_id`, perhaps `isthing` (by default true), and `track_id` in a video, which
+                gives an object the same colour in every frame.
+        """
+        counts: Counter[int] = Counter()
+        colors = []
+        for segment in segments:
+            category = int(segment["category_id"])
+            if segment.get("isthing", True):
+                colors.append(self.instance_color(category, int(segment.get("track_id", counts[category]))))
+                counts[category] += 1
+            else:
+                colors.append(self.color(category))
+        return colors
+
+    def instance_color(self, class_id: int, index: int) -> Color:
+        """Colour of the ``index``-th instance of a class: near the colour of its class, unlike its neighbours'."""
+        hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in self.color(class_id)))
+        if index == 0:
+            return self.color(class_id)
+        turn = index * _GOLDEN % 1.0 - 0.5
+        brightness = 0.55 + 0.45 * (index * _GOLDEN * _GOLDEN % 1.0)
+        return _to_rgb((hue + 0.3 * turn) % 1.0, max(saturation, 0.55), max(value, 0.8) * brightness)
+
+
+def _to_rgb(hue: float, saturation: float, value: float) -> Color:
+    red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
+    return red, green, blue

@@ -1,0 +1,63 @@
+"""COCO: semantic maps from the panoptic annotations, which evaluation measures mIoU on."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mask2former.data.datasets.coco import CATEGORIES, SOURCE
+from mask2former.data.datasets.coco_layout import IGNORE_LABEL
+from mask2former.data.image_io import read_panoptic_png
+from mask2former.data.published.jobs import Job, Part, PreparationError, Summary, run_parts
+from mask2former.data.targets import panoptic_ids
+
+SPLITS = ("train", "val")
+
+_CONTIGUOUS = {category.id: i for i, category in enumerate(CATEGORIES)}
+
+
+def prepare_coco(root: Path, splits: Sequence[str] = SPLITS, *, workers: int = 1) -> list[Summary]:
+    """Make `coco/panoptic_semseg_{train,val}2017/`: 8-bit PNGs of contiguous ids 0..132, 255 for void.
+
+    Args:
+        root: the folder that DETECTRON2_DATASETS names.
+        splits: of "train" and "val".
+        workers: number of processes.
+
+    Raises:
+        MissingDatasetError: files of the owners are missing.
+        PreparationError: some are damaged.
+    """
+    folder = Path(root, "coco")
+    return run_parts(folder, [_plan(folder, split) for split in splits], source=SOURCE, workers=workers)
+
+
+def _plan(folder: Path, split: str) -> Part:
+    name = f"coco semantic {split}"
+    annotations = folder / f"annotations/panoptic_{split}2017.json"
+    pngs, outputs = folder / f"panoptic_{split}2017", folder / f"panoptic_semseg_{split}2017"
+    if not annotations.exists():
+        return Part(name, [], make_semantic, missing=[path for path in (annotations, pngs) if not path.exists()])
+    jobs = []
+    try:
+        for annotation in json.loads(annotations.read_text())["annotations"]:
+            file_name = annotation["file_name"]
+            classes = {segment["id"]: _CONTIGUOUS[segment["category_id"]] for segment in annotation["segments_info"]}
+            jobs.append(Job(file_name, (pngs / file_name,), (outputs / file_name,), list(classes.items())))
+    except json.JSONDecodeError as error:
+        raise PreparationError(f"{annotations}: not valid JSON ({error})") from error
+    except (KeyError, TypeError) as error:
+        raise PreparationError(f"{annotations}: not COCO's panoptic format or its categories: {error!r}") from error
+    return Part(name, jobs, make_semantic)
+
+
+def make_semantic(job: Job) -> tuple[Sequence[NDArray[Any]], Any]:
+    """The semantic map of a panoptic PNG; the job's details are pairs of a segment's id and its contiguous class."""
+    ids = panoptic_ids(read_panoptic_png(job.sources[0]))
+    labels = np.full(ids.shape, IGNORE_LABEL, np.uint8)
+    for segment_id, class_id in job.details:
+        labels[ids == segment_id] = class_id
+    return [labels], None

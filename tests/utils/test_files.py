@@ -1,0 +1,35 @@
+import json
+
+import pytest
+
+from mask2former.utils.files import atomic_write, sha256_of, write_json
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "made" / "a.txt"
+    with atomic_write(path) as file:
+        file.write("né")
+        assert not path.exists()
+    assert path.read_text(encoding="utf-8") == "né"
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert path.read_text(encoding="utf-8") == "né"
+    assert list(path.parent.iterdir()) == [path]
+    with atomic_write(path, "wb", durable=True) as file:
+        file.write(b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+
+
+def test_json_is_strict(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [1, 2.5, None]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2.5, None]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "b.json", {"a": float("nan")})
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_checksums_are_those_of_sha256(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1.
+    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
