@@ -1,6 +1,7 @@
 """Moving much from all processes to the main one, a little at a time."""
 
-from collections.abc import Callable, Iterable, Iterator
+import pickle
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from detectron2.utils import comm
@@ -11,35 +12,32 @@ _T = TypeVar("_T")
 _BYTES = 4 * 2**20
 
 
-def gather_in_rounds(items: Iterable[_T], size: Callable[[_T], int], limit: int = _BYTES) -> Iterator[_T]:
+def gather_in_rounds(items: Iterable[_T], limit: int = _BYTES) -> Iterator[_T]:
     """Send items of all other processes to the main one; every process has to go through the iterator to its end.
 
     Args:
-        items: what this process has; those of the main process stay where they are.
-        size: bytes of an item, about.
-        limit: how many bytes a process sends at once (one item at least).
+        items: Objects of this process that can be pickled; those of the main process stay where they are.
+        limit: Bytes that a process sends at once (one item at least).
 
     Yields:
         On the main process the items of the others, in the order of ranks within each round.
     """
     if comm.get_world_size() == 1:
         return
-    waiting = iter(()) if comm.is_main_process() else iter(items)
+    waiting = iter(()) if comm.is_main_process() else map(pickle.dumps, items)
     more = True
     while more:
-        part = _take(waiting, size, limit)
+        part = _take(waiting, limit)
         for received in comm.gather(part):
-            yield from received
+            yield from map(pickle.loads, received)
         more = any(comm.all_gather(bool(part)))
 
 
-def _take(items: Iterator[_T], size: Callable[[_T], int], limit: int) -> list[_T]:
-    part: list[_T] = []
-    total = 0
-    while total < limit:
+def _take(items: Iterator[bytes], limit: int) -> list[bytes]:
+    part: list[bytes] = []
+    while sum(map(len, part)) < limit:
         item = next(items, None)
         if item is None:
             break
         part.append(item)
-        total += size(item)
     return part

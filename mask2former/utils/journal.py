@@ -1,34 +1,135 @@
-"""Lines of JSON after their checksums, so that one which was cut off or damaged is not taken for a record."""
+"""Journals: files of finished work, from which an interrupted run continues."""
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Key = int | str
 
 
-def record_line(record: Mapping[str, Any]) -> bytes:
-    """The line of a record, which JSON can hold (no NaN or infinity)."""
-    text = json.dumps(record, allow_nan=False).encode()
+class Journal(Mapping[Key, Any]):
+    """A mapping from keys to records in a file that survives the process that wrote it.
+
+    The first line of the file is the fingerprint of the work; every other line is a key with its record, as JSON after
+    a checksum. Lines that a killed process or a failing disk left incomplete are skipped. Records are read from the
+    file when they are asked for, so that memory holds only the keys. The file is created by the first `add`.
+
+    Attributes:
+        path: The file.
+        kept: Number of records that an earlier run left.
+        differing: Names of the entries in which the fingerprint differs from the one in the file, sorted. If there are
+            any, the records in the file are ignored, and the next `add` replaces the file.
+
+    Example::
+
+        with Journal(folder / "done.jsonl", {"model": digest}) as journal:
+            for name in names:
+                if name not in journal:
+                    journal.add(name, work(name))
+    """
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any]):
+        """Read which records the file has.
+
+        Args:
+            path: The file; it need not exist.
+            fingerprint: Everything that the records depend on; must be serializable as JSON.
+        """
+        self.path = path
+        self.differing: list[str] = []
+        self._header = {"fingerprint": json.loads(json.dumps(fingerprint))}
+        self._places: dict[Key, int] = {}  # positions of the lines in the file
+        self._file: IO[bytes] | None = None
+        if path.is_file() and path.stat().st_size:
+            self._scan()
+        self.kept = len(self)
+
+    def add(self, key: Key, record: Any) -> None:
+        """Append a record, which replaces an earlier one of this key.
+
+        Args:
+            key: Name or number of the finished work.
+            record: Its result; must be serializable as JSON without NaN and infinity.
+        """
+        line = _encode([key, record])
+        file = self._open(append=True)
+        self._places[key] = file.seek(0, 2)
+        file.write(line)
+        file.flush()
+
+    def close(self) -> None:
+        """Close the file. The journal opens it again when it needs it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __getitem__(self, key: Key) -> Any:
+        position = self._places[key]
+        file = self._open()
+        file.seek(position)
+        return json.loads(file.readline()[9:])[1]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _scan(self) -> None:
+        with open(self.path, "rb") as file:
+            header = _decode(file.readline())
+            before = header.get("fingerprint", {}) if isinstance(header, dict) else {}
+            now = self._header["fingerprint"]
+            self.differing = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+            if header != self._header:
+                return
+            position = file.tell()
+            for line in file:
+                if entry := _decode(line):
+                    self._places[entry[0]] = position
+                position += len(line)
+
+    def _open(self, *, append: bool = False) -> IO[bytes]:
+        """The file, open for reading and, if `append`, for writing at its end."""
+        if self._file is not None and (self._file.writable() or not append):
+            return self._file
+        self.close()
+        if not append:
+            self._file = open(self.path, "rb")  # noqa: SIM115 - `close` closes it
+            return self._file
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._places:
+            self.path.write_bytes(_encode(self._header))
+        self._file = file = open(self.path, "ab+")  # noqa: SIM115 - `close` closes it
+        file.seek(-1, 2)
+        if file.read(1) != b"\n":
+            file.write(b"\n")  # ends a line that was cut off
+        return file
+
+
+def _encode(content: Any) -> bytes:
+    text = json.dumps(content, allow_nan=False).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def parse_record(line: bytes) -> dict[str, Any] | None:
-    """The record of a line; None if the line is not complete."""
+def _decode(line: bytes) -> Any:
+    """Content of a line; None if the line is damaged or incomplete."""
     text = line[9:-1]
-    return parse_checked(line) if line == b"%08x %s\n" % (zlib.crc32(text), text) else None
-
-
-def parse_checked(line: bytes) -> dict[str, Any]:
-    """The record of a line that is known to be complete."""
-    return json.loads(line[9:])
-
-
-def open_at_line_start(path: Path) -> IO[bytes]:
-    """Open a file to append lines to; what a killed process left of a line stays a line of its own."""
-    file = open(path, "ab+")  # noqa: SIM115 - closed by the caller
-    if file.tell():
-        file.seek(-1, 2)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
-    return file
+    return json.loads(text) if line == b"%08x %s\n" % (zlib.crc32(text), text) else None

@@ -35,7 +35,7 @@ def evaluate(name, folder):
 
 def main(args):
     rank = comm.get_rank()
-    facts = {"rounds": list(gather_in_rounds([f"{rank}{letter}" for letter in "abc"], len, limit=3))}
+    facts = {"rounds": list(gather_in_rounds([f"{rank}{letter}" for letter in "abc"], limit=20))}
     for name in args.names:
         facts[name] = {
             layout: evaluate(name, args.output / layout / machine / name)

@@ -79,7 +79,7 @@ def test_a_record_that_was_cut_off_is_made_again(interrupted, images, cut, tmp_p
 def test_a_damaged_record_is_made_again(interrupted, images):
     records = interrupted / "records" / "rank0.jsonl"
     lines = records.read_bytes().splitlines(keepends=True)
-    lines[1] = lines[1].replace(b"0", b"1")
+    lines[2] = lines[2].replace(b"0", b"1")  # after the header and one image
     records.write_bytes(b"".join(lines))
     assert left(start(interrupted), images) == [images[1], images[3]]
 
@@ -94,10 +94,10 @@ def test_a_record_whose_files_are_gone_or_cut_off_is_made_again(interrupted, ima
 def test_records_of_more_processes_than_there_are_now_count(interrupted, images):
     """As after an evaluation in several processes, and with a record in two files."""
     folder = interrupted / "records"
-    lines = (folder / "rank0.jsonl").read_bytes().splitlines(keepends=True)
-    (folder / "rank0.jsonl").write_bytes(lines[0])
-    (folder / "rank5.jsonl").write_bytes(lines[1] + lines[2])
-    (folder / "gathered.jsonl").write_bytes(lines[2] + lines[0])
+    header, *lines = (folder / "rank0.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "rank0.jsonl").write_bytes(header + lines[0])
+    (folder / "rank5.jsonl").write_bytes(header + lines[1] + lines[2])
+    (folder / "gathered.jsonl").write_bytes(header + lines[2] + lines[0])
     evaluator = start(interrupted)
     assert left(evaluator, images) == images[3:]
     assert see(evaluator, images[3:]).evaluate()["panoptic_seg"]["PQ"] > 10
