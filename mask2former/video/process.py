@@ -157,7 +157,7 @@ def _predicted(
             found = results.get(index)
             if found is None:
                 size = (frame.shape[0], frame.shape[1])
-                found = from_segments(journal.get(index), size, predictor.task, predictor.classes(), frame)
+                found = from_segments(journal[index], size, predictor.task, predictor.classes(), frame)
             elif isinstance(found, Prediction):
                 journal.add(index, found.segments())
             yield index, frame, found

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.engine.web import Site, serve
+from tests.checkpoint.web import Site, serve
 
 from mask2former.engine import CheckpointError, from_transformers, read_checkpoint
 from mask2former.model_zoo import SETTINGS
