@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.checkpoint.web import Site, serve
 
 from mask2former.engine import CheckpointError, from_transformers, read_checkpoint
 from mask2former.model_zoo import SETTINGS
 from tests.checkpoint.test_matching import block, linear, norm
+from tests.checkpoint.web import Site, serve
 from tests.conftest import load_script
 from tests.tiny import TINY
 
