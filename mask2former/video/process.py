@@ -1,4 +1,4 @@
-"""A video file in, the same with its segments drawn out."""
+"""From a video file to the same video with its segments drawn."""
 
 import json
 import logging
@@ -16,26 +16,25 @@ from mask2former.prediction.predict_each import Refine, predict_each
 from mask2former.prediction.predictor import Predictor
 from mask2former.prediction.results import Prediction, Rgb, from_segments
 from mask2former.utils.files import atomic_write
+from mask2former.utils.journal import Journal
 from mask2former.utils.parallel import report_interval
-from mask2former.video.frame_journal import FrameJournal
-from mask2former.video.reading import VideoError, VideoReader
+from mask2former.video.files import CODECS, VideoError, VideoReader, default_codec, write_video
 from mask2former.video.tracking import Tracker
-from mask2former.video.writing import CODECS, default_codec, write_video
 
 _LOG = logging.getLogger(__name__)
-# Frames without a result in a row, after which the fault is not theirs.
+# If this many frames in a row have no result, the cause is not the frames.
 _MAX_FAILED = 50
 
 
 @dataclass(frozen=True)
 class VideoSummary:
-    """What became of a video.
+    """Outcome of `predict_video`.
 
     Attributes:
-        output: the video written.
-        frames: how many it has.
-        failed: frames without a result, counted from 0, and why.
-        kept: frames that an earlier, interrupted run had predicted.
+        output: The video that was written.
+        frames: Number of its frames.
+        failed: Number (from 0) and error of each frame without a result.
+        kept: Number of frames whose results come from an earlier, interrupted run.
     """
 
     output: Path
@@ -56,30 +55,31 @@ def predict_video(
 ) -> VideoSummary:
     """Draw the segments of each frame; an object keeps its number and colour from frame to frame.
 
-    The output has the rate and size of the input, and no sound. A frame that fails is reported and stays as it is; one
-    that can't be decoded is replaced by the picture before it. Predictions are kept in a file beside the output until
-    that is complete, and a further call for the same video, model and task goes on with them.
+    The output has the rate and size of the input, and no sound. A frame whose prediction fails is reported and copied
+    unchanged; a frame that cannot be decoded repeats the picture before it. Predictions are kept in a file next to the
+    output until the output is complete, so that another call for the same video, model and task continues from them.
 
     Args:
-        predictor: gives the results of its task.
-        video: the file.
-        stem: the output without ending; the codec decides on that.
-        codec: of `writing.CODECS`; by default mp4v, or MJPG for odd sizes.
-        batch_size: frames that go through the model at once.
-        with_json: also write STEM.jsonl, a line of JSON a frame: `frame` (from 0), `time` (seconds) and
-            `segments_info`, or `error`.
-        refine: applied to each result before it is drawn or written, e.g. to leave segments out.
+        predictor: Predictor, used with its own task and threshold.
+        video: Path of the input.
+        stem: Path of the output without its suffix, which depends on the codec.
+        codec: A key of `CODECS`; by default mp4v, or MJPG for odd sizes.
+        batch_size: Number of frames that pass through the model together.
+        with_json: Whether to also write STEM.jsonl, with one line of JSON per frame: `frame` (from 0), `time` (seconds)
+            and `segments_info`, or `error`.
+        refine: Function applied to each result before it is drawn or written, for example to drop segments.
 
     Raises:
-        VideoError: the video can't be read, the output can't be written, or 50 frames in a row fail.
+        VideoError: The video cannot be read, the output cannot be written, or 50 frames in a row fail.
     """
     reader = VideoReader(video)
     codec = codec or default_codec(reader.size)
     output = stem.with_name(stem.name + CODECS[codec])
-    journal_file = stem.with_name(f".{stem.name}.journal")
-    fingerprint = {**predictor.fingerprint(), "video": _identity(video), "frames": reader.count}
+    status = video.stat()
+    identity = [video.name, status.st_size, status.st_mtime_ns]
+    fingerprint = {**predictor.fingerprint(), "video": identity, "frames": reader.count}
     with ExitStack() as stack:
-        journal = stack.enter_context(FrameJournal(journal_file, fingerprint))
+        journal = stack.enter_context(Journal(stem.with_name(f".{stem.name}.journal"), fingerprint))
         if journal.kept:
             _LOG.info("%s: %d frames are kept from an interrupted run", video, journal.kept)
         write = stack.enter_context(write_video(output, codec, reader.rate, reader.size))
@@ -89,12 +89,12 @@ def predict_video(
         for index, frame, found in _predicted(predictor, numbered, journal, batch_size):
             rendering.add(index, frame, found)
     # Only now is the output in its place.
-    journal_file.unlink(missing_ok=True)
+    journal.path.unlink(missing_ok=True)
     return VideoSummary(output, rendering.frames, rendering.failed, journal.kept)
 
 
 class _Rendering:
-    """Frames and their results on their way into the output."""
+    """Tracks the objects of the frames, and writes pictures and lines of JSON."""
 
     def __init__(
         self, reader: VideoReader, write: Callable[[Rgb], None], lines: IO[str] | None, refine: Refine | None
@@ -136,20 +136,14 @@ class _Rendering:
         return {"error": error}
 
 
-def _identity(video: Path) -> list[Any]:
-    status = video.stat()
-    return [video.name, status.st_size, status.st_mtime_ns]
-
-
 def _predicted(
-    predictor: Predictor, frames: Iterable[tuple[int, Rgb | None]], journal: FrameJournal, batch_size: int
+    predictor: Predictor, frames: Iterable[tuple[int, Rgb | None]], journal: Journal, batch_size: int
 ) -> Iterator[tuple[int, Rgb | None, Prediction | str]]:
-    """Number, pixels and result of each frame, or why it has none."""
-    for batch in _batches(frames, batch_size):
-        new = [(index, frame) for index, frame in batch if index not in journal and frame is not None]
-        results: dict[int, Prediction | str] = dict(
-            zip([i for i, _ in new], predict_each(predictor, [f for _, f in new]), strict=True)
-        )
+    """Yield the number, the pixels, and the result or the error of each frame."""
+    remaining = iter(frames)
+    while batch := list(islice(remaining, batch_size)):
+        new = {index: frame for index, frame in batch if index not in journal and frame is not None}
+        results = dict(zip(new, predict_each(predictor, list(new.values())), strict=True))
         for index, frame in batch:
             if frame is None:
                 yield index, None, "it can't be decoded"
@@ -161,9 +155,3 @@ def _predicted(
             elif isinstance(found, Prediction):
                 journal.add(index, found.segments())
             yield index, frame, found
-
-
-def _batches(frames: Iterable[tuple[int, Rgb | None]], batch_size: int) -> Iterator[list[tuple[int, Rgb | None]]]:
-    remaining = iter(frames)
-    while batch := list(islice(remaining, batch_size)):
-        yield batch

@@ -1,9 +1,9 @@
-"""Which objects of a frame are those of the frame before.
+"""Tracking: which objects in a frame are the same as in the frame before.
 
-Objects of one class are matched by the overlap of their masks, one to one, so that the sum of all overlaps is largest
-(the Hungarian method). An object that is not found for some frames keeps its number; meanwhile it is expected to move
-on as it did. This is the idea of SORT (Bewley et al., "Simple Online and Realtime Tracking", ICIP 2016), which matches
-boxes, on masks.
+Objects of one class are matched one to one by the overlap of their masks, so that the sum of the overlaps is largest
+(the Hungarian method). An object that is missing for a few frames keeps its number; meanwhile it is expected to
+continue its movement. This is SORT (Bewley et al., "Simple Online and Realtime Tracking", ICIP 2016) on masks instead
+of boxes.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from scipy.optimize import linear_sum_assignment
 
 from mask2former.prediction.results import Prediction
 
-# Masks are compared at this size, which takes a moment for a hundred of them.
+# Masks are compared at this size, which is fast even for a hundred of them.
 _LONGER_SIDE = 320
-# How much the last movement counts against those before.
+# Weight of the last movement in the running average of the velocity.
 _NEWEST = 0.5
 
 Mask = NDArray[np.bool_]
@@ -34,7 +34,7 @@ class _Track:
     missed: int = 0
 
     def expected_mask(self) -> Mask:
-        """Where it should be in the next frame."""
+        """The mask where the object should be in the next frame."""
         return _shifted(self.mask, np.rint(self.velocity * (self.missed + 1)).astype(int))
 
     def found(self, mask: Mask) -> None:
@@ -45,14 +45,14 @@ class _Track:
 
 
 class Tracker:
-    """Numbers the things of a video's frames; the same objects get the same numbers."""
+    """Numbers the objects in the frames of a video, the same object with the same number."""
 
     def __init__(self, *, min_iou: float = 0.3, max_missed: int = 10):
-        """Set when an object is the same.
+        """Set when two masks count as the same object.
 
         Args:
-            min_iou: smallest intersection over union with where the object was, or should be.
-            max_missed: an object that is missing in more frames in a row is forgotten.
+            min_iou: Smallest intersection over union with the object's last mask, or with its expected mask.
+            max_missed: Number of frames in a row that an object may be missing before it is forgotten.
         """
         self._min_iou = min_iou
         self._max_missed = max_missed
@@ -60,7 +60,7 @@ class Tracker:
         self._next = 1
 
     def update(self, prediction: Prediction) -> Prediction:
-        """The prediction of the next frame with `track_id` for each thing; semantic results have no objects."""
+        """Return the prediction of the next frame with a `track_id` for each thing; semantic results are unchanged."""
         if prediction.task == "semantic":
             return prediction
         things = [(entry, _reduced(mask)) for entry, mask in prediction.entries_and_masks() if entry["isthing"]]
@@ -72,7 +72,7 @@ class Tracker:
         return prediction.with_tracks(numbers)
 
     def _match(self, category: int, masks: Sequence[Mask], segment_ids: Sequence[int]) -> dict[int, int]:
-        """Numbers of a frame's objects of one class, by segment id."""
+        """Match the objects of one class with the known ones, and return their numbers by segment id."""
         tracks = [track for track in self._tracks if track.category == category]
         overlap = np.maximum(
             _iou([track.mask for track in tracks], masks),
@@ -96,7 +96,7 @@ class Tracker:
 
 
 def _reduced(mask: Mask) -> Mask:
-    """The mask at most `_LONGER_SIDE` large; a pixel is inside if any part of it is."""
+    """Reduce a mask to at most `_LONGER_SIDE` pixels; a pixel is inside if any part of it was."""
     scale = _LONGER_SIDE / max(mask.shape)
     if scale >= 1:
         return mask
@@ -110,7 +110,7 @@ def _center(mask: Mask) -> NDArray[np.float64]:
 
 
 def _shifted(mask: Mask, step: NDArray[np.int_]) -> Mask:
-    """The mask moved down and right by some pixels; what leaves the frame is lost."""
+    """Move a mask by (down, right) pixels; parts outside the frame are lost."""
     height, width = mask.shape
     down, right = (int(np.clip(s, -limit, limit)) for s, limit in zip(step, mask.shape, strict=True))
     shifted = np.zeros_like(mask)
@@ -121,7 +121,7 @@ def _shifted(mask: Mask, step: NDArray[np.int_]) -> Mask:
 
 
 def _iou(before: Sequence[Mask], now: Sequence[Mask]) -> NDArray[np.float32]:
-    """Intersection over union of each pair, [len(before), len(now)]."""
+    """Intersection over union of each pair of masks, [len(before), len(now)]."""
     if not before or not now:
         return np.zeros((len(before), len(now)), np.float32)
     a, b = (np.stack(masks).reshape(len(masks), -1).astype(np.float32) for masks in (before, now))

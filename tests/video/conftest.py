@@ -64,6 +64,28 @@ class ByNumber:
         return PanopticPrediction(classes=CLASSES, image=image, ids=ids, segments_info=infos)
 
 
+class Capture:
+    """Stands for `cv2.VideoCapture`: 20 frames, of which some cannot be decoded or have another size."""
+
+    def __init__(self, failing=(), count=20, rate=25.0, shapes=None):
+        self.position, self.failing, self.count, self.rate, self.shapes = -1, failing, count, rate, shapes or {}
+
+    def isOpened(self):
+        return True
+
+    def read(self):
+        self.position += 1
+        if self.position >= 20 or self.position in self.failing:
+            return False, None
+        return True, np.full((*self.shapes.get(self.position, SIZE), 3), 4 * self.position, np.uint8)
+
+    def get(self, key):
+        return {cv2.CAP_PROP_FPS: self.rate, cv2.CAP_PROP_FRAME_COUNT: self.count}[key]
+
+    def release(self):
+        pass
+
+
 def write_frames(path, count=20, rate=25.0, codec=None):
     codec = codec or {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "FFV1"}[path.suffix]
     with write_video(path, codec, rate, SIZE) as write:

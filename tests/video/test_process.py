@@ -13,7 +13,7 @@ from pycocotools import mask as mask_util
 from mask2former.video import VideoError, VideoReader, predict_video
 
 from ..conftest import ROOT
-from .conftest import CLASSES, OBJECTS, SIZE, ByNumber, masks_of_frame, write_frames
+from .conftest import CLASSES, OBJECTS, SIZE, ByNumber, Capture, masks_of_frame, write_frames
 
 
 def frames_of(path):
@@ -88,30 +88,9 @@ def test_a_model_that_always_fails_is_no_fault_of_the_frames(tmp_path):
     assert not (tmp_path / "out.mp4").exists()
 
 
-class Undecodable:
-    """A capture that fails at some frames."""
-
-    def __init__(self, failing, count=20):
-        self.position, self.failing, self.count = -1, failing, count
-
-    def isOpened(self):
-        return True
-
-    def read(self):
-        self.position += 1
-        good = self.position < 20 and self.position not in self.failing
-        return good, np.full((*SIZE, 3), 4 * self.position, np.uint8) if good else None
-
-    def get(self, key):
-        return {cv2.CAP_PROP_FPS: 25.0, cv2.CAP_PROP_FRAME_COUNT: self.count}[key]
-
-    def release(self):
-        pass
-
-
 def test_a_frame_that_cannot_be_decoded_is_replaced_by_the_picture_before(video, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(cv2, "VideoCapture", lambda path: Undecodable({5, 6}))
+        patch.setattr(cv2, "VideoCapture", lambda path: Capture({5, 6}))
         reader = VideoReader(video)
     monkeypatch.setattr("mask2former.video.process.VideoReader", lambda path: reader)
     summary = predict_video(ByNumber(), video, tmp_path / "out", codec="FFV1")
@@ -120,20 +99,6 @@ def test_a_frame_that_cannot_be_decoded_is_replaced_by_the_picture_before(video,
     pictures = frames_of(summary.output)
     assert (pictures[5] == pictures[4]).all() and (pictures[6] == pictures[4]).all()
     assert (pictures[7] != pictures[4]).any()
-
-
-def test_a_video_shorter_than_its_container_says_ends_with_a_warning(video, monkeypatch, caplog):
-    monkeypatch.setattr(cv2, "VideoCapture", lambda path: Undecodable((), count=24))
-    assert len(list(VideoReader(video))) == 20
-    assert "ends after 20 frames; its container promises 24" in caplog.text
-
-
-def test_what_is_no_video_is_named(tmp_path):
-    with pytest.raises(VideoError, match=r"nowhere\.mp4: no such file"):
-        VideoReader(tmp_path / "nowhere.mp4")
-    (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(VideoError, match=r"text\.mp4: not a video that this OpenCV"):
-        VideoReader(tmp_path / "text.mp4")
 
 
 KILLED = """

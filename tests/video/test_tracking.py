@@ -28,10 +28,11 @@ def test_objects_keep_their_numbers_whatever_order_they_come_in(task):
 
 
 def without(prediction, number, index):
-    """The prediction without an object of `OBJECTS`."""
+    """Instances without an object of `OBJECTS`."""
     mask = masks_of_frame(number)[index]
-    kept = [e["id"] for e, m in prediction.entries_and_masks() if (m & mask).sum() < mask.sum() / 2]
-    return prediction._keep(kept)
+    kept = (prediction.masks & mask).sum((1, 2)) < mask.sum() / 2
+    masks, categories, scores = prediction.masks[kept], prediction.category_ids[kept], prediction.scores[kept]
+    return replace(prediction, masks=masks, category_ids=categories, scores=scores)
 
 
 def test_an_object_that_is_missing_for_a_while_moves_on_and_keeps_its_number():

@@ -1,9 +1,11 @@
+import cv2
 import numpy as np
 import pytest
 
 from mask2former.video import CODECS, VideoError, VideoReader, write_video
-from mask2former.video.writing import _check as check
-from mask2former.video.writing import default_codec
+from mask2former.video.files import default_codec, frame_rate
+
+from .conftest import SIZE, Capture
 
 GREY = np.full((48, 64, 3), 128, np.uint8)
 
@@ -65,17 +67,60 @@ def test_nothing_is_left_of_what_is_not_finished(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class FullDisk:
+    """A writer whose file is cut off; OpenCV reports no error."""
+
+    fourcc = cv2.VideoWriter.fourcc
+
+    def __init__(self, path, *arguments):
+        self.path, self.writer = path, cv2_writer(path, *arguments)
+
+    def isOpened(self):
+        return self.writer.isOpened()
+
+    def write(self, frame):
+        self.writer.write(frame)
+
+    def release(self):
+        self.writer.release()
+        with open(self.path, "rb+") as file:
+            file.truncate(500)
+
+
+cv2_writer = cv2.VideoWriter
+
+
 def test_a_file_that_was_cut_off_never_takes_its_place(tmp_path, monkeypatch):
-    """What a full disk leaves: OpenCV reports no error."""
+    monkeypatch.setattr(cv2, "VideoWriter", FullDisk)
     path = tmp_path / "video.avi"
     with pytest.raises(VideoError, match="is the disk full"), write_video(path, "MJPG", 25.0, (48, 64)) as write:
         write(GREY)
         write(GREY)
-        monkeypatch.setattr(
-            "mask2former.video.writing._check",
-            lambda temporary, size, written: (
-                temporary.write_bytes(temporary.read_bytes()[:500]),
-                check(temporary, size, written),
-            ),
-        )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("reported", "rate"), [(12.5, 12.5), (0.0, 25.0), (float("nan"), 25.0), (float("inf"), 25.0)])
+def test_a_source_without_a_rate_gets_the_usual_one(reported, rate, caplog):
+    assert frame_rate(Capture(rate=reported), "camera 3") == rate
+    assert ("camera 3 does not report its frame rate" in caplog.text) == (reported != rate)
+
+
+def test_a_video_shorter_than_its_container_says_ends_with_a_warning(video, monkeypatch, caplog):
+    monkeypatch.setattr(cv2, "VideoCapture", lambda path: Capture(count=24))
+    assert len(list(VideoReader(video))) == 20
+    assert "ends after 20 frames; its container promises 24" in caplog.text
+
+
+def test_frames_that_cannot_be_decoded_are_none_and_frames_of_another_size_are_resized(video, monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", lambda path: Capture({5, 6}, shapes={8: (96, 160)}))
+    frames = list(VideoReader(video))
+    assert [n for n, frame in enumerate(frames) if frame is None] == [5, 6] and len(frames) == 20
+    assert frames[8].shape == (*SIZE, 3)
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    with pytest.raises(VideoError, match=r"nowhere\.mp4: no such file"):
+        VideoReader(tmp_path / "nowhere.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(VideoError, match=r"text\.mp4: not a video that this OpenCV"):
+        VideoReader(tmp_path / "text.mp4")
