@@ -11,7 +11,6 @@ themselves take. `--direct` also does it as the formulas are written, with all m
 import argparse
 import multiprocessing
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +19,9 @@ from tabulate import tabulate
 from torch import Tensor
 
 from mask2former.evaluation.inference import peak_memory
+from mask2former.modeling.inference import InferenceSettings, make_results
 from mask2former.modeling.mask_resizing import Resize, ResizedMasks
-from mask2former.modeling.postprocessing import instance_inference, panoptic_inference, semantic_classes
+from mask2former.tasks import TASKS
 
 Size = tuple[int, int]
 _CPU = torch.device("cpu")
@@ -51,17 +51,12 @@ def measure(name: str, size: Size, queries: int, classes: int, rows: Any) -> Non
         for (height, width), target in steps:
             masks = F.interpolate(masks[None, :, :height, :width], target, mode="bilinear", align_corners=False)[0]
         source = ResizedMasks(masks, values_at_once=masks.numel())
-    things = range(classes * 3 // 5)
-    kept = []  # as the model does, until all three are there
-    results: dict[str, Callable[[], Any]] = {
-        "panoptic": lambda: panoptic_inference(logits, source, things, 0.3, 0.3),
-        "instance": lambda: instance_inference(logits, source, _DETECTIONS, things),
-        "semantic": lambda: semantic_classes(logits, source),
-    }
-    for kind, compute in results.items():
+    settings = InferenceSettings((), 0.3, 0.3, _DETECTIONS, frozenset(range(classes * 3 // 5)), semantic_scores=False)
+    kept = []  # all results are kept until the last one exists, as in the model
+    for task in TASKS:
         start = time.perf_counter()
-        kept.append(compute())
-        rows.append((name, kind, time.perf_counter() - start, (peak_memory(_CPU) - before) / 2**30))
+        kept.append(make_results(logits, source, settings, (task,)))
+        rows.append((name, task, time.perf_counter() - start, (peak_memory(_CPU) - before) / 2**30))
 
 
 def main() -> None:

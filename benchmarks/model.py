@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def encode(results: dict[str, Any]) -> None:
 def predict(cfg: CfgNode, image: Path, repeats: int) -> dict[str, float]:
     """Median seconds of each part of predicting an image file."""
     model = build_model(cfg).eval()
-    model.semantic_scores = False
+    settings = replace(model.inference_settings, semantic_scores=False)
     resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
     mapper = TestMapper(T.AugmentationList([resize]), cfg.INPUT.FORMAT)
     stopwatch = Stopwatch(model.device)
@@ -113,7 +114,7 @@ def predict(cfg: CfgNode, image: Path, repeats: int) -> dict[str, float]:
             with stopwatch.part("data"):
                 inputs = mapper({"file_name": str(image)})
             with stopwatch.part("model"):
-                (results,) = model([inputs])
+                (results,) = model([inputs], settings=settings)
             with stopwatch.part("encoding"):
                 encode(results)
 

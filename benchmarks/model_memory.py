@@ -14,6 +14,7 @@ import argparse
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,8 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     return (leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor))
 
 
-def follow(model: torch.nn.Module, inputs: dict[str, Any]) -> LiveTensors:
-    """Predict once, following all tensors but the weights and the inputs."""
+def follow(model: torch.nn.Module, inputs: dict[str, Any], **options: Any) -> LiveTensors:
+    """Predict once with these options of the model, following all tensors except the weights and the inputs."""
     live = LiveTensors()
     names = {module: name or "model" for name, module in model.named_modules()}
     hooks = (
@@ -90,7 +91,7 @@ def follow(model: torch.nn.Module, inputs: dict[str, Any]) -> LiveTensors:
     )
     try:
         with torch.inference_mode(), live:
-            model([inputs])
+            model([inputs], **options)
     finally:
         for hook in hooks:
             hook.remove()
@@ -110,9 +111,9 @@ def measure(setting: str, size: tuple[int, int], opts: list[str]) -> tuple[list[
 
     def predict() -> None:
         model = build_model(cfg).eval()
-        model.semantic_scores = False
+        settings = replace(model.inference_settings, semantic_scores=False)
         found["weights"] = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
-        found["live"] = follow(model, inputs)
+        found["live"] = follow(model, inputs, settings=settings)
 
     process = peak_memory(predict, _CPU)
     live, weights = found["live"], found["weights"] / 1e6

@@ -22,7 +22,7 @@ from detectron2.utils.logger import setup_logger
 
 from mask2former import ConfigError
 from mask2former.engine import CheckpointError, DeviceError
-from mask2former.prediction.staged import StagedPredictor
+from mask2former.prediction.predictor import Predictor
 from mask2former.web import (
     AddressError,
     Limits,
@@ -88,7 +88,7 @@ def serve_model(options: argparse.Namespace, files: Path) -> NoReturn:
     """Serve the page until Ctrl-C; temporary files go to a folder."""
     samples = find_samples(options.samples)
     import_gradio()
-    predictor = StagedPredictor.from_config(options.config_file, opts=options.opts)
+    predictor = Predictor.from_config(options.config_file, opts=options.opts)
     workbench = Workbench(predictor, Limits(options.max_megapixels, options.max_megabytes), files)
     page = build_page(workbench, samples)
     try:

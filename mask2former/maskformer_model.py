@@ -1,66 +1,36 @@
-"""The Mask2Former meta-architecture: normalise, backbone, head, then losses or results.
+"""The Mask2Former meta-architecture: normalisation, backbone, head, then losses or results.
 
 Shapes:
     B: images; Q: queries; K: classes; M: targets; H, W: height and width of an image
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
-from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from .config import ConfigError
+from .modeling import inference
 from .modeling.criterion import SetCriterion
-from .modeling.mask_resizing import Resize, ResizedMasks, Size, class_map
+from .modeling.inference import InferenceSettings, Queries
 from .modeling.matcher import HungarianMatcher
-from .modeling.postprocessing import (
-    InstanceResult,
-    PanopticResult,
-    Result,
-    SemanticClasses,
-    SemanticScores,
-    infer,
-    semantic_classes,
-    semantic_inference,
-)
-
-
-class Prediction(NamedTuple):
-    """What the network says of an image.
-
-    Attributes:
-        logits: of classes [Q, K + 1].
-        masks: logits [Q, h, w] of any size, over the whole padded input.
-        padded_size: height and width of the padded input.
-        image_size: of the image in its upper left corner.
-    """
-
-    logits: Tensor
-    masks: Tensor
-    padded_size: Size
-    image_size: Size
-
-    def resized_masks(self, result_size: Size | None = None) -> ResizedMasks:
-        """Masks of the image at this height and width; None: those of the padded input."""
-        steps = [Resize(crop=(self.masks.shape[-2], self.masks.shape[-1]), size=self.padded_size)]
-        if result_size is not None:
-            steps.append(Resize(crop=self.image_size, size=result_size))
-        return ResizedMasks(self.masks, steps)
+from .tasks import TASKS
 
 
 @META_ARCH_REGISTRY.register()
 class MaskFormer(nn.Module):
     """Mask classification for semantic, instance and panoptic segmentation (Cheng et al., CVPR 2022).
 
+    Prediction leaves the model as it is: what a call needs beyond `inference_settings` is given to that call.
+
     Attributes:
-        semantic_scores: whether `sem_seg` holds scores. Otherwise it holds class ids, which take less memory: scores of
-            133 classes at 3000 x 4000 pixels are 6.4 GB.
+        inference_settings: Settings of calls that give no others.
     """
 
     pixel_mean: Tensor
@@ -76,39 +46,25 @@ class MaskFormer(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         size_divisibility: int,
-        thing_ids: frozenset[int],
-        semantic_on: bool,
-        panoptic_on: bool,
-        instance_on: bool,
-        resize_masks_first: bool,
-        object_mask_threshold: float,
-        overlap_threshold: float,
-        detections_per_image: int,
+        inference_settings: InferenceSettings,
         ignore_void: bool = False,
         bfloat16_inference: bool = False,
         compile_network: bool = False,
     ) -> None:
-        """Put the parts together.
+        """Set the parts.
 
         Args:
-            backbone: a Detectron2 backbone.
-            sem_seg_head: backbone maps to the outputs of a transformer decoder.
-            criterion: outputs and targets to losses.
-            pixel_mean: of each channel, in the units of the input.
-            pixel_std: likewise.
-            size_divisibility: pad images to a multiple of this (or of what the backbone wants, if negative).
-            thing_ids: contiguous ids of the thing classes.
-            semantic_on: return `sem_seg`.
-            panoptic_on: return `panoptic_seg`.
-            instance_on: return `instances`.
-            resize_masks_first: resize masks, not class maps, to the requested size.
-            object_mask_threshold: see `panoptic_inference`.
-            overlap_threshold: see `panoptic_inference`.
-            detections_per_image: see `instance_inference`.
-            ignore_void: mask losses skip the pixels that `void` of a training input marks, instead of taking them for
+            backbone: Detectron2 backbone.
+            sem_seg_head: Module that maps the features of the backbone to the outputs of a transformer decoder.
+            criterion: Module that maps outputs and targets to losses.
+            pixel_mean: Mean of each channel, in the units of the input.
+            pixel_std: Standard deviation of each channel, in the units of the input.
+            size_divisibility: Multiple that image sides are padded to; negative: the backbone's own.
+            inference_settings: Tasks and thresholds of prediction.
+            ignore_void: Mask losses skip the pixels marked by `void` of a training input instead of taking them for
                 background.
-            bfloat16_inference: run the network in bfloat16 autocast when it predicts; results are made in float32.
-            compile_network: run backbone and head through `torch.compile`, each as one graph.
+            bfloat16_inference: Predict in bfloat16 autocast; results are made in float32.
+            compile_network: Run backbone and head through `torch.compile`, each as one graph.
         """
         super().__init__()
         self.backbone = backbone
@@ -117,25 +73,16 @@ class MaskFormer(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
-        self.thing_ids = thing_ids
-        self.semantic_on = semantic_on
-        self.panoptic_on = panoptic_on
-        self.instance_on = instance_on
-        # Only a class map can be resized after inference: instances and segments need masks of the requested size.
-        self.resize_masks_first = resize_masks_first or panoptic_on or instance_on
-        self.object_mask_threshold = object_mask_threshold
-        self.overlap_threshold = overlap_threshold
-        self.detections_per_image = detections_per_image
+        self.inference_settings = inference_settings
         self.ignore_void = ignore_void
         self.bfloat16_inference = bfloat16_inference
-        self.semantic_scores = True
         if compile_network:
             self.backbone.compile(fullgraph=True)
             self.sem_seg_head.compile(fullgraph=True)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Build the parts; thing classes are those of the first training set's metadata."""
+        """Build the parts; the metadata of the first training set define the thing classes."""
         node = cfg.MODEL.MASK_FORMER
         backbone = build_backbone(cfg)
         return {
@@ -145,14 +92,7 @@ class MaskFormer(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": node.SIZE_DIVISIBILITY,
-            "thing_ids": _thing_ids(cfg.DATASETS.TRAIN),
-            "semantic_on": node.TEST.SEMANTIC_ON,
-            "panoptic_on": node.TEST.PANOPTIC_ON,
-            "instance_on": node.TEST.INSTANCE_ON,
-            "resize_masks_first": node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
-            "object_mask_threshold": node.TEST.OBJECT_MASK_THRESHOLD,
-            "overlap_threshold": node.TEST.OVERLAP_THRESHOLD,
-            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "inference_settings": _build_inference_settings(cfg),
             "ignore_void": node.IGNORE_VOID,
             "bfloat16_inference": cfg.TEST.AMP,
             "compile_network": cfg.MODEL.COMPILE,
@@ -160,51 +100,62 @@ class MaskFormer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.pixel_mean.device
 
     def forward(
-        self, batched_inputs: list[dict[str, Any]], target_counts: Sequence[int] | None = None
+        self,
+        batched_inputs: list[dict[str, Any]],
+        target_counts: Sequence[int] | None = None,
+        settings: InferenceSettings | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Compute losses in training mode, results otherwise.
 
         Args:
-            batched_inputs: one dict an image.
+            batched_inputs: One dict per image:
 
                 * `image`: [3, H, W], channels in the order of `INPUT.FORMAT`, 0..255.
                 * `instances` (training): `Instances` with `gt_classes` int64 [M] and `gt_masks` bool [M, H, W]; stuff
                   segments are targets like any other.
-                * `void` (training, with `ignore_void`): bool [H, W], the pixels about which nothing is known.
-                * `height`, `width` (inference, optional): size of the results; default that of `image`.
-            target_counts: see `losses`.
+                * `void` (training, with `ignore_void`): bool [H, W], the pixels without a label.
+                * `height`, `width` (inference, optional): Size of the results; default: that of `image`.
+            target_counts: Counts for the losses of a part of a batch (training), see `losses`.
+            settings: Settings of this call (inference); None: those of the model.
 
         Returns:
-            In training the weighted losses. Otherwise one dict an image with those of these that are switched on:
-
-            * `sem_seg`: [K, height, width], the larger the likelier; int64 [height, width] without `semantic_scores`.
-            * `panoptic_seg`: int32 [height, width] and a list of segments, see `panoptic_inference`.
-            * `instances`: see `instance_inference`.
+            The weighted losses in training mode; otherwise one dict of results per image, see `inference.run`.
         """
         if self.training:
             return self.losses(batched_inputs, target_counts)
+        return [
+            inference.run(
+                queries,
+                (inputs.get("height", queries.image_size[0]), inputs.get("width", queries.image_size[1])),
+                settings or self.inference_settings,
+            )
+            for queries, inputs in zip(self.predict(batched_inputs), batched_inputs, strict=True)
+        ]
+
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> list[Queries]:
+        """Raw output of the network for each image, in float32; `inference.run` makes results of it."""
         images = self._normalize(batched_inputs)
         outputs = self._run_network(images, aux_outputs=False)
+        padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
+        logits, masks = outputs["pred_logits"].float(), outputs["pred_masks"].float()
         return [
-            self.postprocess(prediction, (inputs.get("height", image_size[0]), inputs.get("width", image_size[1])))
-            for prediction, image_size, inputs in zip(
-                _split(outputs, images), images.image_sizes, batched_inputs, strict=True
-            )
+            Queries(*of_image, padded_size, image_size)
+            for *of_image, image_size in zip(logits, masks, images.image_sizes, strict=True)
         ]
 
     def losses(
         self, batched_inputs: list[dict[str, Any]], target_counts: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
-        """Compute the weighted losses of training inputs, see `forward`; without dropout in evaluation mode.
+        """Compute the weighted losses of training inputs; in evaluation mode, without dropout.
 
         Args:
-            batched_inputs: one dict an image.
-            target_counts: `count_targets` of the whole batch, where `batched_inputs` is a part of one: the losses of
-                all parts then add up to those of the whole.
+            batched_inputs: One dict per image, see `forward`.
+            target_counts: `count_targets` of the whole batch if `batched_inputs` is a part of it: the losses of all
+                parts then add up to those of the whole.
         """
         images = self._normalize(batched_inputs)
         outputs = self._run_network(images)
@@ -214,17 +165,12 @@ class MaskFormer(nn.Module):
         return self.criterion(outputs, classes, masks, self._void(batched_inputs, images), target_counts)
 
     def count_targets(self, batched_inputs: list[dict[str, Any]]) -> list[int]:
-        """How many targets of each training input the losses look at."""
+        """Number of targets of each training input that the losses use."""
         return [
-            # Nothing is known about an image that is all void.
+            # An image that is all void has no labels.
             0 if self.ignore_void and bool(inputs["void"].all()) else len(inputs["instances"])
             for inputs in batched_inputs
         ]
-
-    def predict(self, batched_inputs: list[dict[str, Any]]) -> list[Prediction]:
-        """What the network says of each image, before any result is made of it; see `forward` and `postprocess`."""
-        images = self._normalize(batched_inputs)
-        return _split(self._run_network(images, aux_outputs=False), images)
 
     def _run_network(self, images: ImageList, aux_outputs: bool = True) -> dict[str, Any]:
         if self.training or not self.bfloat16_inference:
@@ -242,62 +188,34 @@ class MaskFormer(nn.Module):
         try:
             return [_pad(inputs["void"].to(self.device), images, value=True) for inputs in batched_inputs]
         except KeyError as error:
-            raise ValueError(
-                "MODEL.MASK_FORMER.IGNORE_VOID is on, but a training input has no 'void'; the mapper has to give it"
+            raise ConfigError(
+                "MODEL.MASK_FORMER.IGNORE_VOID is on, but a training input has no 'void'; the mapper has to provide it"
             ) from error
-
-    def postprocess(self, prediction: Prediction, result_size: Size) -> dict[str, Any]:
-        """The results that are switched on, with this height and width; see `forward`."""
-        logits, masks = prediction.logits, prediction.resized_masks(result_size)
-        parts: dict[str, Result] = {}
-        if self.semantic_on and self.resize_masks_first:
-            kind = SemanticScores if self.semantic_scores else SemanticClasses
-            parts["sem_seg"] = kind(logits, masks.size)
-        if self.panoptic_on:
-            parts["panoptic_seg"] = PanopticResult(
-                logits, masks.size, self.thing_ids, self.object_mask_threshold, self.overlap_threshold
-            )
-        if self.instance_on:
-            # A panoptic model also predicts stuff, which has no instances.
-            classes = self.thing_ids if self.panoptic_on else None
-            parts["instances"] = InstanceResult(logits, masks.size, self.detections_per_image, classes)
-        results = dict(zip(parts, infer(masks, *parts.values()), strict=True))
-        if self.semantic_on and not self.resize_masks_first:
-            results["sem_seg"] = self.semantic(prediction, result_size, scores=self.semantic_scores)
-        return results
-
-    def semantic(self, prediction: Prediction, result_size: Size, *, scores: bool) -> Tensor:
-        """Semantic result with this height and width: scores [K, height, width], or class ids [height, width]."""
-        if self.resize_masks_first:
-            infer = semantic_inference if scores else semantic_classes
-            return infer(prediction.logits, prediction.resized_masks(result_size))
-        scores_map = semantic_inference(prediction.logits, prediction.resized_masks())
-        if scores:
-            return sem_seg_postprocess(scores_map, prediction.image_size, *result_size)
-        return class_map(ResizedMasks(scores_map, [Resize(prediction.image_size, result_size)]))
-
-
-def _split(outputs: dict[str, Any], images: ImageList) -> list[Prediction]:
-    """Outputs of the head, image by image, in float32."""
-    padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
-    logits, masks = outputs["pred_logits"].float(), outputs["pred_masks"].float()
-    return [
-        Prediction(*predicted, padded_size, image_size)
-        for *predicted, image_size in zip(logits, masks, images.image_sizes, strict=True)
-    ]
 
 
 def _pad(masks: Tensor, images: ImageList, value: bool) -> Tensor:
-    """Masks [..., H, W] on the padded input."""
+    """Masks [..., H, W] padded to the size of the padded input."""
     height, width = images.tensor.shape[-2:]
     return F.pad(masks, (0, width - masks.shape[-1], 0, height - masks.shape[-2]), value=value)
 
 
-def _thing_ids(dataset_names: Sequence[str]) -> frozenset[int]:
-    if not dataset_names:
-        raise ValueError("DATASETS.TRAIN is empty; its first data set says which classes are things")
-    metadata = MetadataCatalog.get(dataset_names[0])
-    return frozenset(metadata.get("thing_dataset_id_to_contiguous_id", {}).values())
+def _build_inference_settings(cfg: CfgNode) -> InferenceSettings:
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN is empty; its first data set defines which classes are things")
+    node = cfg.MODEL.MASK_FORMER.TEST
+    tasks = tuple(name for name, spec in TASKS.items() if node[spec.switch])
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    things = frozenset(metadata.get("thing_dataset_id_to_contiguous_id", {}).values())
+    return InferenceSettings(
+        tasks=tasks,
+        object_mask_threshold=node.OBJECT_MASK_THRESHOLD,
+        overlap_threshold=node.OVERLAP_THRESHOLD,
+        detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        # Only a panoptic model predicts stuff, which has no instances, next to things.
+        thing_ids=things if node.PANOPTIC_ON else None,
+        # Segments and instances need masks at the size of the result, so class scores are not resized either.
+        resize_masks_first=node.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE or node.PANOPTIC_ON or node.INSTANCE_ON,
+    )
 
 
 def _build_criterion(cfg: CfgNode) -> SetCriterion:

@@ -1,13 +1,12 @@
-"""Results averaged over scales and flips of an image.
+"""Test-time augmentation: results averaged over scales and flips of an image.
 
 Shapes:
-    Q: queries; K: classes; N: queries or objects; H, W: height and width of a result; h, w: those of the grid on which
-    masks are compared
+    Q: queries; K: classes; N: queries or objects; H, W: height and width of a result; h, w: height and width of the
+    grid on which masks are compared
 """
 
-import copy
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,19 +17,22 @@ from fvcore.transforms import HFlipTransform
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from .maskformer_model import MaskFormer, Prediction
+from .config import ConfigError
+from .maskformer_model import MaskFormer
+from .modeling import inference
+from .modeling.inference import Queries
 
-# The decoder's masks have this stride; comparing them more finely would add nothing.
+# Stride of the decoder's masks; a finer comparison would add nothing.
 _STRIDE = 4
 # Two masks show the same object if their Dice coefficient is at least this.
 _SAME_OBJECT = 0.5
 
 
 class SemanticSegmentorWithTTA(nn.Module):
-    """Runs a model on every side of `TEST.AUG.MIN_SIZES`, with and without flip, and averages the class maps."""
+    """Averages the class scores of a model over the image sizes `TEST.AUG.MIN_SIZES`, with and without a flip."""
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
-        """Wrap `model`, which returns `sem_seg`; `TEST.AUG` says how to augment."""
+        """Wrap a model that returns `sem_seg` scores, with the augmentation of `TEST.AUG`."""
         super().__init__()
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
@@ -40,16 +42,18 @@ class SemanticSegmentorWithTTA(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Take what the model takes for inference (`image` is read from `file_name` if missing).
+        """Predict images.
+
+        Args:
+            batched_inputs: Inputs of the model for inference; a missing `image` is read from `file_name`.
 
         Returns:
-            for each image a dict with `sem_seg` [K, height, width].
+            A dict per image with `sem_seg` [K, height, width].
         """
-        with _set(self.model, "semantic_scores", True):
-            return [self._average(self._complete(inputs)) for inputs in batched_inputs]
+        return [self._average(self._complete(inputs)) for inputs in batched_inputs]
 
     def _complete(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = copy.copy(inputs)
+        inputs = dict(inputs)
         if "image" not in inputs:
             image = detection_utils.read_image(inputs["file_name"], self.image_format)
             inputs["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
@@ -58,54 +62,63 @@ class SemanticSegmentorWithTTA(nn.Module):
         return inputs
 
     def _views(self, inputs: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:
-        """The augmented inputs, and whether each is flipped."""
+        """The augmented inputs, each with a flag for the flip."""
         views = []
         for view in self.augment(inputs):
             transforms = view.pop("transforms").transforms
             views.append((view, any(isinstance(transform, HFlipTransform) for transform in transforms)))
         if not views:
-            raise ValueError("TEST.AUG.MIN_SIZES is empty; expected at least one side length")
+            raise ConfigError("TEST.AUG.MIN_SIZES is empty; expected at least one side length")
         return views
 
     def _average(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {"sem_seg": _mean((self.model([view])[0]["sem_seg"], flipped) for view, flipped in self._views(inputs))}
+        maps = ((self.model([view])[0]["sem_seg"], flipped) for view, flipped in self._views(inputs))
+        return {"sem_seg": _mean(maps)}
 
 
 class ModelWithTTA(SemanticSegmentorWithTTA):
-    """Augmentation for everything that a `MaskFormer` has switched on.
+    """Test-time augmentation for all tasks of a `MaskFormer`.
 
-    Class maps are averaged as above. Panoptic and instance results, which the papers have without augmentation, are our
-    own: `merge_views` makes one prediction of all, and the results are made of it as of any other.
+    Class scores are averaged as above. The papers report panoptic and instance results without augmentation; here
+    `merge_views` combines the raw outputs of all views, and results are made of that as usual.
     """
 
     model: MaskFormer
 
     def _average(self, inputs: dict[str, Any]) -> dict[str, Any]:
         size = inputs["height"], inputs["width"]
+        settings = self.model.inference_settings
         views = [(self.model.predict([view])[0], flipped) for view, flipped in self._views(inputs)]
         results: dict[str, Any] = {}
-        if self.model.panoptic_on or self.model.instance_on:
-            with _set(self.model, "semantic_on", False):
-                results = self.model.postprocess(merge_views(views), size)
-        if self.model.semantic_on:
-            maps = ((self.model.semantic(prediction, size, scores=True), flipped) for prediction, flipped in views)
-            results["sem_seg"] = _mean(maps)
+        if masked := tuple(task for task in settings.tasks if task != "semantic"):
+            results = inference.run(merge_views(views), size, replace(settings, tasks=masked))
+        if "semantic" in settings.tasks:
+            scores = replace(settings, tasks=("semantic",), semantic_scores=True)
+            results["sem_seg"] = _mean(
+                (inference.run(queries, size, scores)["sem_seg"], flipped) for queries, flipped in views
+            )
         return results
 
 
-def merge_views(views: Sequence[tuple[Prediction, bool]]) -> Prediction:
-    """One prediction of several of the same image, each maybe flipped from left to right.
+def merge_views(views: Sequence[tuple[Queries, bool]]) -> Queries:
+    """Merge the raw outputs of several views of one image.
 
-    Starting from the queries of the first view, the queries of each view are assigned one to one to the objects known
-    so far, such that classes and masks agree best in total. Where a pair's masks have a Dice coefficient of at least
-    0.5 they are the same object; any other query that has a class is a new one. The mask of an object is the mean over
-    the views that have it; its class probabilities are the mean over all views, and those that lack it vote for "no
-    object".
+    Starting with the queries of the first view, the queries of each further view are assigned one to one to the objects
+    found so far, such that classes and masks agree best in total. A pair whose masks have a Dice coefficient of at
+    least 0.5 is the same object; any other query whose best class is a real one is a new object. The mask of an object
+    is the mean over the views that have it. Its class probabilities are the mean over all views, where a view without
+    the object counts as "no object".
+
+    Args:
+        views: Raw output of each view, and whether the view is flipped from left to right.
+
+    Returns:
+        The objects as queries, with masks on a grid of stride 4.
     """
     if len(views) == 1 and not views[0][1]:
         return views[0][0]
     # Masks are compared on the grid of the largest view.
-    height, width = max((prediction.image_size for prediction, _ in views), key=lambda size: size[0] * size[1])
+    height, width = max((queries.image_size for queries, _ in views), key=lambda size: size[0] * size[1])
     grid = (-(-height // _STRIDE), -(-width // _STRIDE))
     classes, masks = _on_grid(*views[0], grid)
     seen = torch.ones_like(classes[:, 0])
@@ -120,19 +133,20 @@ def merge_views(views: Sequence[tuple[Prediction, bool]]) -> Prediction:
         seen = torch.cat([seen, torch.ones_like(new_classes[new, 0])])
     classes[:, -1] += len(views) - seen
     masks = masks / seen[:, None, None]
-    return Prediction((classes / len(views)).clamp(min=1e-12).log(), masks.logit(eps=1e-6), grid, grid)
+    return Queries((classes / len(views)).clamp(min=1e-12).log(), masks.logit(eps=1e-6), grid, grid)
 
 
-def _on_grid(prediction: Prediction, flipped: bool, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Probabilities of classes [Q, K + 1] and of masks [Q, h, w], not flipped."""
-    masks = torch.cat([strip.sigmoid() for _, strip in prediction.resized_masks(grid).strips()], 1)
-    return prediction.logits.softmax(-1), masks.flip(-1) if flipped else masks
+def _on_grid(queries: Queries, flipped: bool, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Probabilities of classes [Q, K + 1] and of masks [Q, h, w], with the flip undone."""
+    masks = torch.cat([strip.sigmoid() for _, strip in queries.resized(grid).strips()], 1)
+    return queries.logits.softmax(-1), masks.flip(-1) if flipped else masks
 
 
 def _assign(classes: Tensor, masks: Tensor, new_classes: Tensor, new_masks: Tensor) -> tuple[Tensor, Tensor]:
-    """For each new query the object that it is assigned to (0 if there are too few), and whether it is the same.
+    """Assign new queries to objects, given class probabilities [N, K + 1] and mask probabilities [N, h, w].
 
-    All are probabilities: of classes [N, K + 1], of masks [N, h, w].
+    Returns:
+        The object of each new query (0 if there are too few objects), and whether both are the same object.
     """
     flat, new_flat = masks.flatten(1), new_masks.flatten(1)
     dice = 2 * (new_flat @ flat.T) / (new_flat.sum(1, keepdim=True) + flat.sum(1) + 1)
@@ -146,22 +160,9 @@ def _assign(classes: Tensor, masks: Tensor, new_classes: Tensor, new_masks: Tens
 
 
 def _mean(maps: Iterable[tuple[Tensor, bool]]) -> Tensor:
-    """Mean of maps [K, H, W], some of which are flipped."""
+    """Mean of maps [K, H, W], of which some are flipped."""
     upright = (class_map.flip(2) if flipped else class_map for class_map, flipped in maps)
     total, count = next(upright), 1
     for class_map in upright:
         total, count = total.add_(class_map), count + 1
     return total / count
-
-
-@contextmanager
-def _set(model: nn.Module, name: str, value: bool) -> Generator[None, None, None]:
-    """Set an attribute for a while, if the model has it."""
-    before = getattr(model, name, None)
-    if before is not None:
-        setattr(model, name, value)
-    try:
-        yield
-    finally:
-        if before is not None:
-            setattr(model, name, before)

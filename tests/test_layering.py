@@ -39,7 +39,7 @@ PURE = (
     "mask2former.modeling.transformer_decoder.position_encoding",
 )
 # Of ours, the modules of these packages import only each other.
-CLOSED = ("dinat_backbone.ops", "mask2former.modeling.pixel_decoder.ops", "mask2former.modeling.postprocessing")
+CLOSED = ("dinat_backbone.ops", "mask2former.modeling.pixel_decoder.ops")
 # Builders, mapper factories and `from_config` are the only functions that see `cfg`.
 CFG_READERS = (
     "from_config",

@@ -8,8 +8,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
-from mask2former.maskformer_model import Prediction
-from mask2former.modeling.postprocessing import instance_inference
+from mask2former.modeling.inference import InferenceSettings, Queries, run
 from mask2former.test_time_augmentation import ModelWithTTA, SemanticSegmentorWithTTA, merge_views
 from train_net import get_config
 
@@ -84,7 +83,7 @@ def view(*objects, size=SIZE, flipped=False):
     # The network pads to the right and at the bottom.
     padded = torch.nn.functional.pad(masks, (0, 16, 0, 8), value=8)
     logits = torch.tensor([classes for classes, _ in objects]).log()
-    return Prediction(logits, padded, (size[0] + 8, size[1] + 16), size), flipped
+    return Queries(logits, padded, (size[0] + 8, size[1] + 16), size), flipped
 
 
 def test_views_of_one_scene_agree_with_each_alone():
@@ -93,7 +92,7 @@ def test_views_of_one_scene_agree_with_each_alone():
     views = [view(*objects), view(*reversed(objects), flipped=True), view(*objects, size=(80, 128))]
     merged = merge_views(views)
     torch.testing.assert_close(merged.logits.softmax(-1), torch.tensor([classes for classes, _ in objects]))
-    masks = torch.cat([strip for _, strip in merged.resized_masks(SIZE).strips()], 1)
+    masks = torch.cat([strip for _, strip in merged.resized(SIZE).strips()], 1)
     for mask, (_, expected) in zip(masks, objects, strict=True):
         # Averaged on the grid of stride 4, so borders move by less than a cell.
         assert ((mask > 0) != (expected > 0)).float().mean() < 0.08
@@ -107,7 +106,7 @@ def test_views_that_lack_an_object_vote_against_it():
     probabilities = merged.logits.softmax(-1)
     torch.testing.assert_close(probabilities[0], torch.tensor([3 * 0.9, 3 * 0.05, 3 * 0.05 + 1]) / 4)
     torch.testing.assert_close(probabilities[2], torch.tensor([2 * 0.1, 2 * 0.8, 2 * 0.1 + 2]) / 4)
-    found = instance_inference(merged.logits, merged.resized_masks(SIZE), 2)
+    found = run(merged, SIZE, InferenceSettings(("instance",), detections_per_image=2))["instances"]
     assert found.pred_classes.tolist() == [CAT, DOG]
     left, top, right, bottom = found.pred_boxes.tensor[0].tolist()
     assert abs(left - 4) < 4 and abs(right - 20) < 4 and abs(top - 8) < 4 and abs(bottom - 32) < 4
@@ -124,17 +123,16 @@ def test_model_of_each_task(task, deterministic):
     """One view of the test size is the prediction itself; more views give the same kinds of results."""
     config = ROOT / f"configs/shapes/{task}-segmentation/dinat/maskformer2_dinat_pico_shapes.yaml"
     cfg = get_config(config, ["MODEL.DEVICE", "cpu", "TEST.AUG.FLIP", "False", "TEST.AUG.MIN_SIZES", "(64,)"])
+    cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD = 0.0
     model = build_model(cfg).eval()
     deterministic.load_weights(model)
-    model.object_mask_threshold, model.overlap_threshold = 0.0, 0.0
+    settings = model.inference_settings
     inputs = [{"image": torch.from_numpy(deterministic.image("tta", 64, 96)), "height": 70, "width": 100}]
     (alone,) = model(inputs)
-    model.semantic_scores = False
     (once,) = ModelWithTTA(cfg, model)(inputs)
     assert set(once) == set(alone)
     if "sem_seg" in alone:
         torch.testing.assert_close(once["sem_seg"], alone["sem_seg"])
-        assert model.semantic_scores is False
     if "instances" in alone:
         assert torch.equal(once["instances"].scores, alone["instances"].scores)
     cfg.merge_from_list(["TEST.AUG.FLIP", "True", "TEST.AUG.MIN_SIZES", "(48, 64)"])
@@ -145,4 +143,4 @@ def test_model_of_each_task(task, deterministic):
         ids, segments = several["panoptic_seg"]
         assert ids.shape == (70, 100)
         assert set(ids.unique().tolist()) - {0} == {segment["id"] for segment in segments}
-        assert model.semantic_on
+    assert model.inference_settings is settings

@@ -1,14 +1,16 @@
 """Compares outputs of an exported model with those of the model, and the results made of both."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mask2former.maskformer_model import MaskFormer, Prediction
+from mask2former.maskformer_model import MaskFormer
+from mask2former.modeling import inference
+from mask2former.modeling.inference import Queries
 
 from .numpy_postprocessing import ResizedMasks, Size, instances, panoptic, semantic, semantic_resized_last
 
@@ -141,9 +143,8 @@ def model_results(
     sizes: Sizes,
 ) -> dict[str, NDArray[Any]]:
     """The same by the model's own post-processing."""
-    model.semantic_scores = False
-    prediction = Prediction(torch.from_numpy(logits), torch.from_numpy(masks), sizes[0], sizes[1])
-    found = model.postprocess(prediction, sizes[2])
+    queries = Queries(torch.from_numpy(logits), torch.from_numpy(masks), sizes[0], sizes[1])
+    found = inference.run(queries, sizes[2], replace(model.inference_settings, semantic_scores=False))
     results: dict[str, NDArray[Any]] = {}
     if "panoptic_seg" in found:
         results["panoptic"] = found["panoptic_seg"][0].numpy()

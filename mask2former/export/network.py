@@ -94,11 +94,11 @@ def describe(cfg: CfgNode, model: MaskFormer, metadata: Metadata, freedom: Freed
         metadata: of the data set whose classes it predicts.
         freedom: see `export_network`.
     """
-    tasks = ("panoptic", "instance", "semantic")
-    switched_on = [task for task in tasks if getattr(model, f"{task}_on")]
+    settings = model.inference_settings
+    switched_on = list(settings.tasks)
     # An instance data set numbers its things alone; all others number them among the stuff.
     table = ClassTable.from_metadata(metadata, "instance" if switched_on == ["instance"] else "semantic")
-    things = range(len(table.names)) if switched_on == ["instance"] else model.thing_ids
+    things = range(len(table.names)) if switched_on == ["instance"] else table.thing_ids
     return {
         "tasks": switched_on,
         "classes": [
@@ -111,10 +111,10 @@ def describe(cfg: CfgNode, model: MaskFormer, metadata: Metadata, freedom: Freed
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
         "divisibility": side_step(model),
         "freedom": freedom,
-        "object_mask_threshold": model.object_mask_threshold,
-        "overlap_threshold": model.overlap_threshold,
-        "detections_per_image": model.detections_per_image,
-        "resize_masks_first": model.resize_masks_first,
+        "object_mask_threshold": settings.object_mask_threshold,
+        "overlap_threshold": settings.overlap_threshold,
+        "detections_per_image": settings.detections_per_image,
+        "resize_masks_first": settings.resize_masks_first,
         "config_sha256": hashlib.sha256(cfg.dump().encode()).hexdigest(),
     }
 

@@ -1,7 +1,7 @@
 """What comes before and after an exported model, in NumPy alone: for programs that have neither PyTorch nor Detectron2.
 
 This file imports nothing but NumPy and nothing of ours, so that it can be copied. Results are those of
-`mask2former.modeling.postprocessing`; see there for what they mean and where the rules come from.
+`mask2former.modeling.inference`, which documents the rules and their sources.
 
     image [H, W, 3] -> `network_size`, resize -> `network_input` -> the model -> `ResizedMasks` -> `panoptic`, ...
 

@@ -1,4 +1,4 @@
-"""Mask logits at the size of a result, made a strip of rows at a time: all of them may not fit in memory.
+"""Mask logits at the size of a result, computed one strip of rows at a time because all of them may not fit in memory.
 
 Shapes:
     Q: queries; N: some of them; h, w: height and width of the decoder's masks; H, W: height and width of the result
@@ -12,15 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .postprocessing.strips import first_largest
-
 Size = tuple[int, int]
 
-# How many values are made at once. On a CPU strips had better stay in its cache; a GPU is kept busy by 256 MiB of
-# float32.
+# Number of values computed at once: on a CPU, what stays in the cache; on a GPU, 256 MiB of float32 keep it busy.
 _VALUES_AT_ONCE_ON_CPU = 2**22
 _VALUES_AT_ONCE = 2**26
-# A strip has fewer, so that the rows that it is interpolated from, which strips share, are made in longer runs.
+# Strips are smaller than that, because they share the rows that they are interpolated from.
 _STRIPS_PER_RUN = 8
 
 
@@ -32,19 +29,19 @@ class Resize(NamedTuple):
 
 
 class ResizedMasks:
-    """Maps [Q, h, w] that are resized, in one step or several, only where somebody looks at them.
+    """Maps [Q, h, w] that are resized, in one step or several, only when they are read.
 
     Attributes:
-        size: height and width of the result.
+        size: Height and width of the result.
     """
 
     def __init__(self, masks: Tensor, steps: Sequence[Resize] = (), values_at_once: int | None = None) -> None:
-        """Take maps and how to resize them.
+        """Set maps and resizing steps.
 
         Args:
-            masks: [Q, h, w].
-            steps: one after the other; none leaves the maps as they are.
-            values_at_once: how many values, about, to make at once; None: what suits the device.
+            masks: Maps [Q, h, w].
+            steps: Resizing steps in order; without any, the maps stay as they are.
+            values_at_once: Approximate number of values to compute at once; None: a number that suits the device.
         """
         if values_at_once is None:
             values_at_once = _VALUES_AT_ONCE_ON_CPU if masks.device.type == "cpu" else _VALUES_AT_ONCE
@@ -54,9 +51,9 @@ class ResizedMasks:
         self.size: Size = self._steps[-1].size if self._steps else (masks.shape[-2], masks.shape[-1])
 
     def strips(self, queries: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """Maps of some queries [N], or of all, a strip of rows at a time: which rows, and the maps [N, rows, W].
+        """Iterate over strips of rows: the rows, and the maps [N, rows, W] of some queries [N] or of all.
 
-        The values are those of `F.interpolate` but for the last bits: rows are interpolated after columns.
+        Values are those of `F.interpolate` up to the last bits, because columns are interpolated before rows.
         """
         masks = self._masks if queries is None else self._masks.index_select(0, queries)
         source: _Rows = _Whole(masks)
@@ -74,8 +71,19 @@ def class_map(scores: ResizedMasks) -> Tensor:
     return torch.cat([first_largest(strip) for _, strip in scores.strips()])
 
 
+def first_largest(maps: Tensor) -> Tensor:
+    """The index of the largest of maps [N, ...] for each pixel, the first of several equal ones: int64 [...]."""
+    if maps.device.type != "cpu":
+        return maps.max(0).indices
+    # `max` with indices goes value by value, and the values of a pixel may share few cache lines. These passes over
+    # contiguous numbers are 1.5 to 4 times as fast.
+    is_largest = torch.eq(maps, maps.amax(0), out=torch.empty_like(maps))
+    from_last = torch.arange(len(maps) - 1, -1, -1, dtype=maps.dtype).view(-1, *[1] * (maps.dim() - 1))
+    return len(maps) - 1 - is_largest.mul_(from_last).amax(0).long()
+
+
 class _Whole:
-    """Maps that are there."""
+    """Rows of maps that are not resized."""
 
     def __init__(self, maps: Tensor) -> None:
         self._maps = maps
@@ -87,7 +95,7 @@ class _Whole:
 
 
 class _Resized:
-    """Rows of maps after a step, to be asked for from the top down."""
+    """Rows of maps after a resizing step, read from the top down."""
 
     def __init__(self, source: "_Rows", step: Resize, values_at_once: int) -> None:
         self.count, self.device = source.count, source.device
@@ -114,7 +122,7 @@ class _Resized:
             above, below = self._indices[:, first:last] - self._run.start
             above, below = (self._run_values.index_select(1, row) for row in (above, below))
             return above.lerp_(below, weight)
-        # Row by row where they are: to copy them first takes longer than to add them, but a GPU would wait for each.
+        # Row by row in place, because copying rows takes longer than adding them; on a GPU each row would be a call.
         above, below = (
             [self._run_values[:, row : row + 1] for row in rows[first:last] - self._run.start]
             for rows in (self._above, self._below)
@@ -128,8 +136,7 @@ class _Resized:
             return maps
         if self.device.type != "cpu":
             return F.interpolate(maps[None], size=(last - first, self._width), mode="bilinear")[0]
-        # Takes half the time, but a GPU would work through the rows one by one. The same row of all maps lies together
-        # in memory, as strips read it.
+        # Half the time of bilinear on a CPU, but slow on a GPU. Strips read the same row of all maps: it is contiguous.
         values = F.interpolate(maps.transpose(0, 1).flatten(0, 1)[None], size=self._width, mode="linear")[0]
         return values.view(last - first, self.count, self._width).transpose(0, 1)
 
@@ -138,8 +145,8 @@ _Rows = _Whole | _Resized
 
 
 def _source_rows(source: int, result: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each row of the result, the row of the source above it, the one below, and the weight of the latter."""
-    # In float32, as PyTorch has it.
+    """For each row of the result: the source row above, the source row below, and the weight of the latter."""
+    # float32, as in PyTorch.
     scale = np.float32(source) / np.float32(result)
     position = np.maximum((np.arange(result, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0)
     above = np.minimum(position.astype(np.int64), source - 1)

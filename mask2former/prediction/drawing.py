@@ -1,9 +1,11 @@
-"""Overlays of panoptic, instance and semantic results on an image, with class names and scores.
+"""Pictures of results: overlays with class names and scores, panels and contact sheets.
 
-Glossary: H, W height and width of the image and of every mask; S, T those of the picture, N instances. A picture is the
-image itself, or the image enlarged by a whole factor where text would not be legible at its size. Lines and text
-grow with the picture. Colours depend on the classes and the order of the segments alone, so pictures can be compared;
-in a video, on the classes and the `track_id` of an object, which stays the same from frame to frame.
+A picture is the image itself, or the image enlarged by a whole factor if text would not be legible at its size. Lines
+and text grow with the picture. Colours depend only on the classes and the order of the segments, so pictures can be
+compared; in a video they depend on the class and the `track_id` of an object, which stays the same in all frames.
+
+Shapes:
+    H, W: height and width of the image and of every mask; S, T: height and width of the picture; N: instances
 """
 
 import math
@@ -63,14 +65,14 @@ def draw_panoptic(
         panoptic: Segment ids [H, W]; ids that ``segments_info`` does not list stay undrawn.
         segments_info: Per segment ``id``, ``category_id`` (contiguous), ``isthing`` and, optionally, ``score`` and
             ``track_id``.
-        classes: What the category ids mean.
+        classes: Names and colours of the category ids.
         enlarge: Whether small images are enlarged; otherwise the picture has the size of the image.
 
     Returns:
         RGB picture [S, T, 3].
 
     Raises:
-        ValueError: Sizes do not fit.
+        ValueError: The sizes of image and labels differ.
     """
     _check_size(image, panoptic, "panoptic ids")
     colors = classes.segment_colors(segments_info)
@@ -98,7 +100,7 @@ def draw_instances(
         masks: [N, H, W]; they may overlap.
         category_ids: Contiguous class of each instance.
         scores: Score of each instance, or None.
-        classes: What the category ids mean.
+        classes: Names and colours of the category ids.
         track_ids: Number of each object in a video, or None.
         enlarge: Whether small images are enlarged; otherwise the picture has the size of the image.
 
@@ -106,7 +108,7 @@ def draw_instances(
         RGB picture [S, T, 3].
 
     Raises:
-        ValueError: Sizes or lengths do not fit.
+        ValueError: The sizes or lengths differ.
     """
     if len(masks) != len(category_ids) or (scores is not None and len(masks) != len(scores)):
         raise ValueError(f"{len(masks)} masks, {len(category_ids)} classes and {scores and len(scores)} scores")
@@ -134,7 +136,7 @@ def draw_semantic(
     Args:
         image: RGB [H, W, 3].
         labels: Contiguous class of each pixel [H, W].
-        classes: What the classes mean.
+        classes: Names and colours of the classes.
         ignore_label: Pixels with this value stay undrawn.
         enlarge: Whether small images are enlarged; otherwise the picture has the size of the image.
 
@@ -142,7 +144,7 @@ def draw_semantic(
         RGB picture [S, T, 3].
 
     Raises:
-        ValueError: Sizes do not fit.
+        ValueError: The sizes of image and labels differ.
     """
     _check_size(image, labels, "class ids")
     present = [int(label) for label in np.unique(labels) if label != ignore_label]

@@ -1,27 +1,33 @@
-"""Image files in, pictures and data of what was found in them out."""
+"""Prediction of image files: which files the inputs name, results written beside each other, failures reported."""
 
 import glob
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+
 from mask2former.data.image_io import ImageReadError, read_image
-from mask2former.prediction.predict_each import Refine, predict_each
 from mask2former.prediction.predictor import Predictor
 from mask2former.prediction.results import Prediction, Rgb
 from mask2former.utils.files import write_json
 from mask2former.utils.label_images import write_png
 
-# Files of these kinds are what a folder stands for; any file that Pillow reads can be named itself.
+# Function applied to each result before it is drawn or written, for example to drop segments.
+Refine = Callable[[Prediction], Prediction]
+
+# Endings of the files that a folder stands for; any file that Pillow reads can be named by itself.
 IMAGE_ENDINGS = frozenset(
     {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp", ".avif"}
 )
+# Errors that one image can cause while others succeed: lack of memory, and reactions of libraries to unusual pixels.
+_ERRORS = (RuntimeError, ValueError, MemoryError, cv2.error)
 
 
 @dataclass(frozen=True)
 class FileDone:
-    """An image of which the results are written: its height and width, the picture, and the seconds it took."""
+    """An image whose results are written: its height and width, the picture, and the seconds it took."""
 
     image: Path
     size: tuple[int, int]
@@ -31,16 +37,21 @@ class FileDone:
 
 @dataclass(frozen=True)
 class FileFailed:
-    """An image without results, and why."""
+    """An image without results, and the reason."""
 
     image: Path
     error: str
 
 
 def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Images that files, folders and globs name, each once, and those of the texts that name none.
+    """Find the images that files, folders and globs name.
 
-    A folder stands for the image files directly in it. What is no file and no folder is a glob (`**` recurses).
+    Args:
+        inputs: Paths. A folder stands for the image files directly in it; text that is no file or folder is a glob, in
+            which `**` recurses.
+
+    Returns:
+        The images, each once, and the inputs that name none.
     """
     found: dict[Path, None] = {}
     empty = []
@@ -59,7 +70,7 @@ def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def output_stems(inputs: Sequence[Path], output: Path, task: str) -> list[Path]:
-    """Where each file's results go, without ending; no two the same, and none over a file of the input."""
+    """Paths of each file's results without an ending; all differ, and none overwrites an input."""
     taken = {path.resolve().with_suffix("") for path in inputs}
     stems = []
     for path in inputs:
@@ -73,6 +84,26 @@ def output_stems(inputs: Sequence[Path], output: Path, task: str) -> list[Path]:
     return stems
 
 
+def predict_each(predictor: Predictor, images: Sequence[Rgb]) -> list[Prediction | str]:
+    """Predict images together, or one by one if that fails.
+
+    Args:
+        predictor: Predictor of the results.
+        images: RGB images [H, W, 3].
+
+    Returns:
+        For each image the result, or the reason why it has none.
+    """
+    if not images:
+        return []
+    try:
+        return list(predictor(images, batch_size=len(images)))
+    except _ERRORS as error:
+        if len(images) == 1:
+            return [f"{type(error).__name__}: {error}"]
+    return [result for image in images for result in predict_each(predictor, [image])]
+
+
 def predict_files(
     predictor: Predictor,
     images: Sequence[Path],
@@ -82,15 +113,18 @@ def predict_files(
     batch_size: int = 1,
     refine: Refine | None = None,
 ) -> Iterator[FileDone | FileFailed]:
-    """Predict images, write NAME_TASK.png and perhaps NAME_TASK.json of each, and say what became of it, in order.
+    """Predict image files and write NAME_TASK.png, and optionally NAME_TASK.json, of each.
 
     Args:
-        predictor: gives the results of its task.
-        images: the files; one that can't be read or fails is left out.
-        output: the folder for what is written.
-        with_json: also write `Prediction.to_json`.
-        batch_size: images that are read, and of one size go through the model, at once.
-        refine: applied to each result before it is drawn or written, e.g. to leave segments out.
+        predictor: Predictor; its default task is the task of the results.
+        images: Image files; files that can't be read or predicted are skipped.
+        output: Output folder.
+        with_json: Also write `Prediction.to_json`.
+        batch_size: Number of images to read, and of equal size to predict, at once.
+        refine: Function applied to each result before it is drawn or written.
+
+    Yields:
+        The outcome of each image, in order.
     """
     stems = output_stems(images, output, predictor.task)
     for start in range(0, len(images), batch_size):
@@ -102,7 +136,19 @@ def predict_files(
         seconds = (time.perf_counter() - begin) / max(1, len(readable))
         for image, stem, read in zip(images[batch], stems[batch], pixels, strict=True):
             result = read if isinstance(read, str) else next(results)
-            yield _write(image, stem, result, with_json, refine, seconds)
+            if isinstance(result, str):
+                yield FileFailed(image, result if str(image) in result else f"{image}: {result}")
+                continue
+            result = result if refine is None else refine(result)
+            picture = stem.with_name(f"{stem.name}.png")
+            try:
+                write_png(picture, result.draw())
+                if with_json:
+                    write_json(stem.with_name(f"{stem.name}.json"), result.to_json(str(image)), indent=1)
+            except OSError as error:
+                yield FileFailed(image, f"{image}: {error}")
+            else:
+                yield FileDone(image, result.size, picture, seconds)
 
 
 def _read(image: Path) -> Rgb | str:
@@ -110,20 +156,3 @@ def _read(image: Path) -> Rgb | str:
         return read_image(image)
     except (ImageReadError, OSError) as error:
         return str(error)
-
-
-def _write(
-    image: Path, stem: Path, result: Prediction | str, with_json: bool, refine: Refine | None, seconds: float
-) -> FileDone | FileFailed:
-    if isinstance(result, str):
-        return FileFailed(image, result if str(image) in result else f"{image}: {result}")
-    if refine is not None:
-        result = refine(result)
-    picture = stem.with_name(f"{stem.name}.png")
-    try:
-        write_png(picture, result.draw())
-        if with_json:
-            write_json(stem.with_name(f"{stem.name}.json"), result.to_json(str(image)), indent=1)
-    except OSError as error:
-        return FileFailed(image, f"{image}: {error}")
-    return FileDone(image, result.size, picture, seconds)

@@ -1,4 +1,4 @@
-"""From an image to a prediction: a model built from a config, and what happens to an image on its way through it.
+"""From an image to a result: the model of a config, and the way of an image through it.
 
     predictor = Predictor.from_config("config.yaml", "model.pth")
     result = predictor("photo.jpg")
@@ -9,12 +9,12 @@ No data set has to be on disk: class names and colours come with the code (`mask
 
 import logging
 import math
-import threading
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -23,7 +23,6 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
 
 from mask2former.config import setup_cfg
 from mask2former.data.classes import ClassTable
@@ -31,7 +30,9 @@ from mask2former.data.datasets import predicted_metadata, register_custom_datase
 from mask2former.data.image_io import to_rgb
 from mask2former.engine import Checkpointer, available_device
 from mask2former.evaluation.fingerprint import config_digest, weights_digest
-from mask2former.prediction.batching import batches_of_one_size, run_batch
+from mask2former.maskformer_model import MaskFormer
+from mask2former.modeling import inference
+from mask2former.modeling.inference import InferenceSettings, Queries
 from mask2former.prediction.results import Prediction, Rgb, from_model
 from mask2former.tasks import Task, checked_task, possible_tasks
 
@@ -42,29 +43,62 @@ _LOG = logging.getLogger(__name__)
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
-# Below it an instance is more likely wrong than right; benchmarks count the top 100 of any score instead.
+# Instances below it are more likely wrong than right; benchmarks count the best 100 of any score instead.
 _INSTANCE_THRESHOLD = 0.5
-# A mask per instance at the size of the result: 100 of 12 million pixels are 1.2 GB. Results for larger images are
-# enlarged from that many pixels, which is more than the network sees (its input is at most 1333 x 1333).
+# Each instance has a mask at the size of the result: 100 masks of 12 million pixels are 1.2 GB. Results of larger ones
+# are made at this many pixels, which is more than the network sees (at most 1333 x 1333), and enlarged.
 _MAX_PIXELS = 12_000_000
 # Images that a GPU predicts at once. A CPU gains nothing from more than one.
 _GPU_BATCH = 4
 
 
-class Predictor:
-    """Predicts images.
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """An image and the raw output of the network for it, from which results of any task and threshold are made.
 
     Attributes:
-        model: the model, in evaluation mode.
-        tasks: the results that its classes allow, the richest first.
-        task: which of them it gives where a call does not say.
-        confidence_threshold: lowest score of a segment or an instance where a call does not say. None: 0.5 for
+        image: RGB image [H, W, 3].
+        queries: Raw output of the network.
+        result_size: Height and width at which results are made, before they are enlarged to the size of the image.
+    """
+
+    image: Rgb
+    queries: Queries
+    result_size: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the image and of the raw output, on any device."""
+        return self.image.nbytes + self.queries.logits.nbytes + self.queries.masks.nbytes
+
+    def within(self, longer_side: int) -> "Analysis":
+        """The analysis of the image shrunk to at most `longer_side` pixels; its results take less time.
+
+        The raw output stays that of the larger image.
+        """
+        image = shrunk(self.image, longer_side)
+        if image is self.image:
+            return self
+        return replace(self, image=image, result_size=(image.shape[0], image.shape[1]))
+
+
+class Predictor:
+    """Predicts images; a call leaves the model and the predictor as they were, so threads may share a predictor.
+
+    `predictor(image)` is `predictor.result(predictor.analyze(image))`. The first of these two stages runs the network,
+    the second makes a result for a task and thresholds, as often as needed.
+
+    Attributes:
+        model: Model in evaluation mode.
+        tasks: Tasks that its classes allow, the richest first.
+        task: Task of calls that name no other.
+        confidence_threshold: Lowest score of a segment or an instance in calls that name no other. None: 0.5 for
             instances, the config's OBJECT_MASK_THRESHOLD for panoptic segments.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: MaskFormer,
         metadata: Metadata,
         task: Task | None = None,
         *,
@@ -77,32 +111,28 @@ class Predictor:
         """Set the parts.
 
         Args:
-            model: a `MaskFormer`, or what takes and returns the same and has its switches (`panoptic_on` ...).
-            metadata: names and colours of its classes.
-            task: by default the richest that the model has on.
-            resize: what makes an image the size that the model was trained for.
-            image_format: order of the channels that the model expects, "RGB" or "BGR".
-            confidence_threshold: see the class.
-            max_pixels: results for larger images are predicted at this size and enlarged.
-            config_digest: stands for the config in `fingerprint`.
+            model: Model to predict with.
+            metadata: Names and colours of its classes.
+            task: Default task; None: the richest that the model has on.
+            resize: Augmentation that gives an image the size that the model was trained for.
+            image_format: Order of the channels that the model expects, "RGB" or "BGR".
+            confidence_threshold: Default threshold, see the class.
+            max_pixels: Number of pixels above which results are made smaller and enlarged.
+            config_digest: Digest of the config, part of `fingerprint`.
 
         Raises:
-            ConfigError: the classes do not allow the task, or the threshold does not fit.
+            ConfigError: The classes do not allow the task, or the threshold is not valid.
         """
         self.model = model.eval()
         self.tasks = possible_tasks(metadata)
-        self.task = checked_task(task or _first_on(self.tasks, model), confidence_threshold, metadata)
+        switched_on = next((name for name in self.tasks if name in model.inference_settings.tasks), None)
+        self.task = checked_task(task or switched_on, confidence_threshold, metadata)
         self.confidence_threshold = confidence_threshold
         self._metadata = metadata
         self._resize = resize
         self._image_format = image_format
         self._max_pixels = max_pixels
         self._config_digest = config_digest
-        # A model that knows stuff needs the panoptic output on to keep stuff out of the instances.
-        self._panoptic_model = bool(getattr(model, "panoptic_on", False))
-        self._segment_threshold = float(getattr(model, "object_mask_threshold", 0.0))
-        # The model's switches are set for each call.
-        self._lock = threading.Lock()
 
     @classmethod
     def from_config(
@@ -118,17 +148,17 @@ class Predictor:
         """Build the model of a config file and load its weights.
 
         Args:
-            config_file: a file of `configs/`, or the `config.yaml` that a training left.
-            weights: a checkpoint; see `MODEL.WEIGHTS` in README. None: that of the config.
-            opts: config keys and values in turn.
-            device: by default MODEL.DEVICE in `opts`, else a GPU if there is one, else the CPU.
-            task: "panoptic", "instance" or "semantic"; by default the richest that the config has on.
-            confidence_threshold: lowest score of a segment or an instance, see the class.
+            config_file: File of `configs/`, or the `config.yaml` of a training.
+            weights: Checkpoint, see `MODEL.WEIGHTS` in the README; None: that of the config.
+            opts: Config keys and values in turn.
+            device: Device of the model; None: MODEL.DEVICE in `opts`, else a GPU if available, else the CPU.
+            task: "panoptic", "instance" or "semantic"; None: the richest that the config has on.
+            confidence_threshold: Lowest score of a segment or an instance, see the class.
 
         Raises:
-            ConfigError: the config can't be used, or the model has no such task.
-            CheckpointError: the weights can't be used.
-            DeviceError: there is no such device.
+            ConfigError: The config can't be used, or the model can't perform the task.
+            CheckpointError: The weights can't be used.
+            DeviceError: The device does not exist.
         """
         cfg = setup_cfg(config_file, opts)
         cfg.DATASETS.CUSTOM = register_custom_datasets(cfg.DATASETS.CUSTOM, Path(config_file).parent)
@@ -140,10 +170,10 @@ class Predictor:
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, task: Task | None = None, confidence_threshold: float | None = None) -> "Self":
-        """Build the model of a config (from `mask2former.setup_cfg`) and load MODEL.WEIGHTS; `cfg` stays as it is.
+        """Build the model of a config from `mask2former.setup_cfg` and load MODEL.WEIGHTS; `cfg` is not changed.
 
         Raises:
-            ConfigError: the model has no such task, or the threshold does not fit.
+            ConfigError: The model can't perform the task, or the threshold is not valid.
             CheckpointError: MODEL.WEIGHTS can't be used.
         """
         metadata = predicted_metadata(cfg)
@@ -152,7 +182,6 @@ class Predictor:
         if task is not None:
             checked_task(task, confidence_threshold, metadata)
         model = build_model(cfg.clone())
-        model.semantic_scores = False
         predictor = cls(
             model,
             metadata,
@@ -167,26 +196,31 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters(), torch.zeros(0)).device
+        """Device of the model."""
+        return self.model.device
 
     @property
     def batch_size(self) -> int:
-        """How many images go through the model at once where a call does not say."""
+        """Number of images that go through the model at once in calls that name no other."""
         return _GPU_BATCH if self.device.type == "cuda" else 1
 
-    def classes(self, task: Task | None = None) -> ClassTable:
-        """Names and colours of the classes that results of a task (by default the predictor's) are numbered by."""
-        return ClassTable.from_metadata(self._metadata, task or self.task)
+    @property
+    def default_overlap(self) -> float:
+        """Smallest share of its mask that a panoptic segment keeps next to others in calls that name no other."""
+        return self.model.inference_settings.overlap_threshold
 
     def default_threshold(self, task: Task) -> float:
-        """Lowest score of a segment or an instance of a task where a call does not say."""
+        """Lowest score of a segment or an instance of a task in calls that name no other."""
         if task == self.task and self.confidence_threshold is not None:
             return self.confidence_threshold
-        return _INSTANCE_THRESHOLD if task == "instance" else self._segment_threshold
+        return _INSTANCE_THRESHOLD if task == "instance" else self.model.inference_settings.object_mask_threshold
+
+    def classes(self, task: Task | None = None) -> ClassTable:
+        """Names and colours of the classes of a task (None: the predictor's), by the ids of its results."""
+        return ClassTable.from_metadata(self._metadata, task or self.task)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a prediction depends on, JSON-ready: two predictors with one fingerprint give the same results."""
+        """JSON-ready description of all that a prediction depends on: equal fingerprints give equal results."""
         return {
             "config": self._config_digest,
             "weights": weights_digest(self.model),
@@ -217,68 +251,120 @@ class Predictor:
         confidence_threshold: float | None = None,
         batch_size: int | None = None,
     ) -> Prediction | list[Prediction]:
-        """Predict one image, or several.
+        """Predict one image or several.
 
-        Images of one size go through the model together. Those of different sizes do not: the smaller would be padded
-        to the larger, which changes results slightly.
+        Images of one size go through the model together. Images of different sizes do not, because padding the smaller
+        one to the larger changes results slightly.
 
         Args:
-            images: a path, a Pillow image or an array (uint8 RGB [H, W, 3]; see `image_io.to_rgb`), or a list of these.
-            task: by default the predictor's.
-            confidence_threshold: likewise.
-            batch_size: most images at once; by default 4 on a GPU, 1 on a CPU.
+            images: Path, Pillow image or array (uint8 RGB [H, W, 3]; see `image_io.to_rgb`), or a list of these.
+            task: Task of the results; None: the predictor's.
+            confidence_threshold: Lowest score of a segment or an instance; None: the predictor's.
+            batch_size: Largest number of images at once; None: 4 on a GPU, 1 on a CPU.
 
         Returns:
             The result, or a list of results in the order of the images.
 
         Raises:
-            ImageReadError: an image can't be read; the message says which.
-            ConfigError: the classes do not allow the task, or the threshold does not fit.
+            ImageReadError: An image can't be read; the message names it.
+            ConfigError: The classes do not allow the task, or the threshold is not valid.
         """
         task = checked_task(task or self.task, confidence_threshold, self._metadata)
         if isinstance(images, str | Path | Image.Image | np.ndarray):
-            return self._predict([to_rgb(images)], task, confidence_threshold)[0]
+            return self.result(self.analyze(images), task=task, confidence_threshold=confidence_threshold)
         pixels = [to_rgb(image) for image in images]
         results: dict[int, Prediction] = {}
-        for batch in batches_of_one_size(pixels, batch_size or self.batch_size):
-            predictions = self._predict([pixels[i] for i in batch], task, confidence_threshold)
-            results.update(zip(batch, predictions, strict=True))
+        for batch in _batches_of_one_size(pixels, batch_size or self.batch_size):
+            for index, analysis in zip(batch, self._analyze([pixels[i] for i in batch]), strict=True):
+                results[index] = self.result(analysis, task=task, confidence_threshold=confidence_threshold)
         return [results[i] for i in range(len(pixels))]
 
+    def analyze(self, image: ImageLike) -> Analysis:
+        """Run the network on an image, see `__call__`.
+
+        Raises:
+            ImageReadError: The image can't be read.
+        """
+        return self._analyze([to_rgb(image)])[0]
+
     @torch.inference_mode()
-    def _predict(self, images: Sequence[Rgb], task: Task, threshold: float | None) -> list[Prediction]:
-        """Predict images of one size at once."""
-        inputs = [self._input(image) for image in images]
-        lowest = self.default_threshold(task) if threshold is None else threshold
-        with self._switched(task, lowest):
-            outputs = run_batch(self.model, inputs)
-        classes = self.classes(task)
-        return [from_model(o, i, task, classes, lowest) for o, i in zip(outputs, images, strict=True)]
+    def result(
+        self,
+        analysis: Analysis,
+        *,
+        task: Task | None = None,
+        confidence_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+    ) -> Prediction:
+        """Make a result of an image that was analyzed.
 
-    @contextmanager
-    def _switched(self, task: Task, threshold: float) -> Generator[None, None, None]:
-        """The model gives results of this task alone, for one caller at a time."""
-        switches = {
-            "panoptic_on": task == "panoptic" or (task == "instance" and self._panoptic_model),
-            "instance_on": task == "instance",
-            "semantic_on": task == "semantic",
-            # Where panoptic is on for the sake of instances, nobody wants a segment: this saves their making.
-            "object_mask_threshold": threshold if task == "panoptic" else 1.0,
-        }
-        with self._lock:
-            for name, value in switches.items():
-                setattr(self.model, name, value)
-            yield
+        Args:
+            analysis: Output of `analyze`.
+            task: Task of the result; None: the predictor's.
+            confidence_threshold: Lowest score of a segment or an instance; None: the predictor's.
+            overlap_threshold: Smallest share of its mask that a panoptic segment keeps; None: the config's.
 
-    def _input(self, image: Rgb) -> dict[str, Any]:
+        Raises:
+            ConfigError: The classes do not allow the task, or the confidence threshold is not valid.
+        """
+        task = checked_task(task or self.task, confidence_threshold, self._metadata)
+        lowest = self.default_threshold(task) if confidence_threshold is None else confidence_threshold
+        settings = self._settings(task, lowest, overlap_threshold)
+        output = inference.run(analysis.queries, analysis.result_size, settings)
+        return from_model(output, analysis.image, task, self.classes(task), lowest)
+
+    def _settings(self, task: Task, lowest: float, overlap: float | None) -> InferenceSettings:
+        settings = replace(self.model.inference_settings, tasks=(task,), semantic_scores=False)
+        if task == "panoptic":
+            settings = replace(settings, object_mask_threshold=lowest)
+        return settings if overlap is None else replace(settings, overlap_threshold=overlap)
+
+    @torch.inference_mode()
+    def _analyze(self, images: Sequence[Rgb]) -> list[Analysis]:
+        """Run the network on images of one size at once."""
+        queries = _predict_batch(self.model, [self._input(image) for image in images])
+        return [
+            Analysis(image, of_image, self._result_size(image)) for image, of_image in zip(images, queries, strict=True)
+        ]
+
+    def _result_size(self, image: Rgb) -> tuple[int, int]:
         height, width = image.shape[:2]
-        shrink = min(1.0, math.sqrt(self._max_pixels / (height * width)))
+        scale = min(1.0, math.sqrt(self._max_pixels / (height * width)))
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def _input(self, image: Rgb) -> dict[str, torch.Tensor]:
         pixels = self._resize.get_transform(image).apply_image(image)
         if self._image_format == "BGR":
             pixels = pixels[:, :, ::-1]
-        tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        return {"image": tensor, "height": max(1, round(height * shrink)), "width": max(1, round(width * shrink))}
+        return {"image": torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))}
 
 
-def _first_on(tasks: Sequence[Task], model: nn.Module) -> Task | None:
-    return next((task for task in tasks if getattr(model, f"{task}_on", False)), None)
+def shrunk(image: Rgb, longer_side: int) -> Rgb:
+    """An image [H, W, 3] shrunk to at most `longer_side` pixels; the image itself if it is small enough."""
+    height, width = image.shape[:2]
+    scale = longer_side / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _batches_of_one_size(images: Sequence[Rgb], batch_size: int) -> Iterator[list[int]]:
+    """Positions of images of one size, at most `batch_size` at once."""
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for position, image in enumerate(images):
+        sizes.setdefault(image.shape, []).append(position)
+    for positions in sizes.values():
+        for start in range(0, len(positions), batch_size):
+            yield positions[start : start + batch_size]
+
+
+def _predict_batch(model: MaskFormer, inputs: list[dict[str, Any]]) -> list[Queries]:
+    """Run the network on a batch; split the batch and retry when memory runs out."""
+    try:
+        return model.predict(inputs)
+    except torch.OutOfMemoryError:
+        if len(inputs) == 1:
+            raise
+    middle = len(inputs) // 2
+    return _predict_batch(model, inputs[:middle]) + _predict_batch(model, inputs[middle:])

@@ -32,12 +32,12 @@ Rgb = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Prediction(ABC):
-    """What all results have in common.
+    """Base class of results.
 
     Attributes:
-        classes: names and colours of the classes.
-        image: the RGB image [H, W, 3] that was predicted, where it is remembered.
-        task: the task that the result answers.
+        classes: Names and colours of the classes.
+        image: Predicted RGB image [H, W, 3]; None if the result was made without it.
+        task: Task of the result.
     """
 
     classes: ClassTable
@@ -47,27 +47,27 @@ class Prediction(ABC):
     @property
     @abstractmethod
     def size(self) -> tuple[int, int]:
-        """H and W."""
+        """Height and width of the image."""
 
     def draw(self, image: Rgb | None = None, *, enlarge: bool = True) -> Rgb:
         """Draw the segments over the image, with names and scores; see `mask2former.prediction.drawing`.
 
         Args:
-            image: [H, W, 3]; by default the one that was predicted.
-            enlarge: enlarge small images, so that text is legible; otherwise the picture is [H, W, 3].
+            image: RGB image [H, W, 3]; None: the predicted image.
+            enlarge: Enlarge small images so that text is legible; otherwise the picture is [H, W, 3].
 
         Raises:
-            ValueError: there is no image, or one of another size.
+            ValueError: The result has no image, or `image` has another size.
         """
         image = self.image if image is None else image
         if image is None:
-            raise ValueError("this result does not remember its image: give the one to draw over")
+            raise ValueError("this result was made without its image: pass the image to draw over")
         return self._draw(image, enlarge)
 
     def segments(self) -> list[dict[str, Any]]:
         """The segments as JSON-ready dicts.
 
-        Keys: `id`, `category_id`, `category_name`, `isthing`, `score` where there is one, `track_id` in a video, `area`
+        Keys: `id`, `category_id`, `category_name`, `isthing`, `score` if it has one, `track_id` in a video, `area`
         (pixels), `bbox` ([x, y, width, height], tight) and `segmentation` (COCO's compressed RLE: `size` [H, W] and
         `counts`).
         """
@@ -77,7 +77,7 @@ class Prediction(ABC):
         ]
 
     def to_json(self, file_name: str) -> dict[str, Any]:
-        """The result as `demo/demo.py --json` writes it; `file_name` is that of the image."""
+        """The result in the format of `demo/demo.py --json`, for an image called `file_name`."""
         height, width = self.size
         return {
             "file_name": file_name,
@@ -89,20 +89,20 @@ class Prediction(ABC):
 
     @abstractmethod
     def entries_and_masks(self) -> Iterator[tuple[dict[str, Any], Mask]]:
-        """What `segments` says of each without measuring it, and its mask [H, W].
+        """For each segment, its entry of `segments` without measurements, and its mask [H, W].
 
-        `classes.segment_colors` gives the colours in which the entries are drawn.
+        `classes.segment_colors` returns the colours in which the entries are drawn.
         """
 
     def filter(
         self, *, min_score: float = 0.0, min_area: int = 0, classes: Collection[int | str] | None = None
     ) -> "Self":
-        """The result without some of its segments; pixels that they had belong to none.
+        """The result without some of its segments, whose pixels then belong to no segment.
 
         Args:
-            min_score: lowest score that is kept; what has no score (semantic results) is kept.
-            min_area: smallest area in pixels that is kept.
-            classes: category ids or names that are kept; None: all.
+            min_score: Lowest score to keep; segments without a score (semantic results) are kept.
+            min_area: Smallest area to keep, in pixels.
+            classes: Category ids or names to keep; None: all.
         """
         kept = [
             entry["id"]
@@ -115,18 +115,18 @@ class Prediction(ABC):
 
     @abstractmethod
     def with_tracks(self, numbers: Mapping[int, int]) -> "Self":
-        """The result with the number of each object in a video, by segment id."""
+        """The result with the track number of each object in a video, given by segment id."""
 
     @abstractmethod
     def to_coco(self, image_id: int | str = 0) -> Any:
-        """The result as COCO's result files store it; see the classes."""
+        """The result in the format of COCO's result files; see the subclasses."""
 
     @abstractmethod
     def _draw(self, image: Rgb, enlarge: bool) -> Rgb: ...
 
     @abstractmethod
     def _keep(self, ids: Sequence[int]) -> "Self":
-        """The result with these segments."""
+        """The result with these segments only."""
 
     def _entry(self, number: int, category: int, isthing: bool, score: float | None, track_id: int | None) -> dict:
         entry = {
@@ -144,11 +144,11 @@ class Prediction(ABC):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PanopticPrediction(Prediction):
-    """Every pixel belongs to one segment or none.
+    """Segments that do not overlap; a pixel belongs to one or none.
 
     Attributes:
-        ids: segment ids [H, W]; 0: none.
-        segments_info: what each is: dicts with `id`, `category_id`, `isthing`, perhaps `score` and `track_id`.
+        ids: Segment ids [H, W]; 0: no segment.
+        segments_info: Dict per segment with `id`, `category_id`, `isthing` and optionally `score` and `track_id`.
     """
 
     ids: NDArray[np.int32]
@@ -157,7 +157,7 @@ class PanopticPrediction(Prediction):
 
     @property
     def size(self) -> tuple[int, int]:
-        """H and W."""
+        """Height and width of the image."""
         return self.ids.shape[0], self.ids.shape[1]
 
     def entries_and_masks(self) -> Iterator[tuple[dict[str, Any], Mask]]:
@@ -174,9 +174,9 @@ class PanopticPrediction(Prediction):
         return replace(self, segments_info=infos)
 
     def to_coco(self, image_id: int | str = 0) -> dict[str, Any]:
-        """An entry of `annotations` of a panoptic JSON: `image_id`, `file_name` (of the PNG) and `segments_info`.
+        """An entry of `annotations` in a panoptic JSON: `image_id`, `file_name` of the PNG, and `segments_info`.
 
-        `panoptic_png` gives the colours of the PNG.
+        `panoptic_png` returns the colours of the PNG.
         """
         entries = [
             segment_info(mask, entry["id"], self.classes.dataset_id(entry["category_id"]))
@@ -199,13 +199,13 @@ class PanopticPrediction(Prediction):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class InstancePrediction(Prediction):
-    """Instances, the best first; they may overlap.
+    """Instances in order of falling scores; they may overlap.
 
     Attributes:
-        masks: bool [N, H, W].
-        category_ids: int [N].
-        scores: float [N].
-        track_ids: int [N] in a video.
+        masks: Masks, bool [N, H, W].
+        category_ids: Contiguous category ids, int [N].
+        scores: Scores, float [N].
+        track_ids: Track numbers in a video, int [N].
     """
 
     masks: Mask
@@ -216,19 +216,19 @@ class InstancePrediction(Prediction):
 
     @property
     def size(self) -> tuple[int, int]:
-        """H and W."""
+        """Height and width of the image."""
         return self.masks.shape[1], self.masks.shape[2]
 
     @property
     def boxes(self) -> NDArray[np.int64]:
-        """Tight boxes around the masks, [N, 4]: x, y, width, height in pixels."""
+        """Tight bounding boxes of the masks [N, 4]: x, y, width, height in pixels."""
         return np.array([tight_box(mask) for mask in self.masks], np.int64).reshape(-1, 4)
 
     def without_duplicates(self, max_iou: float = 0.5) -> "Self":
-        """The result without instances that cover a better one of their class (mask non-maximum suppression).
+        """The result after mask non-maximum suppression within each class.
 
         Args:
-            max_iou: largest intersection over union with a better one that is kept.
+            max_iou: Largest intersection over union that an instance may have with a better one.
         """
         encoded = [encode_rle(mask) for mask in self.masks]
         kept: list[int] = []
@@ -250,7 +250,7 @@ class InstancePrediction(Prediction):
         return replace(self, track_ids=np.array([numbers[i + 1] for i in range(len(self.masks))], np.int64))
 
     def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
-        """Detections: `image_id`, `category_id`, `bbox`, `score` and `segmentation` (compressed RLE) of each."""
+        """A dict per instance: `image_id`, `category_id`, `bbox`, `score` and `segmentation` (compressed RLE)."""
         return [
             {
                 "image_id": image_id,
@@ -279,16 +279,16 @@ class InstancePrediction(Prediction):
         )
 
 
-# A pixel whose segment was filtered out.
+# Class of pixels whose segment was filtered out.
 NO_CLASS = -1
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SemanticPrediction(Prediction):
-    """Every pixel has a class.
+    """A class for every pixel.
 
     Attributes:
-        labels: class of each pixel [H, W]; -1: none, after `filter`.
+        labels: Class of each pixel [H, W]; -1: none, after `filter`.
     """
 
     labels: NDArray[np.int32]
@@ -296,11 +296,11 @@ class SemanticPrediction(Prediction):
 
     @property
     def size(self) -> tuple[int, int]:
-        """H and W."""
+        """Height and width of the image."""
         return self.labels.shape[0], self.labels.shape[1]
 
     def entries_and_masks(self) -> Iterator[tuple[dict[str, Any], Mask]]:
-        """See `Prediction.entries_and_masks`; one per class that occurs, its id is the category id plus 1."""
+        """See `Prediction.entries_and_masks`; one entry per class that occurs, its id is the category id + 1."""
         for category in np.unique(self.labels).tolist():
             if category != NO_CLASS:
                 entry = self._entry(category + 1, category, category in self.classes.thing_ids, None, None)
@@ -311,7 +311,7 @@ class SemanticPrediction(Prediction):
         return self
 
     def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
-        """One entry a class that occurs: `image_id`, `category_id` and `segmentation` (compressed RLE)."""
+        """A dict per class that occurs: `image_id`, `category_id` and `segmentation` (compressed RLE)."""
         return [
             {
                 "image_id": image_id,
@@ -330,14 +330,14 @@ class SemanticPrediction(Prediction):
 
 
 def from_model(output: dict[str, Any], image: Rgb, task: Task, classes: ClassTable, lowest_score: float) -> Prediction:
-    """Make a result of one image's output.
+    """Make a result of the output of a Detectron2 model for one image.
 
     Args:
-        output: of a Detectron2 model that has the task switched on, at the size of the image or smaller.
-        image: RGB [H, W, 3].
-        task: which of the outputs to use.
-        classes: what the category ids mean.
-        lowest_score: instances with a lower score are left out.
+        output: Output that contains the result of the task, at the size of the image or smaller.
+        image: RGB image [H, W, 3].
+        task: Task of the result.
+        classes: Names and colours of the category ids.
+        lowest_score: Score below which instances are left out.
     """
     size = (image.shape[0], image.shape[1])
     if task == "panoptic":
@@ -346,7 +346,7 @@ def from_model(output: dict[str, Any], image: Rgb, task: Task, classes: ClassTab
         return PanopticPrediction(classes=classes, image=image, ids=ids, segments_info=info)
     if task == "semantic":
         labels = output["sem_seg"]
-        # Our model gives class ids, others in Detectron2 give scores of all classes.
+        # Our model returns class ids here, other Detectron2 models return scores of all classes.
         labels = (labels.argmax(dim=0) if labels.dim() == 3 else labels).int().cpu().numpy()
         return SemanticPrediction(classes=classes, image=image, labels=_enlarged(labels, size))
     instances = output["instances"]
@@ -363,7 +363,7 @@ def from_model(output: dict[str, Any], image: Rgb, task: Task, classes: ClassTab
 
 
 def _enlarged(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Labels at `size` (height, width), without new values in between."""
+    """Labels enlarged to `size` (height, width) by nearest neighbour."""
     if labels.shape == size:
         return labels
     return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
@@ -372,14 +372,14 @@ def _enlarged(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 def from_segments(
     segments: Sequence[Mapping[str, Any]], size: tuple[int, int], task: Task, classes: ClassTable, image: Rgb | None
 ) -> Prediction:
-    """The result of which these are the `segments()`; scores have 6 digits.
+    """Restore a result from its `segments()`; scores are rounded to 6 digits.
 
     Args:
-        segments: dicts with `id`, `category_id`, `segmentation`, and what else they have.
-        size: height and width of the image.
-        task: of the result.
-        classes: what the category ids mean.
-        image: RGB [H, W, 3], to be remembered.
+        segments: Output of `Prediction.segments`.
+        size: Height and width of the image.
+        task: Task of the result.
+        classes: Names and colours of the category ids.
+        image: RGB image [H, W, 3]; None: the result has none.
     """
     masks = [mask_util.decode(segment["segmentation"]).astype(bool) for segment in segments]
     if task == "semantic":

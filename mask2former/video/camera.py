@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mask2former.prediction.predict_each import Refine, predict_each
+from mask2former.prediction.files import Refine, predict_each
 from mask2former.prediction.predictor import Predictor
 from mask2former.prediction.results import Rgb
 from mask2former.video.files import CODECS, VideoError, default_codec, frame_rate, write_video

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
-from mask2former.prediction.predict_each import Refine, predict_each
+from mask2former.prediction.files import Refine, predict_each
 from mask2former.prediction.predictor import Predictor
 from mask2former.prediction.results import Prediction, Rgb, from_segments
 from mask2former.utils.files import atomic_write

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mask2former.prediction.staged import StagedPredictor
+from mask2former.prediction.predictor import Predictor
 from mask2former.tasks import Task
 from mask2former.web.workbench import Choice
 
@@ -41,12 +41,12 @@ def choice(task: Task, confidence: float, overlap: float, classes: list[str] | N
     return Choice(task, confidence / 100, overlap / 100, tuple(classes or ()))
 
 
-def default_choice(predictor: StagedPredictor) -> Choice:
+def default_choice(predictor: Predictor) -> Choice:
     """What a page shows before anything was chosen."""
     return Choice(predictor.task, predictor.default_threshold(predictor.task), predictor.default_overlap)
 
 
-def build_controls(gradio: ModuleType, predictor: StagedPredictor) -> Controls:
+def build_controls(gradio: ModuleType, predictor: Predictor) -> Controls:
     """Put the controls where the page is being built.
 
     Args:
@@ -69,7 +69,7 @@ def build_controls(gradio: ModuleType, predictor: StagedPredictor) -> Controls:
     return Controls(tasks, confidence, overlap, classes)
 
 
-def for_task(gradio: ModuleType, predictor: StagedPredictor, task: Task, chosen: Sequence[str]) -> list[Any]:
+def for_task(gradio: ModuleType, predictor: Predictor, task: Task, chosen: Sequence[str]) -> list[Any]:
     """Updates of confidence, overlap and classes when another task was chosen; classes that it knows stay chosen."""
     return [
         gradio.update(**_confidence(predictor, task)),
@@ -78,7 +78,7 @@ def for_task(gradio: ModuleType, predictor: StagedPredictor, task: Task, chosen:
     ]
 
 
-def _confidence(predictor: StagedPredictor, task: Task) -> dict[str, Any]:
+def _confidence(predictor: Predictor, task: Task) -> dict[str, Any]:
     if task == "semantic":
         return {"label": "Confidence, %", "info": "Semantic results have none.", "value": 0, "interactive": False}
     value = round(100 * predictor.default_threshold(task))
@@ -91,7 +91,7 @@ def _overlap(task: Task, value: float | None = None) -> dict[str, Any]:
     return {"label": "Overlap, %", "info": info, "interactive": task == "panoptic", **given}
 
 
-def _classes(predictor: StagedPredictor, task: Task, chosen: Sequence[str]) -> dict[str, Any]:
+def _classes(predictor: Predictor, task: Task, chosen: Sequence[str]) -> dict[str, Any]:
     table = predictor.classes(task)
     possible = [str(n) for i, n in enumerate(table.names) if task != "instance" or i in (table.thing_ids or (i,))]
     # Names may repeat; choosing one then chooses all classes of the name.

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mask2former.data.image_io import read_image
-from mask2former.prediction.staged import StagedPredictor, shrunk
+from mask2former.prediction.predictor import Predictor, shrunk
 from mask2former.utils.errors import UserError
 from mask2former.web.address import free_port
 from mask2former.web.controls import build_controls
@@ -151,7 +151,7 @@ def _gallery(gradio: ModuleType, samples: Sequence[Sample]) -> Any:
     )
 
 
-def _about(predictor: StagedPredictor) -> str:
+def _about(predictor: Predictor) -> str:
     """A sentence about the model, and one about photographs."""
     names = list(dict.fromkeys(map(str, predictor.classes().names)))
     others = len(names) - _NAMED_CLASSES

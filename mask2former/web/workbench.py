@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mask2former.prediction.predictor import Analysis, Predictor, shrunk
 from mask2former.prediction.results import Prediction
-from mask2former.prediction.staged import Analysis, StagedPredictor, shrunk
 from mask2former.tasks import Task
 from mask2former.utils.files import write_json
 from mask2former.utils.label_images import write_png
@@ -90,7 +90,7 @@ class Workbench:
 
     def __init__(
         self,
-        predictor: StagedPredictor,
+        predictor: Predictor,
         limits: Limits,
         files: Path,
         *,
@@ -165,7 +165,7 @@ class Workbench:
     def _analysis(self, visitor: str, upload: Upload) -> Analysis:
         analysis = self._memory.get(visitor, upload)
         if analysis is None:
-            analysis = self.predictor.analyse(read_photo(upload.path, upload.name, self.limits))
+            analysis = self.predictor.analyze(read_photo(upload.path, upload.name, self.limits))
             self._memory.keep(visitor, upload, analysis)
         return analysis
 

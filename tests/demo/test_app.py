@@ -64,7 +64,7 @@ def test_what_cannot_be_used_is_one_line_and_status_2(arguments, message, capsys
 
 def test_without_gradio_the_extra_is_named_before_the_model_is_built(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.setattr(app.StagedPredictor, "from_config", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr(app.Predictor, "from_config", lambda *_, **__: pytest.fail("built"))
     assert app.main(["--config-file", str(CONFIG)]) == 2
     assert "'.[app]'" in capsys.readouterr().err
 

@@ -11,14 +11,7 @@ import torch.nn.functional as F
 from detectron2.data.transforms import ResizeShortestEdge
 
 from mask2former.export import numpy_postprocessing as portable
-from mask2former.maskformer_model import Prediction
-from mask2former.modeling.mask_resizing import Resize, ResizedMasks, class_map
-from mask2former.modeling.postprocessing import (
-    instance_inference,
-    panoptic_inference,
-    semantic_classes,
-    semantic_inference,
-)
+from mask2former.modeling.inference import InferenceSettings, Queries, make_results, run
 
 from ..conftest import ROOT
 
@@ -43,8 +36,8 @@ def example(request, deterministic):
 
 
 def both_masks(masks, sizes):
-    prediction = Prediction(torch.zeros(0), torch.from_numpy(masks), sizes[0], sizes[1])
-    return portable.ResizedMasks(masks, *sizes), prediction.resized_masks(sizes[2])
+    queries = Queries(torch.zeros(0), torch.from_numpy(masks), sizes[0], sizes[1])
+    return portable.ResizedMasks(masks, *sizes), queries.resized(sizes[2])
 
 
 def test_masks_are_resized_as_by_pytorch(example, monkeypatch):
@@ -67,7 +60,8 @@ def test_panoptic(example, threshold, overlap):
     logits, masks, sizes = example
     ours, theirs = both_masks(masks, sizes)
     ids, segments = portable.panoptic(logits, ours, THINGS, threshold, overlap)
-    expected, expected_segments = panoptic_inference(torch.from_numpy(logits), theirs, THINGS, threshold, overlap)
+    settings = InferenceSettings(("panoptic",), threshold, overlap, thing_ids=THINGS)
+    expected, expected_segments = make_results(torch.from_numpy(logits), theirs, settings)["panoptic_seg"]
     np.testing.assert_array_equal(ids, expected.numpy())
     scores, expected_scores = ([segment.pop("score") for segment in s] for s in (segments, expected_segments))
     assert segments == expected_segments
@@ -80,7 +74,8 @@ def test_instances(example, classes):
     logits, masks, sizes = example
     ours, theirs = both_masks(masks, sizes)
     found, categories, scores = portable.instances(logits, ours, 20, classes)
-    expected = instance_inference(torch.from_numpy(logits), theirs, 20, classes)
+    settings = InferenceSettings(("instance",), detections_per_image=20, thing_ids=classes)
+    expected = make_results(torch.from_numpy(logits), theirs, settings)["instances"]
     np.testing.assert_array_equal(found, expected.pred_masks.numpy())
     np.testing.assert_array_equal(categories, expected.pred_classes.numpy())
     np.testing.assert_allclose(scores, expected.scores.numpy(), rtol=1e-5)
@@ -90,15 +85,15 @@ def test_instances(example, classes):
 def test_semantic_with_masks_resized_first(example):
     logits, masks, sizes = example
     ours, theirs = both_masks(masks, sizes)
-    np.testing.assert_array_equal(portable.semantic(logits, ours), semantic_classes(torch.from_numpy(logits), theirs))
+    expected = make_results(torch.from_numpy(logits), theirs, InferenceSettings(semantic_scores=False))["sem_seg"]
+    np.testing.assert_array_equal(portable.semantic(logits, ours), expected)
 
 
 def test_semantic_with_scores_resized_last(example):
     logits, masks, sizes = example
     padded, image, result = sizes
-    prediction = Prediction(torch.from_numpy(logits), torch.from_numpy(masks), padded, image)
-    scores = semantic_inference(prediction.logits, prediction.resized_masks())
-    expected = class_map(ResizedMasks(scores, [Resize(image, result)]))
+    queries = Queries(torch.from_numpy(logits), torch.from_numpy(masks), padded, image)
+    expected = run(queries, result, InferenceSettings(semantic_scores=False))["sem_seg"]
     np.testing.assert_array_equal(portable.semantic_resized_last(logits, masks, padded, image, result), expected)
 
 

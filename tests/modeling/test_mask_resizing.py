@@ -1,20 +1,24 @@
 """Masks made a few at a time against all of them at once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mask2former.modeling.inference import InferenceSettings, make_results
 from mask2former.modeling.mask_resizing import Resize, ResizedMasks, class_map
-from mask2former.modeling.postprocessing import (
-    instance_inference,
-    panoptic_inference,
-    semantic_classes,
-    semantic_inference,
-)
 
 QUERIES, CLASSES = 40, 9
+SETTINGS = InferenceSettings(
+    tasks=("panoptic", "instance", "semantic"),
+    object_mask_threshold=0.3,
+    overlap_threshold=0.05,
+    detections_per_image=60,
+    thing_ids=frozenset({0, 1, 2}),
+)
 # Logits are up to 20, and PyTorch's own interpolation differs in the last bit with the number of maps.
 TOLERANCE = 1e-5
 # Crop and size of each step: up (x 4, then 2.3), down, the same size, and cropping alone.
@@ -81,24 +85,24 @@ def test_results_are_those_of_the_direct_formulas(case):
     whole = ResizedMasks(at_once(masks, steps), values_at_once=10**9)
     pieces = ResizedMasks(masks, steps, values_at_once=30_000)
 
-    ids, segments = panoptic_inference(logits, pieces, {0, 1, 2}, 0.3, 0.05)
-    expected_ids, expected_segments = panoptic_inference(logits, whole, {0, 1, 2}, 0.3, 0.05)
-    assert torch.equal(ids, expected_ids)
-    assert segments == expected_segments
+    found, expected = make_results(logits, pieces, SETTINGS), make_results(logits, whole, SETTINGS)
+    ids, segments = found["panoptic_seg"]
+    assert torch.equal(ids, expected["panoptic_seg"][0])
+    assert segments == expected["panoptic_seg"][1]
     assert len(segments) > 3
 
-    instances = instance_inference(logits, pieces, 60, {0, 1, 2})
-    expected = instance_inference(logits, whole, 60, {0, 1, 2})
-    assert torch.equal(instances.pred_masks, expected.pred_masks)
-    torch.testing.assert_close(instances.scores, expected.scores, rtol=1e-6, atol=0)
-    assert torch.equal(instances.pred_classes, expected.pred_classes)
+    instances = found["instances"]
+    assert torch.equal(instances.pred_masks, expected["instances"].pred_masks)
+    torch.testing.assert_close(instances.scores, expected["instances"].scores, rtol=1e-6, atol=0)
+    assert torch.equal(instances.pred_classes, expected["instances"].pred_classes)
     # More instances than queries: some masks are used twice.
     assert len(instances) > len(set(map(tuple, instances.pred_masks.flatten(1).int().tolist())))
 
     # Interpolated as two sums instead of one, see `ResizedMasks.strips`.
     direct = torch.einsum("qk,qhw->khw", logits.softmax(-1)[:, :-1], at_once(masks, steps).sigmoid())
-    torch.testing.assert_close(semantic_inference(logits, pieces), direct, rtol=2e-6, atol=2e-6)
-    assert torch.equal(semantic_classes(logits, pieces), direct.argmax(0))
+    torch.testing.assert_close(found["sem_seg"], direct, rtol=2e-6, atol=2e-6)
+    classes = make_results(logits, pieces, replace(SETTINGS, tasks=("semantic",), semantic_scores=False))
+    assert torch.equal(classes["sem_seg"], direct.argmax(0))
 
 
 def test_masks_of_all_queries_are_never_held_at_full_size():
@@ -107,9 +111,7 @@ def test_masks_of_all_queries_are_never_held_at_full_size():
     steps = [Resize((24, 32), (96, 128)), Resize((90, 117), size)]
     resized = ResizedMasks(masks, steps, values_at_once=2 * size[0] * size[1])
     with LargestTensor() as largest:
-        panoptic_inference(logits, resized, {0, 1, 2}, 0.0, 0.0)
-        instance_inference(logits, resized, 60)
-        semantic_classes(logits, resized)
+        make_results(logits, resized, replace(SETTINGS, object_mask_threshold=0.0, semantic_scores=False))
     # A strip of rows has a row of overlap at either side, and the rest of a division.
     assert largest.values <= 2.2 * size[0] * size[1]
     assert largest.values < QUERIES * size[0] * size[1] / 10

@@ -1,27 +1,26 @@
 """Post-processing against direct, slow transcriptions of the definitions."""
 
+from dataclasses import FrozenInstanceError, replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mask2former.modeling.mask_resizing import ResizedMasks
-from mask2former.modeling.postprocessing import (
+from mask2former.modeling.inference import (
+    InferenceSettings,
     InstanceResult,
     PanopticResult,
-    SemanticClasses,
-    SemanticScores,
-    infer,
-    instance_inference,
+    Queries,
+    make_results,
     mask_boxes,
-    panoptic_inference,
-    semantic_inference,
+    run,
 )
-from mask2former.modeling.postprocessing.strips import first_largest
+from mask2former.modeling.mask_resizing import ResizedMasks, first_largest
 
 aten = torch.ops.aten
 QUERIES, CLASSES, SIZE = 12, 6, (24, 31)
-THINGS = {0, 1, 2}
+THINGS = frozenset({0, 1, 2})
 
 
 def predictions(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,6 +34,16 @@ def predictions(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def in_groups(masks: torch.Tensor) -> ResizedMasks:
     """Masks that are looked at two rows at a time."""
     return ResizedMasks(masks, values_at_once=16 * QUERIES * SIZE[1])
+
+
+def panoptic(logits, masks, things, object_threshold, overlap_threshold):
+    settings = InferenceSettings(("panoptic",), object_threshold, overlap_threshold, thing_ids=frozenset(things))
+    return make_results(logits, masks, settings)["panoptic_seg"]
+
+
+def instances(logits, masks, detections, things=None):
+    settings = InferenceSettings(("instance",), detections_per_image=detections, thing_ids=things)
+    return make_results(logits, masks, settings)["instances"]
 
 
 def direct_panoptic(logits, masks, object_threshold, overlap_threshold):
@@ -67,7 +76,7 @@ def direct_panoptic(logits, masks, object_threshold, overlap_threshold):
 def test_panoptic_equals_the_definition(seed, thresholds):
     logits, masks = predictions(seed)
     expected, expected_segments = direct_panoptic(logits, masks, *thresholds)
-    result, segments = panoptic_inference(logits, in_groups(masks), THINGS, *thresholds)
+    result, segments = panoptic(logits, in_groups(masks), THINGS, *thresholds)
     assert torch.equal(result, expected)
     assert [{k: v for k, v in segment.items() if k != "score"} for segment in segments] == expected_segments
     assert set(result.unique().tolist()) - {0} == {segment["id"] for segment in segments}
@@ -78,10 +87,10 @@ def test_rules_of_panoptic_bite_in_these_examples():
     merged = dropped = filtered = False
     for seed in range(8):
         logits, masks = predictions(seed)
-        _, loose = panoptic_inference(logits, in_groups(masks), THINGS, 0.0, 0.0)
-        _, strict = panoptic_inference(logits, in_groups(masks), THINGS, 0.0, 0.8)
-        _, sure = panoptic_inference(logits, in_groups(masks), THINGS, 0.7, 0.0)
-        _, all_things = panoptic_inference(logits, in_groups(masks), range(CLASSES), 0.0, 0.0)
+        _, loose = panoptic(logits, in_groups(masks), THINGS, 0.0, 0.0)
+        _, strict = panoptic(logits, in_groups(masks), THINGS, 0.0, 0.8)
+        _, sure = panoptic(logits, in_groups(masks), THINGS, 0.7, 0.0)
+        _, all_things = panoptic(logits, in_groups(masks), range(CLASSES), 0.0, 0.0)
         dropped |= len(strict) < len(loose)
         filtered |= len(sure) < len(loose)
         merged |= len(loose) < len(all_things)
@@ -96,7 +105,10 @@ def test_semantic_equals_the_definition(seed):
     for query in range(QUERIES):
         for category in range(CLASSES):
             expected[category] += probabilities[query, category] * masks[query].sigmoid()
-    torch.testing.assert_close(semantic_inference(logits, in_groups(masks)), expected)
+    scores = make_results(logits, in_groups(masks), InferenceSettings(("semantic",)))["sem_seg"]
+    torch.testing.assert_close(scores, expected)
+    classes = make_results(logits, in_groups(masks), InferenceSettings(("semantic",), semantic_scores=False))
+    assert torch.equal(classes["sem_seg"], scores.argmax(0))
 
 
 @pytest.mark.parametrize("classes", [None, THINGS])
@@ -111,7 +123,7 @@ def test_instances_equal_the_definition(classes):
             inside = float(masks[query].sigmoid()[mask].sum() / (mask.sum() + 1e-6))
             expected.append((score * inside, category, int(mask.sum())))
     expected.sort(reverse=True)
-    result = instance_inference(logits, in_groups(masks), 20, classes)
+    result = instances(logits, in_groups(masks), 20, classes)
     assert result.scores.tolist() == pytest.approx([e[0] for e in expected], rel=1e-5)
     assert result.pred_classes.tolist() == [e[1] for e in expected]
     assert result.pred_masks.sum((1, 2)).tolist() == [e[2] for e in expected]
@@ -121,7 +133,7 @@ def test_instances_equal_the_definition(classes):
 
 def test_more_detections_than_pairs_are_harmless():
     logits, masks = predictions(0)
-    assert len(instance_inference(logits, in_groups(masks), QUERIES * CLASSES + 5)) == QUERIES * CLASSES
+    assert len(instances(logits, in_groups(masks), QUERIES * CLASSES + 5)) == QUERIES * CLASSES
 
 
 def test_the_first_of_several_largest_is_found():
@@ -154,14 +166,13 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def all_results(logits: torch.Tensor, masks: ResizedMasks) -> list:
-    size = masks.size
-    return infer(
-        masks,
-        SemanticClasses(logits, size),
-        PanopticResult(logits, size, THINGS, 0.3, 0.1),
-        InstanceResult(logits, size, 20, THINGS),
-    )
+SETTINGS = InferenceSettings(
+    tasks=("semantic", "panoptic", "instance"),
+    object_mask_threshold=0.6,
+    overlap_threshold=0.1,
+    detections_per_image=5,
+    thing_ids=THINGS,
+)
 
 
 def test_loops_do_not_wait_for_the_device():
@@ -171,44 +182,60 @@ def test_loops_do_not_wait_for_the_device():
     for rows in (1, 3, SIZE[0]):
         # A strip is an eighth of what may be made at once.
         with Waits() as waits:
-            all_results(logits, ResizedMasks(masks, values_at_once=8 * rows * QUERIES * SIZE[1]))
+            make_results(logits, ResizedMasks(masks, values_at_once=8 * rows * QUERIES * SIZE[1]), SETTINGS)
         counts.append(waits.count)
     assert counts[0] == counts[1] == counts[2]
 
 
-@pytest.mark.parametrize("parts", [(0, 1, 2), (1, 2), (1,), (2,), ()])
-def test_results_of_one_pass_are_those_of_passes_of_their_own(parts):
-    """Whichever queries each of them wants."""
+@pytest.mark.parametrize(
+    "tasks",
+    [("semantic", "panoptic", "instance"), ("panoptic", "instance"), ("instance", "panoptic"), ("panoptic",), ()],
+)
+def test_results_of_one_pass_are_those_of_passes_of_their_own(tasks):
+    """Whichever queries each of them uses."""
     logits, masks = predictions(4)
-    panoptic, instance = PanopticResult(logits, SIZE, THINGS, 0.6, 0.1), InstanceResult(logits, SIZE, 5, THINGS)
-    assert 0 < len(panoptic.queries) < QUERIES
-    assert 0 < len(instance.queries) < QUERIES
-    assert panoptic.queries.tolist() != instance.queries.tolist()
-    source = in_groups(masks)
-    makers = [
-        lambda: SemanticScores(logits, SIZE),
-        lambda: PanopticResult(logits, SIZE, THINGS, 0.6, 0.1),
-        lambda: InstanceResult(logits, SIZE, 5, THINGS),
-    ]
-    together = infer(source, *(makers[part]() for part in parts))
-    alone = [infer(source, makers[part]())[0] for part in parts]
-    for part, got, expected in zip(parts, together, alone, strict=True):
-        if part == 0:
-            assert torch.equal(got, expected)
-        elif part == 1:
-            assert torch.equal(got[0], expected[0])
-            assert got[1] == expected[1] != []
-        else:
-            assert torch.equal(got.pred_masks, expected.pred_masks)
-            # Sums over strips of other heights.
-            torch.testing.assert_close(got.scores, expected.scores, rtol=1e-6, atol=0)
+    panoptic_queries = PanopticResult(logits, SIZE, SETTINGS).queries.tolist()
+    instance_queries = InstanceResult(logits, SIZE, SETTINGS).queries.tolist()
+    assert 0 < len(panoptic_queries) < QUERIES
+    assert 0 < len(instance_queries) < QUERIES
+    assert panoptic_queries != instance_queries
+    settings = replace(SETTINGS, tasks=tasks)
+    together = make_results(logits, in_groups(masks), settings)
+    alone = [make_results(logits, in_groups(masks), replace(SETTINGS, tasks=(task,))) for task in tasks]
+    assert list(together) == [key for result in alone for key in result]
+    expected = {key: value for result in alone for key, value in result.items()}
+    if "semantic" in tasks:
+        assert torch.equal(together["sem_seg"], expected["sem_seg"])
+    if "panoptic" in tasks:
+        assert torch.equal(together["panoptic_seg"][0], expected["panoptic_seg"][0])
+        assert together["panoptic_seg"][1] == expected["panoptic_seg"][1] != []
+    if "instance" in tasks:
+        assert torch.equal(together["instances"].pred_masks, expected["instances"].pred_masks)
+        # Sums over strips of other heights.
+        torch.testing.assert_close(together["instances"].scores, expected["instances"].scores, rtol=1e-6, atol=0)
 
 
 def test_nothing_is_found_where_no_query_counts():
     logits, masks = predictions(0)
-    panoptic, instances = infer(
-        in_groups(masks), PanopticResult(logits, SIZE, THINGS, 1.0, 0.0), InstanceResult(logits, SIZE, 20, set())
-    )
-    assert panoptic[1] == [] and not panoptic[0].any()
-    assert instances.pred_masks.shape == (0, *SIZE)
-    assert len(instances.pred_boxes) == 0
+    settings = replace(SETTINGS, tasks=("panoptic", "instance"), object_mask_threshold=1.0, thing_ids=frozenset())
+    results = make_results(logits, in_groups(masks), settings)
+    assert results["panoptic_seg"][1] == [] and not results["panoptic_seg"][0].any()
+    assert results["instances"].pred_masks.shape == (0, *SIZE)
+    assert len(results["instances"].pred_boxes) == 0
+
+
+@pytest.mark.parametrize("masks_first", [True, False])
+def test_run_makes_every_task_at_the_requested_size_and_changes_nothing(masks_first):
+    logits, masks = predictions(3)
+    queries = Queries(logits.clone(), masks.clone(), (96, 124), (90, 100))
+    settings = replace(SETTINGS, resize_masks_first=masks_first)
+    first, again = run(queries, (45, 50), settings), run(queries, (45, 50), settings)
+    assert set(first) == {"sem_seg", "panoptic_seg", "instances"}
+    assert first["sem_seg"].shape == (CLASSES, 45, 50)
+    assert first["panoptic_seg"][0].shape == first["instances"].pred_masks.shape[1:] == (45, 50)
+    assert torch.equal(first["sem_seg"], again["sem_seg"])
+    classes = run(queries, (45, 50), replace(settings, tasks=("semantic",), semantic_scores=False))["sem_seg"]
+    assert (classes != first["sem_seg"].argmax(0)).float().mean() < 1e-3
+    assert torch.equal(queries.logits, logits) and torch.equal(queries.masks, masks)
+    with pytest.raises(FrozenInstanceError):
+        settings.tasks = ()

@@ -56,7 +56,7 @@ def test_a_picture_is_drawn_over_the_image_that_was_predicted_or_another(make):
     assert result.draw(enlarge=False).shape == IMAGE.shape
     assert result.draw(white).mean() > result.draw().mean() + 10
     forgotten = type(result)(**{**vars(result), "image": None})
-    with pytest.raises(ValueError, match="does not remember its image"):
+    with pytest.raises(ValueError, match="was made without its image"):
         forgotten.draw()
 
 

@@ -3,13 +3,14 @@ import pytest
 import torch
 from detectron2.data.catalog import Metadata
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.structures import Instances
 from PIL import Image
 from torch import nn
 
 from mask2former import ConfigError, Predictor, setup_cfg
 from mask2former.data.image_io import ImageReadError
 from mask2former.engine import DeviceError
+from mask2former.maskformer_model import MaskFormer
+from mask2former.modeling.inference import InferenceSettings, Queries
 from tests.conftest import config_path
 from tests.data.custom.conftest import registered  # noqa: F401 - a fixture
 from tests.tiny import TINY
@@ -23,37 +24,30 @@ METADATA = Metadata(
 )
 
 
-class Recorder(nn.Module):
-    """Stands for a model: remembers its input and finds one thing in the left half and stuff in the right one."""
+class Recorder(MaskFormer):
+    """Remembers its input and finds one thing in the left half and stuff in the right one, both twice."""
 
-    panoptic_on = instance_on = semantic_on = True
-    object_mask_threshold = 0.8
-
-    def __init__(self, largest_batch=100):
-        super().__init__()
+    def __init__(self, largest_batch=100, tasks=("panoptic", "instance", "semantic")):
+        nn.Module.__init__(self)
+        self.register_buffer("pixel_mean", torch.zeros(3))
+        things = frozenset({0}) if "panoptic" in tasks else None
+        self.inference_settings = InferenceSettings(tasks, 0.8, 0.0, thing_ids=things, resize_masks_first=True)
         self.batches = []
         self.largest_batch = largest_batch
 
-    def forward(self, batched_inputs):
+    def predict(self, batched_inputs):
         if len(batched_inputs) > self.largest_batch:
             raise torch.OutOfMemoryError("out of memory")
         self.batches.append(len(batched_inputs))
         self.seen = batched_inputs[-1]
-        return [self.output(inputs["height"], inputs["width"]) for inputs in batched_inputs]
+        return [self.queries(*inputs["image"].shape[-2:]) for inputs in batched_inputs]
 
-    def output(self, height, width):
-        left = torch.zeros(height, width, dtype=torch.bool)
-        left[:, : width // 2] = True
-        instances = Instances((height, width))
-        instances.pred_masks = torch.stack([left, ~left, left])
-        instances.scores = torch.tensor([0.4, 0.7, 0.9])
-        instances.pred_classes = torch.tensor([0, 1, 0])
-        info = [
-            {"id": 1, "category_id": 0, "isthing": True, "score": 0.9},
-            {"id": 2, "category_id": 1, "isthing": False, "score": 0.8},
-        ]
-        panoptic = torch.where(left, 1, 2).int()
-        return {"panoptic_seg": (panoptic, info), "sem_seg": torch.stack([left, ~left]).float(), "instances": instances}
+    def queries(self, height, width):
+        left = torch.full((height, width), -20.0)
+        left[:, : width // 2] = 20
+        # Probabilities of cat, sky and no object.
+        logits = torch.tensor([[0.9, 0.05, 0.05], [0.1, 0.85, 0.05], [0.4, 0.1, 0.5]]).log()
+        return Queries(logits, torch.stack([left, -left, left]), (height, width), (height, width))
 
 
 def predictor(task, model=None, **options):
@@ -69,7 +63,7 @@ def test_the_model_sees_the_image_at_its_size_and_channel_order(image_format, fi
     predict(IMAGE)
     seen = predict.model.seen
     assert seen["image"].shape == (3, 32, 64) and seen["image"][0, 0, 0] == first
-    assert (seen["height"], seen["width"]) == (20, 40)
+    assert predict(IMAGE).size == (20, 40)
     assert not predict.model.training
 
 
@@ -77,7 +71,7 @@ def test_the_model_sees_the_image_at_its_size_and_channel_order(image_format, fi
 def test_large_images_are_predicted_smaller_and_enlarged(task):
     predict = predictor(task, max_pixels=200)
     prediction = predict(IMAGE)
-    assert (predict.model.seen["height"], predict.model.seen["width"]) == (10, 20)
+    assert predict.analyze(IMAGE).result_size == (10, 20)
     for segment in prediction.segments():
         assert segment["area"] == 400 and segment["segmentation"]["size"] == [20, 40]
     assert prediction.draw().shape == (20 * 16, 40 * 16, 3)
@@ -85,12 +79,17 @@ def test_large_images_are_predicted_smaller_and_enlarged(task):
 
 
 def test_instances_are_the_confident_ones_best_first():
-    predict = predictor("instance")
+    predict = predictor("instance", Recorder(tasks=("instance",)))
     segments = predict(IMAGE).segments()
-    assert [segment["score"] for segment in segments] == pytest.approx([0.9, 0.7])
+    assert [segment["score"] for segment in segments] == pytest.approx([0.9, 0.85])
     assert [segment["category_name"] for segment in segments] == ["cat", "sky"]
     assert len(predict(IMAGE, confidence_threshold=0.3).segments()) == 3
     assert predictor("instance", confidence_threshold=0.95)(IMAGE).segments() == []
+
+
+def test_instances_of_a_panoptic_model_are_things():
+    segments = predictor("instance")(IMAGE, confidence_threshold=0.3).segments()
+    assert [segment["category_name"] for segment in segments] == ["cat", "cat"]
 
 
 def test_segments_say_what_and_where():
@@ -131,34 +130,47 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
         predictor("panoptic")(IMAGE / 255)
 
 
-@pytest.mark.parametrize(
-    ("asked", "on"),
-    [("panoptic", ["panoptic"]), ("semantic", ["semantic"]), ("instance", ["panoptic", "instance"])],
-)
-def test_a_task_switches_the_outputs_on_that_it_needs(asked, on):
-    predict = predictor(None)
-    assert predict.task == "panoptic" and predict.tasks == ("panoptic", "instance", "semantic")
-    assert predict(IMAGE, task=asked).task == asked
-    switches = {name: getattr(predict.model, f"{name}_on") for name in ("panoptic", "instance", "semantic")}
-    assert [name for name, value in switches.items() if value] == on
-
-
 def test_the_default_is_the_richest_task_of_the_model():
-    model = Recorder()
-    model.panoptic_on = False
-    predict = predictor(None, model)
+    assert predictor(None).task == "panoptic" and predictor(None).tasks == ("panoptic", "instance", "semantic")
+    predict = predictor(None, Recorder(tasks=("instance", "semantic")))
     assert predict(IMAGE).task == predict.task == "instance"
-    assert not model.panoptic_on, "an instance model has no stuff to keep out"
 
 
 def test_the_threshold_of_segments_is_that_of_the_call_then_the_predictor_then_the_config():
-    predict = predictor("panoptic", confidence_threshold=0.6)
-    for options, threshold in [({}, 0.6), ({"confidence_threshold": 0.3}, 0.3), ({}, 0.6)]:
-        predict(IMAGE, **options)
-        assert predict.model.object_mask_threshold == threshold
-    other = predictor("instance", confidence_threshold=0.6)
-    other(IMAGE, task="panoptic")
-    assert other.model.object_mask_threshold == Recorder.object_mask_threshold
+    predict = predictor("panoptic", confidence_threshold=0.87)
+    for options, names in [({}, ["cat"]), ({"confidence_threshold": 0.3}, ["cat", "sky"]), ({}, ["cat"])]:
+        assert [segment["category_name"] for segment in predict(IMAGE, **options).segments()] == names
+    other = predictor("instance", confidence_threshold=0.87)
+    assert len(other(IMAGE, task="panoptic").segments()) == 2  # the config's 0.8
+
+
+TASKS_AND_THRESHOLDS = [
+    ("instance", 0.2), ("panoptic", 1.0), ("semantic", None), ("instance", 1.0), ("panoptic", 0.0), ("semantic", None)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1), slice(0, 1), slice(1, 4)])
+def test_predictions_leave_model_and_predictor_as_they_were(tiny, order):
+    """Whatever was predicted before: attributes, weights and results of the model are the same."""
+    image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    inputs = [{"image": torch.from_numpy(image.transpose(2, 0, 1).copy())}]
+
+    def state():
+        with torch.no_grad():
+            (result,) = tiny.model(inputs)
+        ids, segments = result["panoptic_seg"]
+        attributes = {
+            name: {key: value for key, value in vars(module).items() if not isinstance(value, dict)}
+            for name, module in tiny.model.named_modules()
+        }
+        return attributes, vars(tiny).copy(), ids.tolist(), segments, result["sem_seg"].sum().item()
+
+    before = state()
+    analysis = tiny.analyze(image)
+    for task, threshold in TASKS_AND_THRESHOLDS[order]:
+        tiny(image, task=task, confidence_threshold=threshold)
+        tiny.result(analysis, task=task, confidence_threshold=threshold, overlap_threshold=0.9)
+    assert state() == before
 
 
 def test_what_does_not_fit_is_an_error():

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mask2former.prediction.staged import StagedPredictor
+from mask2former.prediction.predictor import Predictor
 from tests.conftest import config_path
 from tests.tiny import TINY
 
@@ -13,7 +13,7 @@ def predictor():
     """A random panoptic model of COCO's classes that keeps every segment."""
     torch.manual_seed(0)
     opts = (*TINY, "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0")
-    return StagedPredictor.from_config(config_path("coco-panoptic"), opts=opts)
+    return Predictor.from_config(config_path("coco-panoptic"), opts=opts)
 
 
 @pytest.fixture

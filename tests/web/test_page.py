@@ -143,7 +143,7 @@ def test_what_fails_while_a_result_is_made_is_explained(handlers, photo, monkeyp
         raise error
 
     upload = handlers._uploaded(str(photo()))[0]
-    monkeypatch.setattr(handlers._bench.predictor, "analyse", fail)
+    monkeypatch.setattr(handlers._bench.predictor, "analyze", fail)
     page = handlers._show("me", upload, "panoptic", 0, 0, [])
     assert 'role="alert"' in page and ("gone" in page or "not enough memory" in page)
 

@@ -19,8 +19,8 @@ def bench(predictor, tmp_path):
 def network(predictor, monkeypatch):
     """The images that the network saw."""
     seen = []
-    analyse = predictor.analyse
-    monkeypatch.setattr(predictor, "analyse", lambda image: seen.append(image.shape) or analyse(image))
+    analyze = predictor.analyze
+    monkeypatch.setattr(predictor, "analyze", lambda image: seen.append(image.shape) or analyze(image))
     return seen
 
 
@@ -102,7 +102,7 @@ def test_the_next_file_takes_the_place_of_the_last(bench, upload):
 
 def test_memory_is_bounded_and_who_was_away_longest_is_forgotten(predictor, network, upload, tmp_path):
     mine, yours = upload("mine.png"), upload("yours.png", seed=1)
-    size = predictor.analyse(np.zeros((48, 80, 3), np.uint8)).nbytes
+    size = predictor.analyze(np.zeros((48, 80, 3), np.uint8)).nbytes
     network.clear()
     bench = Workbench(predictor, Limits(), tmp_path / "files", max_bytes=2 * size)
     for visitor, photo in [("me", mine), ("you", yours), ("me", mine), ("they", mine), ("me", mine)]:
