@@ -4,10 +4,10 @@
     python tools/export.py --config-file F --format onnx --output model.onnx MODEL.WEIGHTS model.pth
     python tools/export.py --config-file F --format torch-export --output model.pt2 --free batch MODEL.WEIGHTS model.pth
 
-The file holds the network from raw pixels to class and mask logits, and what a program has to know: classes, colours,
-sizes, thresholds (ONNX: metadata_props; .pt2: description.json). It is verified on three images: outputs and results
-are compared with the model's, and a table says what both cost. tools/onnx_infer.py runs an ONNX file on images.
-Exit status: 0 exported and equal; 1 not; 2 the command line is wrong.
+The file holds the network, from raw pixels to class and mask logits, and what a program needs to use it: classes,
+colours, sizes and thresholds (ONNX: metadata_props; .pt2: description.json). It is verified on three images: outputs
+and results are compared with the model's, and a table lists time and memory of both. tools/onnx_infer.py runs an ONNX
+file on images. Exit status: 0 exported and equal to the model; 1 not; 2 wrong command line.
 """
 
 import argparse
@@ -15,44 +15,50 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from numpy.random import RandomState
+from numpy.typing import NDArray
+from tabulate import tabulate
 
 from mask2former import ConfigError, setup_cfg
+from mask2former.checkpoint import Checkpointer, fetch, is_url
 from mask2former.data.datasets import predicted_metadata
 from mask2former.data.datasets.custom import register_custom_datasets
-from mask2former.data.image_io import ImageReadError, read_image
-from mask2former.engine import Checkpointer, CheckpointError, DownloadError, fetch, is_url, report_errors
-from mask2former.export import ExportError, describe, export_network, save_onnx, save_torch_export
+from mask2former.data.datasets.shapes_scene import draw_scene
+from mask2former.data.image_io import read_image
+from mask2former.export import describe, export_network, save_onnx, save_torch_export
 from mask2former.export.network import side_step
-from mask2former.export.numpy_postprocessing import network_size
-from mask2former.export.verification import drawn_images, verify
+from mask2former.export.numpy_postprocessing import image_sizes
+from mask2former.export.verification import MARGIN, ImageComparison, verify
+from mask2former.utils.errors import UserError, report_errors
 
 SAVERS = {"onnx": save_onnx, "torch-export": save_torch_export}
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 CONFIG_KEY = re.compile(r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST)\.[A-Z0-9_.]+")
-# A photograph that a size is derived from if none is given.
+# Height and width of a photograph: the input's default size is what the config makes of it.
 PHOTOGRAPH = (480, 640)
-# What traces to a graph of common operators.
-EXPORTABLE = (
-    "MODEL.DINAT.ATTENTION_BACKEND",
-    "exportable",
-    "MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION_BACKEND",
-    "reference",
-    "MODEL.COMPILE",
-    "False",
-)
+# Smallest and largest side of drawn images.
+SIDES = (64, 640)
+# Backends that trace to a graph of common operators.
+EXPORTABLE = {
+    "MODEL.DINAT.ATTENTION_BACKEND": "exportable",
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION_BACKEND": "reference",
+    "MODEL.COMPILE": "False",
+}
 
 
 def read_config(options: argparse.Namespace) -> CfgNode:
-    """The config of the model as it is used without an export, on the CPU, with paths that are absolute.
+    """Read the config of the model without the changes for the export, for the CPU, with absolute paths.
 
     Raises:
-        ConfigError: it can't be used.
-        DownloadError: the weights can't be had.
+        ConfigError: The config is invalid.
+        DownloadError: The weights can't be downloaded.
     """
     cfg = setup_cfg(options.config_file, options.opts)
     cfg.DATASETS.CUSTOM = register_custom_datasets(cfg.DATASETS.CUSTOM, options.config_file.parent)
@@ -65,15 +71,15 @@ def read_config(options: argparse.Namespace) -> CfgNode:
 
 
 def export(options: argparse.Namespace) -> bool:
-    """Do what the command line says; return whether the file does what the model does."""
+    """Export as the command line says, and return whether the file is equal to the model."""
     cfg = read_config(options)
     chosen = {f"{number} {path.name}": read_image(path) for number, path in enumerate(options.verify, 1)}
     exported_cfg = cfg.clone()
-    exported_cfg.merge_from_list(list(EXPORTABLE))
+    exported_cfg.merge_from_list([part for pair in EXPORTABLE.items() for part in pair])
     model = build_model(exported_cfg)
     Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    step = side_step(model)
-    size = options.size or network_size(PHOTOGRAPH, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, step)[1]
+    limits = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, side_step(model))
+    size = options.size or image_sizes(PHOTOGRAPH, *limits).padded
     description = describe(cfg, model, predicted_metadata(cfg), options.free)
     start = time.perf_counter()
     print(f"tracing the model at {size[0]} x {size[1]}, free: {options.free}; this takes minutes ...", flush=True)
@@ -87,19 +93,51 @@ def export(options: argparse.Namespace) -> bool:
         return True
     images = chosen or drawn_images(size)
     print(f"comparing with the model on {len(images)} images ...", flush=True)
-    result = verify(options.output, model, cfg, description, images, None if options.free == "size" else size)
-    print(result.table())
-    left_out = sum(comparison.undecided for comparison in result.comparisons)
-    if left_out:
-        print(
-            f"\n{left_out} pixels of panoptic maps differ where the model's two best probabilities are as good as equal"
-        )
-    print("\nverified: outputs are close and results equal" if result.passes else "\nNOT equal to the model, see above")
-    return result.passes
+    fixed_size = None if options.free == "size" else size
+    comparisons, costs = verify(options.output, model, cfg, description, images, fixed_size)
+    print(table(comparisons, costs))
+    undecided = sum(comparison.undecided for comparison in comparisons)
+    if undecided:
+        print(f"\n{undecided} panoptic pixels differ where the two best probabilities are equal up to rounding")
+    passed = all(comparison.passes for comparison in comparisons)
+    print("\nverified: outputs are close and results equal" if passed else "\nNOT equal to the model, see above")
+    return passed
+
+
+def drawn_images(size: tuple[int, int]) -> dict[str, NDArray[np.uint8]]:
+    """Three drawn scenes of different sizes, RGB [H, W, 3], about as large as `size` (height, width)."""
+    side = min(SIDES[1], max(SIDES[0], *size))
+    crops = {1: (1.0, 1.0), 2: (0.75, 1.0), 3: (1.0, 0.66)}
+    return {
+        f"drawn {seed}": draw_scene(RandomState(seed), side).image[: round(side * height), : round(side * width)].copy()
+        for seed, (height, width) in crops.items()
+    }
+
+
+def table(comparisons: Sequence[ImageComparison], costs: Mapping[str, tuple[float, float, float]]) -> str:
+    """Both results of `verify` as tables in Markdown."""
+    names = ["image", "mask logits: difference / range", "class logits", *comparisons[0].results]
+    rows = [
+        [c.name, f"{c.mask_difference:.1e}", f"{c.logit_difference:.1e}"]
+        + [f"{count} of {c.pixels} differ" if count else "equal" for count in c.results.values()]
+        + [c.undecided, "ok" if c.passes else "FAILED"]
+        for c in comparisons
+    ]
+    compared = tabulate(
+        rows, headers=[*names, f"excluded: within {MARGIN}", ""], tablefmt="github", disable_numparse=True
+    )
+    seconds = f"seconds per image, {torch.get_num_threads()} thread(s)"
+    measured = tabulate(
+        [[program, *values] for program, values in costs.items()],
+        headers=["program", "file, MB", seconds, "peak memory, MB"],
+        tablefmt="github",
+        floatfmt=("", ".0f", ".2f", ".0f"),
+    )
+    return f"{compared}\n\n{measured}"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; exits with status 2 if it is wrong."""
+    """Parse the command line; exit with status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog=__doc__.split("\n\n", 1)[1],
@@ -113,23 +151,23 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         nargs=2,
         type=int,
         metavar=("H", "W"),
-        help="of the input, multiples of 32; default: what the config makes of a photograph of 640 x 480",
+        help="height and width of the input, multiples of 32; default: of a photograph of 640 x 480 in this config",
     )
     parser.add_argument(
         "--free",
         choices=["none", "batch", "size"],
         default="none",
-        help="what may differ from call to call: nothing (fastest), the number of images, or also their size",
+        help="what may differ between calls: nothing (fastest), the number of images, or also their size",
     )
     checks = parser.add_mutually_exclusive_group()
-    checks.add_argument("--verify", nargs="+", metavar="IMG", help="images; default: three that are drawn")
+    checks.add_argument("--verify", nargs="+", metavar="IMG", help="images; default: three drawn ones")
     checks.add_argument("--no-verify", action="store_true", help="do not compare with the model")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set, such as MODEL.WEIGHTS")
     options = parser.parse_intermixed_args(arguments)
     if options.output.suffix != ENDINGS[options.format]:
         parser.error(f"--output {options.output}: expected a name that ends in {ENDINGS[options.format]}")
     options.size = tuple(options.size) if options.size else None
-    # Config keys that follow the images.
+    # `--verify` also takes the config keys that follow its images.
     images = list(itertools.takewhile(lambda text: not CONFIG_KEY.fullmatch(text), options.verify or ()))
     options.opts += (options.verify or [])[len(images) :]
     options.verify = [Path(image) for image in images]
@@ -139,7 +177,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = parse_arguments(arguments)
-    with report_errors((CheckpointError, ConfigError, DownloadError, ExportError, ImageReadError, OSError)):
+    with report_errors((UserError, OSError)):
         return 0 if export(options) else 1
     return 1
 

@@ -3,10 +3,10 @@
 
     python tools/onnx_infer.py model.onnx PHOTO ... --output OUT [--task panoptic] [--confidence-threshold 0.5]
 
-Needs onnxruntime, NumPy and Pillow, and of this project two files: mask2former/export/exported_model.py and
-mask2former/export/numpy_postprocessing.py, where they are or copied beside this one.
-OUT gets NAME_TASK.png, an overlay, NAME_TASK_ids.png, the segment (or class) of each pixel, and NAME_TASK.json, the
-segments with class, score, area and box. Exit status: 0 all images done; 1 some failed; 2 the command line is wrong.
+Needs onnxruntime, NumPy and Pillow, and two files of this project: mask2former/export/exported_model.py and
+mask2former/export/numpy_postprocessing.py, in their place or copied beside this one. Writes to OUT: NAME_TASK.png, an
+overlay; NAME_TASK_ids.png, the segment (or class) of each pixel; NAME_TASK.json, the segments with class, score, area
+and box. Exit status: 0 all images done; 1 some failed; 2 wrong command line.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 TASKS = ("panoptic", "instance", "semantic")
-# Share of a segment's colour in its area.
+# Opacity of segments in the overlay.
 FILL = 0.55
 
 
 def load(name: str) -> ModuleType:
-    """Import a file of mask2former/export by its path: its package would import PyTorch."""
+    """Import a file of mask2former/export by its path, because its package imports PyTorch."""
     here = Path(__file__).resolve().parent
     for folder in (here, here.parent / "mask2former" / "export"):
         path = folder / f"{name}.py"
@@ -47,33 +47,28 @@ exported_model = load("exported_model")
 
 
 def predict(model: Any, image: NDArray[np.uint8], task: str, threshold: float | None) -> tuple[Any, list[dict]]:
-    """A map [H, W] of segment ids (0: none) and the segments, for an RGB image [H, W, 3].
+    """Segment an RGB image [H, W, 3]; return a map [H, W] of segment ids (0: no segment) and the segments.
 
-    Instances are painted the best last; a semantic id is the class plus 1.
+    Where instances overlap, the map shows the best. A semantic id is the class plus 1.
     """
     about = model.description
-    size = image.shape[:2]
     limits = (about["min_size"], about["max_size"], about["divisibility"])
-    resized, padded = post.network_size(size, *limits, model.fixed_size)
-    pixels = np.asarray(Image.fromarray(image).resize(resized[::-1], Image.Resampling.BILINEAR))
-    logits, masks = (
-        x[0] for x in model(post.network_input(pixels, padded, about["image_format"], about["pixel_mean"]))
-    )
-    sizes = (padded, resized, size)
+    sizes = post.image_sizes(image.shape[:2], *limits, model.fixed_size)
+    pixels = np.asarray(Image.fromarray(image).resize(sizes.image[::-1], Image.Resampling.BILINEAR))
+    (logits,), (maps,) = model(post.network_input(pixels, sizes.padded, about["image_format"], about["pixel_mean"]))
+    masks = post.NumpyMasks(maps, sizes)
     things = {i for i, entry in enumerate(about["classes"]) if entry["isthing"]}
-    resized_masks = post.ResizedMasks(masks, *sizes)
     if task == "panoptic":
         lowest = about["object_mask_threshold"] if threshold is None else threshold
-        return post.panoptic(logits, resized_masks, things, lowest, about["overlap_threshold"])
+        return post.panoptic(logits, masks, things, lowest, about["overlap_threshold"])
     if task == "semantic":
-        whole = about["resize_masks_first"]
-        classes = post.semantic(logits, resized_masks) if whole else post.semantic_resized_last(logits, masks, *sizes)
+        classes = post.semantic(logits, masks, about["resize_masks_first"])
         found = [{"id": int(c) + 1, "isthing": int(c) in things, "category_id": int(c)} for c in np.unique(classes)]
         return classes + 1, found
     kept = things if "panoptic" in about["tasks"] else None
-    found_masks, categories, scores = post.instances(logits, resized_masks, about["detections_per_image"], kept)
+    found_masks, categories, scores = post.instances(logits, masks, about["detections_per_image"], kept)
     count = int(np.count_nonzero(scores >= (0.5 if threshold is None else threshold)))
-    ids = np.zeros(size, dtype=np.int32)
+    ids = np.zeros(sizes.result, dtype=np.int32)
     for number in range(count, 0, -1):
         ids[found_masks[number - 1]] = number
     found = [
@@ -84,7 +79,7 @@ def predict(model: Any, image: NDArray[np.uint8], task: str, threshold: float | 
 
 
 def describe_segments(ids: Any, segments: Sequence[dict], classes: Sequence[Mapping[str, Any]]) -> list[dict]:
-    """Segments with their class names, areas in pixels and boxes [x, y, width, height], as painted."""
+    """Add class names, areas in pixels and boxes [x, y, width, height] in the map to segments."""
     described = []
     for segment in segments:
         rows, columns = np.nonzero(ids == segment["id"])
@@ -98,7 +93,7 @@ def describe_segments(ids: Any, segments: Sequence[dict], classes: Sequence[Mapp
 
 
 def overlay(image: NDArray[np.uint8], ids: Any, segments: Sequence[dict], classes: Sequence[Mapping[str, Any]]) -> Any:
-    """The image with its segments coloured and outlined; objects of one class in different shades."""
+    """Draw segments on an image in the colours of their classes; things of one class get different shades."""
     picture = image.astype(np.float32)
     counts: dict[int, int] = {}
     for segment in segments:
@@ -116,7 +111,7 @@ def overlay(image: NDArray[np.uint8], ids: Any, segments: Sequence[dict], classe
 
 
 def process(model: Any, path: Path, options: argparse.Namespace) -> str:
-    """Segment a file, write the results and return a line about them."""
+    """Segment an image file, write the results, and return a line about them."""
     with Image.open(path) as file:
         image = np.array(ImageOps.exif_transpose(file).convert("RGB"))
     start = time.perf_counter()
@@ -134,7 +129,7 @@ def process(model: Any, path: Path, options: argparse.Namespace) -> str:
 
 
 def try_to_process(model: Any, path: Path, options: argparse.Namespace) -> bool:
-    """Process a file and print a line about it; return whether it could be read and its results be written."""
+    """Process a file and print a line about it; return False if it can't be read or its results can't be written."""
     try:
         print(process(model, path, options), flush=True)
     except OSError as error:
@@ -153,9 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", metavar="MODEL.onnx", help="written by tools/export.py")
     parser.add_argument("images", nargs="+", type=Path, metavar="PHOTO")
     parser.add_argument("--output", required=True, type=Path, metavar="OUT", help="folder for the results")
-    parser.add_argument("--task", choices=TASKS, help="default: the first of these that the model has")
+    parser.add_argument("--task", choices=TASKS, help="default: the first one that the model supports")
     parser.add_argument("--confidence-threshold", type=float, metavar="T", help="lowest score of a segment, 0 to 1")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: onnxruntime's choice")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="number of threads; default: chosen by onnxruntime"
+    )
     options = parser.parse_intermixed_args(arguments)
     try:
         model = exported_model.OnnxModel(options.model, options.threads)

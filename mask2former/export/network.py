@@ -1,6 +1,13 @@
-"""The part of a model that is exported, traced by torch.export, and what a program has to know to use it."""
+"""The exported part of a model: traced by torch.export, described for other programs, and written to one file."""
 
 import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,22 +19,26 @@ from torch.export import Dim, ExportedProgram
 from mask2former.data.classes import ClassTable
 from mask2former.maskformer_model import MaskFormer
 from mask2former.utils.errors import UserError
+from mask2former.utils.files import atomic_write
 
-# What stays open in an exported program: nothing, the number of images, or also their height and width.
+# What may differ from call to call: nothing, the number of images, or also their height and width.
 Freedom = Literal["none", "batch", "size"]
+# Names of the input and of the outputs.
 INPUT, OUTPUTS = "image", ("pred_logits", "pred_masks")
-# Sides of images are such multiples, whatever the model wants: its coarsest map has this stride.
+# The stride of the coarsest feature map: the sides of an input are multiples of it whatever the backbone requires.
 _STRIDE = 32
-_LARGEST_BATCH = 256
-_LARGEST_SIDE = 8192
+# The first with GridSample "linear" and Gelu; onnxruntime supports it since 1.17.
+_OPSET = 20
+# Name of the description among the extra files of a .pt2.
+DESCRIPTION_FILE = "description.json"
 
 
 class ExportError(UserError):
-    """An export that can't be done here, or not as asked; the message says why."""
+    """An export that is not possible here, or not with these options; the message says why."""
 
 
 class ExportedNetwork(nn.Module):
-    """A MaskFormer between the raw image and post-processing; normalisation is part of it."""
+    """A MaskFormer from raw pixels (normalisation included) to the input of post-processing."""
 
     def __init__(self, model: MaskFormer) -> None:
         super().__init__()
@@ -44,7 +55,7 @@ class ExportedNetwork(nn.Module):
 
 
 def side_step(model: MaskFormer) -> int:
-    """What the sides of a model's input are multiples of."""
+    """Number of pixels that the sides of a model's input are multiples of."""
     return max(_STRIDE, model.size_divisibility)
 
 
@@ -52,55 +63,59 @@ def export_network(model: MaskFormer, size: tuple[int, int], freedom: Freedom = 
     """Trace a model on the CPU with torch.export.
 
     Args:
-        model: whose attention uses backends that can be exported: MODEL.DINAT.ATTENTION_BACKEND exportable and
+        model: Model whose attention backends can be exported: MODEL.DINAT.ATTENTION_BACKEND exportable and
             MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION_BACKEND reference.
-        size: height and width of the input; with freedom "size", of the images that it is traced with.
-        freedom: what may differ from call to call. A program for any size computes some more, and tracing it takes
+        size: Height and width of the input; with freedom "size", of the images used for tracing.
+        freedom: Dimensions that may differ from call to call. A program for any size is slower, and tracing it takes
             several times as long.
 
     Raises:
-        ExportError: the size is not a multiple of what the model needs.
+        ExportError: The size is not a multiple of `side_step`.
     """
     step = side_step(model)
     if any(side < step or side % step for side in size):
         raise ExportError(f"size {size[0]} x {size[1]}: expected multiples of {step}")
     shapes: dict[int, Any] = {}
     if freedom != "none":
-        shapes[0] = Dim("batch", min=1, max=_LARGEST_BATCH)
+        shapes[0] = Dim("batch", min=1, max=256)
     if freedom == "size":
         # A side of one step could be one cell in the coarsest map, which traces to another program.
-        largest = _LARGEST_SIDE // step
-        shapes[2] = step * Dim("rows", min=2, max=largest)
-        shapes[3] = step * Dim("columns", min=2, max=largest)
-    # A batch of one would be traced as a constant.
-    example = torch.zeros(1 if freedom == "none" else 2, 3, *_distinct(size, step) if freedom == "size" else size)
+        shapes[2], shapes[3] = (step * Dim(name, min=2, max=8192 // step) for name in ("rows", "columns"))
+        if size[0] == size[1]:
+            # Tracing could take equal sides for the same unknown.
+            size = (size[0], size[1] + step)
+    # Tracing would turn a batch of one into a constant.
+    example = torch.zeros(1 if freedom == "none" else 2, 3, *size)
     with torch.no_grad():
         return torch.export.export(
             ExportedNetwork(model),
             (example,),
             dynamic_shapes={INPUT: shapes} if shapes else None,
             strict=False,
-            # What can only be known of a size when it comes is then checked when it comes.
+            # Conditions on a size that tracing can't decide are checked at run time.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
 
 
 def describe(cfg: CfgNode, model: MaskFormer, metadata: Metadata, freedom: Freedom) -> dict[str, Any]:
-    """What a program needs to prepare images for an exported model and to make results of its outputs; JSON-ready.
+    """Collect what a program needs to prepare images for an exported model and to turn its outputs into results.
 
     Args:
-        cfg: the config that the model was built with.
-        model: the model.
-        metadata: of the data set whose classes it predicts.
-        freedom: see `export_network`.
+        cfg: Config that the model was built with.
+        model: The model.
+        metadata: Metadata of the data set whose classes it predicts.
+        freedom: Dimensions that may differ from call to call; see `export_network`.
+
+    Returns:
+        A dict of values that JSON can hold.
     """
     settings = model.inference_settings
-    switched_on = list(settings.tasks)
-    # An instance data set numbers its things alone; all others number them among the stuff.
-    table = ClassTable.from_metadata(metadata, "instance" if switched_on == ["instance"] else "semantic")
-    things = range(len(table.names)) if switched_on == ["instance"] else table.thing_ids
+    tasks = list(settings.tasks)
+    # An instance data set numbers only its things; all others number things and stuff together.
+    table = ClassTable.from_metadata(metadata, "instance" if tasks == ["instance"] else "semantic")
+    things = range(len(table.names)) if tasks == ["instance"] else table.thing_ids
     return {
-        "tasks": switched_on,
+        "tasks": tasks,
         "classes": [
             {"name": table.name(i), "color": list(table.color(i)), "isthing": i in things}
             for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
@@ -119,6 +134,41 @@ def describe(cfg: CfgNode, model: MaskFormer, metadata: Metadata, freedom: Freed
     }
 
 
-def _distinct(size: tuple[int, int], step: int) -> tuple[int, int]:
-    """Sides that tracing can't take for the same unknown."""
-    return size if size[0] != size[1] else (size[0], size[1] + step)
+def save_onnx(program: ExportedProgram, path: str | Path, description: Mapping[str, Any]) -> None:
+    """Write a program as one ONNX file that is either complete or absent.
+
+    The entries of `description` become `metadata_props` of the model, each as JSON.
+
+    Raises:
+        ExportError: The packages of the extra `export` are missing, or the weights are too large for one file.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - torch.onnx exports with it
+    except ImportError as error:
+        raise ExportError(f"exporting to ONNX needs {error.name}: pip install -e '.[export]'") from error
+    # Its notes on each step would hide the tool's own output.
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with redirect_stdout(io.StringIO()):
+        exported = torch.onnx.export(
+            program, dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=_OPSET
+        )
+    if exported is None:
+        raise ExportError("torch.onnx.export returned no program")
+    model = exported.model_proto
+    for key, value in description.items():
+        model.metadata_props.add(key=key, value=json.dumps(value))
+    try:
+        content = model.SerializeToString()
+    except (ValueError, RuntimeError) as error:
+        raise ExportError(f"{path}: an ONNX file holds at most 2 GB, this model is larger ({error})") from error
+    with atomic_write(path, "wb") as file:
+        file.write(content)
+    del content
+    onnx.checker.check_model(os.fspath(path))
+
+
+def save_torch_export(program: ExportedProgram, path: str | Path, description: Mapping[str, Any]) -> None:
+    """Write a program for `torch.export.load`, complete or not at all; `description` is an extra file, as JSON."""
+    with atomic_write(path, "wb") as file:
+        torch.export.save(program, file, extra_files={DESCRIPTION_FILE: json.dumps(description)})

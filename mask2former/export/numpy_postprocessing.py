@@ -1,59 +1,74 @@
-"""What comes before and after an exported model, in NumPy alone: for programs that have neither PyTorch nor Detectron2.
+"""Pre- and post-processing for an exported model in NumPy alone, for programs without PyTorch and Detectron2.
 
-This file imports nothing but NumPy and nothing of ours, so that it can be copied. Results are those of
-`mask2former.modeling.inference`, which documents the rules and their sources.
+This file imports only NumPy and nothing of this project, so that it can be copied. The rules are those of
+`mask2former.modeling.inference`, which names their sources.
 
-    image [H, W, 3] -> `network_size`, resize -> `network_input` -> the model -> `ResizedMasks` -> `panoptic`, ...
+    image [H, W, 3] -> `image_sizes`, resize -> `network_input` -> the model -> `NumpyMasks` -> `panoptic`, ...
 
 Shapes:
     Q: queries; K: classes; h, w: height and width of the model's masks; H, W: those of the result; N: instances
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+# Height and width.
 Size = tuple[int, int]
 
-# How many mask values are made at once.
 _VALUES_AT_ONCE = 2**22
 
 
-def network_size(
-    image_size: Size, min_size: int, max_size: int, divisibility: int, fixed: Size | None = None
-) -> tuple[Size, Size]:
-    """Height and width that an image is resized to, and those of the model's input, which is padded.
+class ImageSizes(NamedTuple):
+    """Sizes that an image has on its way through the model.
+
+    Attributes:
+        padded: Height and width of the model's input.
+        image: Height and width of the resized image in its upper left corner.
+        result: Height and width of the image and of its results.
+    """
+
+    padded: Size
+    image: Size
+    result: Size
+
+
+def image_sizes(
+    size: Size, min_size: int, max_size: int, divisibility: int, fixed_size: Size | None = None
+) -> ImageSizes:
+    """Choose the sizes that an image is resized and padded to.
 
     Args:
-        image_size: of the image.
-        min_size: the shorter side becomes so long,
-        max_size: unless the longer one would become longer than this.
-        divisibility: the sides of the input are multiples of this.
-        fixed: size of the input, if the model takes only one; the image is then made as large as fits.
+        size: Height and width of the image.
+        min_size: Length that the shorter side is resized to.
+        max_size: Limit for the longer side, which takes precedence.
+        divisibility: Number that the sides of the input are multiples of.
+        fixed_size: Height and width of the input if the model accepts only one size. The image is then made as large
+            as fits, and the limits have no effect.
     """
-    height, width = image_size
-    if fixed is not None:
-        scale = min(fixed[0] / height, fixed[1] / width)
-        resized = tuple(max(1, min(limit, round(side * scale))) for side, limit in zip(image_size, fixed, strict=True))
-        return (resized[0], resized[1]), fixed
+    height, width = size
+    if fixed_size is not None:
+        scale = min(fixed_size[0] / height, fixed_size[1] / width)
+        rows, columns = (max(1, min(limit, round(side * scale))) for side, limit in zip(size, fixed_size, strict=True))
+        return ImageSizes(fixed_size, (rows, columns), size)
     # In the order in which Detectron2 rounds.
-    scale = min_size / min(image_size)
+    scale = min_size / min(size)
     sides = (min_size, scale * width) if height < width else (scale * height, min_size)
     if max(sides) > max_size:
         scale = max_size / max(sides)
         sides = (sides[0] * scale, sides[1] * scale)
-    resized = (int(sides[0] + 0.5), int(sides[1] + 0.5))
-    padded = (-(-resized[0] // divisibility) * divisibility, -(-resized[1] // divisibility) * divisibility)
-    return resized, padded
+    rows, columns = (int(side + 0.5) for side in sides)
+    padded = (-(-rows // divisibility) * divisibility, -(-columns // divisibility) * divisibility)
+    return ImageSizes(padded, (rows, columns), size)
 
 
 def network_input(pixels: NDArray[np.uint8], size: Size, image_format: str, pixel_mean: Sequence[float]) -> Floats:
     """Turn a resized RGB image [h, w, 3] into the input [1, 3, *size] of a model, 0..255.
 
-    At the bottom and at the right it is padded with `pixel_mean`, which the model's normalisation makes zero.
+    It is padded at the bottom and at the right with `pixel_mean`, which the model's normalisation turns into zero.
     """
     channels = pixels[:, :, ::-1] if image_format == "BGR" else pixels
     padded = np.empty((1, 3, *size), dtype=np.float32)
@@ -62,97 +77,89 @@ def network_input(pixels: NDArray[np.uint8], size: Size, image_format: str, pixe
     return padded
 
 
-class ResizedMasks:
-    """Maps [Q, h, w] of a padded input, resized to the size of a result only where somebody looks at them.
+class NumpyMasks:
+    """Maps [Q, h, w] of an input, resized to the result only one map or one strip of rows at a time.
 
-    They are enlarged to the padded input, cut to the image in it, and resized to the result.
+    They are resized to the padded input, cropped to the image, and resized to the result, bilinearly as PyTorch does
+    with align_corners=False.
 
     Attributes:
-        size: height and width of the result.
+        maps: Maps as they were given.
+        sizes: Sizes of the input, the image in it, and the result.
     """
 
-    def __init__(self, masks: Floats, padded_size: Size, image_size: Size, result_size: Size) -> None:
-        """Take maps; `image_size` is that of the resized image inside the input of `padded_size`."""
-        self.size = result_size
-        self._masks = masks
-        self._steps = ((masks.shape[1:], padded_size), (image_size, result_size))
-
-    def __len__(self) -> int:
-        return len(self._masks)
+    def __init__(self, maps: Floats, sizes: ImageSizes) -> None:
+        self.maps = maps
+        self.sizes = sizes
+        self._steps = ((maps.shape[1:], sizes.padded), (sizes.image, sizes.result))
 
     def whole(self, query: int) -> Floats:
-        """The map of a query: [H, W]."""
-        maps = self._masks[query : query + 1]
-        for crop, size in self._steps:
-            maps = _resize(maps, crop, size)
-        return maps[0]
+        """The resized map [H, W] of one query."""
+        return self._rows(self.maps[query : query + 1], 2, 0, self.sizes.result[0])[0]
 
-    def strips(self) -> Iterator[tuple[slice, Floats]]:
-        """Maps of all queries, a strip of rows at a time: which rows, and the maps [Q, rows, W]."""
-        rows = max(1, _VALUES_AT_ONCE // (len(self) * max(self.size[1], self._steps[0][1][1])))
-        for first in range(0, self.size[0], rows):
-            last = min(first + rows, self.size[0])
-            yield slice(first, last), self._rows(len(self._steps), first, last)
+    def strips(self, values_at_once: int = _VALUES_AT_ONCE) -> Iterator[tuple[slice, Floats]]:
+        """Yield the range of each strip of rows and the resized maps [Q, rows, W], about `values_at_once` numbers."""
+        height, width = self.sizes.result
+        rows = max(1, values_at_once // (len(self.maps) * max(width, self.sizes.padded[1])))
+        for first in range(0, height, rows):
+            last = min(first + rows, height)
+            yield slice(first, last), self._rows(self.maps, 2, first, last)
 
-    def _rows(self, num_steps: int, first: int, last: int) -> Floats:
-        """Rows of all maps after so many steps."""
+    def _rows(self, maps: Floats, num_steps: int, first: int, last: int) -> Floats:
+        """Rows `first` to `last` of maps after the first steps of resizing."""
         if num_steps == 0:
-            return self._masks[:, first:last]
+            return maps[:, first:last]
         crop, size = self._steps[num_steps - 1]
-        above, below, weight = _taps(crop[0], size[0])
+        if crop == size:
+            return self._rows(maps, num_steps - 1, first, last)[:, :, : crop[1]]
+        above, below, weight = _neighbours(crop[0], size[0])
         above, below, weight = above[first:last], below[first:last], weight[first:last]
-        source = self._rows(num_steps - 1, int(above[0]), int(below[-1]) + 1)
-        source = _resize_columns(source[:, :, : crop[1]], size[1])
+        source = self._rows(maps, num_steps - 1, int(above[0]), int(below[-1]) + 1)
+        left, right, column_weight = _neighbours(crop[1], size[1])
+        source = _mix(source[:, :, left], source[:, :, right], column_weight)
         return _mix(source[:, above - above[0]], source[:, below - above[0]], weight[:, None])
 
 
-def semantic(logits: Floats, masks: ResizedMasks) -> NDArray[np.int64]:
-    """The class of each pixel [H, W], by the sum over queries of class probability times mask probability.
+def semantic(logits: Floats, masks: NumpyMasks, resize_masks_first: bool = True) -> NDArray[np.int64]:
+    """The class of each pixel [H, W]: the highest sum over queries of class probability times mask probability.
 
     Args:
-        logits: [Q, K + 1], the last class being "no object".
-        masks: logits.
+        logits: Class logits [Q, K + 1], the last class being "no object".
+        masks: Mask logits.
+        resize_masks_first: Whether masks are resized to the result. Otherwise the sums are made at the size of the
+            padded input and then resized (SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE False).
     """
-    result = np.empty(masks.size, dtype=np.int64)
-    for rows, scores in _semantic_scores(logits, masks):
-        result[rows] = scores.argmax(axis=0)
-    return result
-
-
-def semantic_resized_last(logits: Floats, masks: Floats, padded_size: Size, image_size: Size, result_size: Size) -> Any:
-    """As `semantic`, where scores are resized instead of masks (SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE off).
-
-    `logits` are [Q, K + 1], `masks` [Q, h, w]; for the sizes see `ResizedMasks`.
-    """
-    scores = np.empty((logits.shape[-1] - 1, *padded_size), dtype=np.float32)
-    for rows, strip in _semantic_scores(logits, ResizedMasks(masks, padded_size, padded_size, padded_size)):
+    if resize_masks_first:
+        return np.concatenate([scores.argmax(axis=0) for _, scores in _class_scores(logits, masks)])
+    padded = masks.sizes.padded
+    scores = np.empty((logits.shape[1] - 1, *padded), dtype=np.float32)
+    for rows, strip in _class_scores(logits, NumpyMasks(masks.maps, ImageSizes(padded, padded, padded))):
         scores[:, rows] = strip
-    resized = ResizedMasks(scores, padded_size, image_size, result_size)
-    return np.concatenate([strip.argmax(axis=0) for _, strip in resized.strips()])
+    return np.concatenate([strip.argmax(axis=0) for _, strip in NumpyMasks(scores, masks.sizes).strips()])
 
 
 def panoptic(
     logits: Floats,
-    masks: ResizedMasks,
+    masks: NumpyMasks,
     thing_ids: Collection[int],
     object_mask_threshold: float,
     overlap_threshold: float,
 ) -> tuple[NDArray[np.int32], list[dict[str, Any]]]:
-    """Segment ids [H, W] (0: none), and `id`, `isthing`, `category_id` and `score` of each segment.
+    """Segment ids [H, W] (0: no segment), and `id`, `isthing`, `category_id` and `score` of each segment.
 
     Args:
-        logits: [Q, K + 1], the last class being "no object".
-        masks: logits.
-        thing_ids: classes whose segments stay apart; segments of another class merge.
-        object_mask_threshold: queries with a lower class probability don't count.
-        overlap_threshold: lowest share of a query's mask that it has to win against other queries.
+        logits: Class logits [Q, K + 1], the last class being "no object".
+        masks: Mask logits.
+        thing_ids: Classes whose segments stay separate; segments of each other class are merged.
+        object_mask_threshold: Class probability above which a query takes part.
+        overlap_threshold: Smallest share of a query's mask that it must win against other queries to be kept.
     """
     probabilities = _softmax(logits)
     scores, classes = probabilities.max(axis=1), probabilities.argmax(axis=1)
     kept = np.flatnonzero((classes != logits.shape[1] - 1) & (scores > object_mask_threshold))
-    best = np.full(masks.size, -1, dtype=np.float32)
-    winner = np.full(masks.size, -1, dtype=np.int64)
-    inside = np.zeros(masks.size, dtype=bool)
+    best = np.full(masks.sizes.result, -1, dtype=np.float32)
+    winner = np.full(masks.sizes.result, -1, dtype=np.int64)
+    inside = np.zeros(masks.sizes.result, dtype=bool)
     areas = []
     for number, query in enumerate(kept):
         probability = _sigmoid(masks.whole(query))
@@ -163,9 +170,8 @@ def panoptic(
         np.copyto(best, weighted, where=better)
         np.copyto(inside, held, where=better)
         winner[better] = number
-    ids = np.zeros(masks.size, dtype=np.int32)
-    segments: list[dict[str, Any]] = []
-    stuff: dict[int, dict[str, Any]] = {}
+    ids = np.zeros(masks.sizes.result, dtype=np.int32)
+    segments: dict[Any, dict[str, Any]] = {}
     for number, query in enumerate(kept):
         won = winner == number
         painted = won & inside
@@ -173,28 +179,24 @@ def panoptic(
         if not painted.any() or share < np.float32(overlap_threshold):
             continue
         category, score = int(classes[query]), float(scores[query])
-        segment = stuff.get(category)
-        if segment is None:
-            is_thing = category in thing_ids
-            segment = {"id": len(segments) + 1, "isthing": is_thing, "category_id": category, "score": score}
-            segments.append(segment)
-            if not is_thing:
-                stuff[category] = segment
+        is_thing = category in thing_ids
+        new = {"id": len(segments) + 1, "isthing": is_thing, "category_id": category, "score": score}
+        segment = segments.setdefault((category, number if is_thing else None), new)
         segment["score"] = max(segment["score"], score)
         ids[painted] = segment["id"]
-    return ids, segments
+    return ids, list(segments.values())
 
 
 def instances(
-    logits: Floats, masks: ResizedMasks, detections: int, classes: Collection[int] | None = None
+    logits: Floats, masks: NumpyMasks, detections: int, classes: Collection[int] | None = None
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], Floats]:
-    """The best pairs of query and class as instances, the best first: masks [N, H, W], classes [N] and scores [N].
+    """The best pairs of query and class as instances: masks [N, H, W], classes [N] and scores [N], best first.
 
     Args:
-        logits: [Q, K + 1], the last class being "no object".
-        masks: logits.
-        detections: how many of all Q * K pairs are looked at.
-        classes: those kept of them; None keeps all.
+        logits: Class logits [Q, K + 1], the last class being "no object".
+        masks: Mask logits.
+        detections: Number of the best of all Q * K pairs that are considered.
+        classes: Classes that are kept of these; None keeps all.
     """
     num_classes = logits.shape[1] - 1
     pairs = _softmax(logits)[:, :-1].ravel()
@@ -202,23 +204,23 @@ def instances(
     if classes is not None:
         index = index[np.isin(index % num_classes, list(classes))]
     queries, scores = index // num_classes, pairs[index]
-    found = np.zeros((len(index), *masks.size), dtype=bool)
+    found = np.zeros((len(index), *masks.sizes.result), dtype=bool)
     for query in np.unique(queries):
         mask = masks.whole(query)
         held = mask > 0
-        inside = (_sigmoid(mask) * held).sum() / (np.float32(np.count_nonzero(held)) + np.float32(1e-6))
+        quality = (_sigmoid(mask) * held).sum() / (np.float32(np.count_nonzero(held)) + np.float32(1e-6))
         users = queries == query
         found[users] = held
-        scores[users] *= inside
+        scores[users] *= quality
     order = np.argsort(-scores, kind="stable")
     return found[order], (index % num_classes)[order], scores[order]
 
 
-def _semantic_scores(logits: Floats, masks: ResizedMasks) -> Iterator[tuple[slice, Floats]]:
-    """Scores of all classes, a strip of rows at a time: which rows, and the scores [K, rows, W]."""
+def _class_scores(logits: Floats, masks: NumpyMasks) -> Iterator[tuple[slice, Floats]]:
+    """Yield the range of each strip of rows and its scores [K, rows, W]."""
     probabilities = _softmax(logits)[:, :-1].T
     for rows, strip in masks.strips():
-        yield rows, (probabilities @ _sigmoid(strip).reshape(len(masks), -1)).reshape(-1, *strip.shape[1:])
+        yield rows, (probabilities @ _sigmoid(strip).reshape(len(strip), -1)).reshape(-1, *strip.shape[1:])
 
 
 def _softmax(logits: Floats) -> Floats:
@@ -227,27 +229,12 @@ def _softmax(logits: Floats) -> Floats:
 
 
 def _sigmoid(logits: Floats) -> Floats:
-    # float32 has no larger exponential.
+    # float32 can't hold larger exponentials.
     return 1 / (1 + np.exp(np.minimum(-logits, np.float32(88))))
 
 
-def _resize(maps: Floats, crop: Sequence[int], size: Size) -> Floats:
-    """Cut maps [N, h, w] to `crop` and resize them bilinearly, as PyTorch does with align_corners=False."""
-    maps = maps[:, : crop[0], : crop[1]]
-    if maps.shape[1:] == size:
-        return maps
-    above, below, weight = _taps(crop[0], size[0])
-    columns = _resize_columns(maps, size[1])
-    return _mix(columns[:, above], columns[:, below], weight[:, None])
-
-
-def _resize_columns(maps: Floats, width: int) -> Floats:
-    left, right, weight = _taps(maps.shape[2], width)
-    return _mix(maps[:, :, left], maps[:, :, right], weight)
-
-
-def _taps(source: int, result: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """For each position of the result, the two of the source that it lies between, and the weight of the second."""
+def _neighbours(source: int, result: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """The two source positions around each position of the result, and the weight of the second."""
     scale = np.float32(source) / np.float32(result)
     position = np.maximum((np.arange(result, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0)
     first = np.minimum(position.astype(np.int64), source - 1)

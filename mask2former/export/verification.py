@@ -1,82 +1,79 @@
-"""Compares an exported file with the model it was made of: outputs, results, time and memory."""
+"""Verifies an exported file: compares outputs, results, time and memory with those of the model.
+
+    python -m mask2former.export.verification CONFIG.yaml INPUTS.npz OUTPUTS.npz THREADS    # measures the model itself
+
+CONFIG holds all keys, and absolute paths.
+"""
 
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from numpy.random import RandomState
+from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from PIL import Image
-from tabulate import tabulate
 
-from mask2former.data.datasets.shapes_scene import draw_scene
+from mask2former.checkpoint import Checkpointer
+from mask2former.config import setup_cfg
+from mask2former.data.datasets.custom import register_custom_datasets
 from mask2former.maskformer_model import MaskFormer
-from mask2former.utils.files import atomic_write
+from mask2former.modeling import inference
+from mask2former.modeling.inference import InferenceSettings, Queries
+from mask2former.tasks import TASKS
 
 from . import exported_model
-from .comparison import MARGIN, Comparison, compare
-from .network import ExportError
-from .numpy_postprocessing import Size, network_input, network_size
+from . import numpy_postprocessing as portable
+from .network import ExportedNetwork, ExportError
+from .numpy_postprocessing import Floats, ImageSizes, NumpyMasks, Size
 
-Rgb = NDArray[np.uint8]
+# Class logits [Q, K + 1] and mask logits [Q, h, w] of one image.
+Outputs = tuple[Floats, Floats]
+Results = Mapping[str, NDArray[Any]]
 
-# Sides of drawn images.
-_SIDES = (64, 640)
+# Largest difference of mask logits, relative to the range of all mask logits of an image.
+TOLERANCE = 1e-3
+# Where two segments are equally likely, or a mask probability is 1/2, rounding decides, which differs between programs.
+# Panoptic pixels are excluded if the two best probabilities, or the mask's and 1/2, are at most this far apart.
+MARGIN = 1e-4
+# Largest share of the pixels of other results that may differ, for the same reason.
+UNDECIDED = 1e-4
+# Instances with lower scores are not compared: many scores are close to zero, and their order is arbitrary.
+_CONFIDENT = 0.5
 
 
 @dataclass(frozen=True)
-class Verification:
-    """Comparisons of some images, and costs: program -> MB of its file, seconds a run, MB of memory at its peak."""
+class ImageComparison:
+    """Differences between an exported file and its model on one image.
 
-    comparisons: Sequence[Comparison]
-    costs: Mapping[str, tuple[float, float, float]]
+    Attributes:
+        name: Name of the image.
+        mask_difference: Largest difference of mask logits, relative to their range.
+        logit_difference: Largest difference of class logits, relative to their range.
+        results: Number of pixels that differ, by task: post-processing of the export in NumPy against the model's own.
+            All pixels if the segments are not the same.
+        undecided: Number of panoptic pixels that differ within `MARGIN` and are not counted in `results`.
+        pixels: Number of pixels of the image.
+    """
+
+    name: str
+    mask_difference: float
+    logit_difference: float
+    results: Mapping[str, int]
+    undecided: int
+    pixels: int
 
     @property
     def passes(self) -> bool:
-        """Whether every image does."""
-        return all(comparison.passes for comparison in self.comparisons)
-
-    def table(self) -> str:
-        """Both tables, in Markdown."""
-        rows = [
-            [c.name, f"{c.mask_difference:.1e}", f"{c.logit_difference:.1e}"]
-            + [f"{count} of {c.pixels} differ" if count else "equal" for count in c.results.values()]
-            + [c.undecided, "ok" if c.passes else "FAILED"]
-            for c in self.comparisons
-        ]
-        kinds = list(self.comparisons[0].results)
-        names = ["image", "mask logits: difference / range", "class logits", *kinds, f"left out: within {MARGIN}", ""]
-        costs = [[program, *values] for program, values in self.costs.items()]
-        cost_names = [
-            "program",
-            "file, MB",
-            f"seconds an image, {torch.get_num_threads()} thread(s)",
-            "peak memory, MB",
-        ]
-        return "\n\n".join(
-            (
-                tabulate(rows, headers=names, tablefmt="github", disable_numparse=True),
-                tabulate(costs, headers=cost_names, tablefmt="github", floatfmt=("", ".0f", ".2f", ".0f")),
-            )
-        )
-
-
-def drawn_images(size: Size) -> dict[str, Rgb]:
-    """Three drawn scenes of different sizes, about as large as `size` (height, width)."""
-    side = min(_SIDES[1], max(_SIDES[0], *size))
-    pictures = {f"drawn {seed}": draw_scene(RandomState(seed), side).image for seed in (1, 2, 3)}
-    crops = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.66))
-    return {
-        name: np.ascontiguousarray(picture[: round(side * height), : round(side * width)])
-        for (name, picture), (height, width) in zip(pictures.items(), crops, strict=True)
-    }
+        """Whether outputs are close, and results equal except for pixels that rounding decides."""
+        allowed = {task: 0 if task == "panoptic" else UNDECIDED * self.pixels for task in self.results}
+        return self.mask_difference < TOLERANCE and all(self.results[task] <= allowed[task] for task in allowed)
 
 
 def verify(
@@ -84,65 +81,167 @@ def verify(
     model: MaskFormer,
     cfg: CfgNode,
     description: Mapping[str, Any],
-    images: Mapping[str, Rgb],
+    images: Mapping[str, NDArray[np.uint8]],
     fixed_size: Size | None,
-) -> Verification:
-    """Run a file and the model on images, each in a process of its own, and compare.
+) -> tuple[list[ImageComparison], dict[str, tuple[float, float, float]]]:
+    """Run a file and the model on images, each in its own process, and compare.
 
     Args:
-        path: the exported file.
-        model: makes results of outputs; its network is not used.
-        cfg: the model as it is used without an export, with paths that are absolute.
-        description: of the file.
-        images: RGB [H, W, 3].
-        fixed_size: of the input, if the file takes only one.
+        path: The exported file.
+        model: The model; only its inference settings and the size of its weights are used.
+        cfg: Config of the model without the changes for the export, with absolute paths.
+        description: Description in the file; see `mask2former.export.describe`.
+        images: RGB images [H, W, 3] by name.
+        fixed_size: Height and width of the input if the file accepts only one size.
+
+    Returns:
+        One comparison per image; and size of the file in MB, seconds per image and peak memory in MB, by program.
 
     Raises:
-        ExportError: one of the processes failed.
+        ExportError: One of the processes failed.
     """
-    inputs, places = {}, {}
+    limits = (description["min_size"], description["max_size"], description["divisibility"])
+    inputs, sizes = {}, {}
     for name, image in images.items():
-        inputs[name], places[name] = _prepare(image, description, fixed_size)
+        sizes[name] = portable.image_sizes((image.shape[0], image.shape[1]), *limits, fixed_size)
+        pixels = np.asarray(Image.fromarray(image).resize(sizes[name].image[::-1], Image.Resampling.BILINEAR))
+        inputs[name] = portable.network_input(
+            pixels, sizes[name].padded, description["image_format"], description["pixel_mean"]
+        )
     with tempfile.TemporaryDirectory() as folder:
         config_file = Path(folder, "config.yaml")
-        with atomic_write(config_file) as file:
-            file.write(cfg.dump())
+        config_file.write_text(cfg.dump(), encoding="utf-8")
         np.savez(Path(folder, "inputs.npz"), **inputs)
-        original = _run(["-m", f"{__package__}.original_model", str(config_file)], folder)
-        exported = _run([exported_model.__file__, str(path)], folder)
+        original = measure_in_process(["-m", __name__, str(config_file)], folder)
+        exported = measure_in_process([exported_model.__file__, str(path)], folder)
     comparisons = []
-    for name, (image_size, padded_size) in places.items():
-        sizes = (padded_size, image_size, (images[name].shape[0], images[name].shape[1]))
+    for name in images:
         expected, got = ((r[f"{name}.logits"][0], r[f"{name}.masks"][0]) for r in (original, exported))
-        comparisons.append(compare(name, got, expected, sizes, model, description))
-    # What a checkpoint of the weights alone takes.
+        comparisons.append(compare(name, got, expected, sizes[name], model.inference_settings, description))
+    # As large as a checkpoint that holds only the weights.
     weights = sum(value.nbytes for value in model.state_dict().values())
     program = "onnxruntime" if path.suffix == ".onnx" else "torch.export"
-    costs = {"PyTorch": _cost(weights, original), program: _cost(path.stat().st_size, exported)}
-    return Verification(comparisons, costs)
+    costs = {
+        name: (file_bytes / 1e6, float(measured["seconds"]), float(measured["peak_bytes"]) / 1e6)
+        for name, file_bytes, measured in (("PyTorch", weights, original), (program, path.stat().st_size, exported))
+    }
+    return comparisons, costs
 
 
-def _prepare(
-    image: Rgb, description: Mapping[str, Any], fixed_size: Size | None
-) -> tuple[NDArray[np.float32], tuple[Size, Size]]:
-    """The input of an image, and the sizes of the image in it and of all of it."""
-    limits = (description["min_size"], description["max_size"], description["divisibility"])
-    resized, padded = network_size((image.shape[0], image.shape[1]), *limits, fixed_size)
-    pixels = np.asarray(Image.fromarray(image).resize(resized[::-1], Image.Resampling.BILINEAR))
-    return network_input(pixels, padded, description["image_format"], description["pixel_mean"]), (resized, padded)
+def measure_in_process(command: Sequence[str], folder: str) -> Results:
+    """Run a Python command that measures a program on inputs.npz of a folder, and return the arrays that it saves.
 
-
-def _run(command: Sequence[str], folder: str) -> dict[str, NDArray[Any]]:
-    outputs = Path(folder, "outputs.npz")
-    files = [str(Path(folder, "inputs.npz")), str(outputs), str(torch.get_num_threads())]
-    done = subprocess.run([sys.executable, *command, *files], capture_output=True, text=True, check=False)
+    Raises:
+        ExportError: The process failed.
+    """
+    inputs, outputs = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
+    words = [sys.executable, *command, str(inputs), str(outputs), str(torch.get_num_threads())]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ExportError(f"{' '.join(command)} failed:\n{done.stderr}")
     with np.load(outputs) as arrays:
-        results = {name: arrays[name] for name in arrays.files}
-    outputs.unlink()
+        return {name: arrays[name] for name in arrays.files}
+
+
+def compare(
+    name: str,
+    got: Outputs,
+    expected: Outputs,
+    sizes: ImageSizes,
+    settings: InferenceSettings,
+    description: Mapping[str, Any],
+) -> ImageComparison:
+    """Compare the outputs for one image, and the results made of them.
+
+    Args:
+        name: Name of the image.
+        got: Outputs of the exported file, turned into results by `numpy_postprocessing`.
+        expected: Outputs of the model, turned into results by its own post-processing.
+        sizes: Sizes of the input, the image in it, and the results.
+        settings: Inference settings of the model.
+        description: Description in the file.
+    """
+    ours, theirs = numpy_results(*got, sizes, description), model_results(*expected, sizes, settings)
+    results, undecided = count_differences(ours, theirs), 0
+    pixels = sizes.result[0] * sizes.result[1]
+    if results.get("panoptic", pixels) < pixels:
+        undecided = count_undecided(*expected, sizes, description, ours["panoptic"] != theirs["panoptic"])
+        results["panoptic"] -= undecided
+    logit_difference, mask_difference = (
+        float(np.abs(a - b).max() / max(np.ptp(b), np.finfo(np.float32).tiny))
+        for a, b in zip(got, expected, strict=True)
+    )
+    return ImageComparison(name, mask_difference, logit_difference, results, undecided, pixels)
+
+
+def numpy_results(logits: Floats, masks: Floats, sizes: ImageSizes, description: Mapping[str, Any]) -> Results:
+    """Results of all tasks as maps [H, W] by `numpy_postprocessing`: segment ids, classes, numbers of instances."""
+    resized, tasks = NumpyMasks(masks, sizes), description["tasks"]
+    things = [i for i, entry in enumerate(description["classes"]) if entry["isthing"]]
+    results: dict[str, NDArray[Any]] = {}
+    if "panoptic" in tasks:
+        thresholds = description["object_mask_threshold"], description["overlap_threshold"]
+        results["panoptic"] = portable.panoptic(logits, resized, things, *thresholds)[0]
+    if "instance" in tasks:
+        kept = things if "panoptic" in tasks else None
+        found, _, scores = portable.instances(logits, resized, description["detections_per_image"], kept)
+        results["instance"] = found[scores >= _CONFIDENT].sum(axis=0)
+    if "semantic" in tasks:
+        results["semantic"] = portable.semantic(logits, resized, description["resize_masks_first"])
     return results
 
 
-def _cost(file_bytes: int, results: Mapping[str, NDArray[Any]]) -> tuple[float, float, float]:
-    return file_bytes / 1e6, float(results["seconds"]), float(results["peak_bytes"]) / 1e6
+def model_results(logits: Floats, masks: Floats, sizes: ImageSizes, settings: InferenceSettings) -> Results:
+    """The same as `numpy_results` by the model's own post-processing."""
+    queries = Queries(torch.from_numpy(logits), torch.from_numpy(masks), sizes.padded, sizes.image)
+    found = inference.run(queries, sizes.result, replace(settings, semantic_scores=False))
+    maps: dict[str, Callable[[Any], torch.Tensor]] = {
+        "panoptic": lambda result: result[0],
+        "instance": lambda result: result.pred_masks[result.scores >= _CONFIDENT].sum(0),
+        "semantic": lambda result: result,
+    }
+    return {task: maps[task](found[TASKS[task].output]).numpy() for task in settings.tasks}
+
+
+def count_differences(got: Results, expected: Results) -> dict[str, int]:
+    """Number of pixels that differ, by task; all pixels if one of both maps has a segment that the other lacks."""
+    return {
+        task: int(np.count_nonzero(got[task] != value))
+        if np.array_equal(np.unique(got[task]), np.unique(value))
+        else value.size
+        for task, value in expected.items()
+    }
+
+
+def count_undecided(
+    logits: Floats,
+    masks: Floats,
+    sizes: ImageSizes,
+    description: Mapping[str, Any],
+    pixels: NDArray[np.bool_],
+) -> int:
+    """Number of some pixels [H, W] of the panoptic map that the model's outputs leave to rounding; see `MARGIN`."""
+    scores, classes = torch.from_numpy(logits).softmax(-1).max(-1)
+    kept = ((classes < logits.shape[1] - 1) & (scores > description["object_mask_threshold"])).nonzero()[:, 0]
+    if not pixels.any() or len(kept) == 0:
+        return 0
+    resized = NumpyMasks(masks, sizes)
+    values = torch.from_numpy(np.stack([resized.whole(query)[pixels] for query in kept.tolist()])).sigmoid()
+    best = (scores[kept, None] * values).topk(min(2, len(kept)), dim=0)
+    held = values.gather(0, best.indices[:1])[0]
+    close = (best.values[0] - best.values[-1] <= MARGIN) if len(kept) > 1 else torch.zeros_like(held, dtype=torch.bool)
+    return int((close | ((held - 0.5).abs() <= MARGIN)).sum())
+
+
+def measure_model(config_file: str, inputs: str, outputs: str, threads: str) -> None:
+    """Measure the model of a config as `exported_model` measures its export; see `measure`."""
+    torch.set_num_threads(int(threads))
+    cfg = setup_cfg(config_file)
+    register_custom_datasets(cfg.DATASETS.CUSTOM, ".")
+    model = build_model(cfg)
+    Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    exported_model.measure(exported_model.numpy_program(ExportedNetwork(model)), inputs, outputs)
+
+
+if __name__ == "__main__":
+    measure_model(*sys.argv[1:])

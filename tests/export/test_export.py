@@ -18,10 +18,10 @@ from PIL import Image
 from mask2former import Predictor, setup_cfg
 from mask2former.data.datasets import predicted_metadata
 from mask2former.export import describe, export_network, save_onnx, save_torch_export, verification
-from mask2former.export.comparison import Comparison, count_undecided, differing
 from mask2former.export.exported_model import ModelFileError, OnnxModel
 from mask2former.export.network import ExportedNetwork
-from mask2former.export.verification import drawn_images, verify
+from mask2former.export.numpy_postprocessing import ImageSizes
+from mask2former.export.verification import ImageComparison, count_differences, count_undecided, verify
 
 from ..conftest import ROOT, config_path, load_script
 from ..tiny import TINY
@@ -77,7 +77,7 @@ def onnx_file(program, description, tmp_path_factory):
 def photo(tmp_path_factory):
     """A drawn picture of the size that the model takes, so that nothing is resized."""
     path = tmp_path_factory.mktemp("photos") / "photo.png"
-    picture = drawn_images((96, 96))["drawn 1"][: SIZE[0]]
+    picture = load_script("tools/export.py").drawn_images((96, 96))["drawn 1"][: SIZE[0]]
     Image.fromarray(picture).save(path)
     return path
 
@@ -139,7 +139,7 @@ def test_torch_export_is_run_without_our_packages(program, description, model, t
     shutil.copy(ROOT / "mask2former" / "export" / "exported_model.py", tmp_path)
     code = (
         "import sys, numpy, exported_model\n"
-        "logits, masks = exported_model.load_torch_program('tiny.pt2', 1)(numpy.load('image.npy'))\n"
+        "logits, masks = exported_model.load_program('tiny.pt2', 1)(numpy.load('image.npy'))\n"
         "numpy.savez('outputs.npz', logits=logits, masks=masks)\n"
         "assert not {'mask2former', 'dinat_backbone', 'detectron2'} & set(sys.modules)\n"
     )
@@ -163,9 +163,10 @@ def test_verification_fails_where_outputs_differ(monkeypatch, model, cfg, descri
     def run(command, folder):
         return outputs | ({} if command[0] == "-m" else {"a.masks": outputs["a.masks"] * np.float32(factor)})
 
-    monkeypatch.setattr(verification, "_run", run)
+    monkeypatch.setattr(verification, "measure_in_process", run)
     images = {"a": np.zeros((64, 96, 3), dtype=np.uint8)}
-    assert verify(Path(__file__), model, cfg, description, images, SIZE).passes == passes
+    ((comparison,), _) = verify(Path(__file__), model, cfg, description, images, SIZE)
+    assert comparison.passes == passes
 
 
 @pytest.mark.parametrize(
@@ -174,23 +175,23 @@ def test_verification_fails_where_outputs_differ(monkeypatch, model, cfg, descri
 )
 def test_outputs_must_be_close_and_maps_equal(difference, panoptic, semantic, passes):
     results = {"panoptic": panoptic, "semantic": semantic}
-    assert Comparison("a", difference, 0.0, results, undecided=50, pixels=100_000).passes == passes
+    assert ImageComparison("a", difference, 0.0, results, undecided=50, pixels=100_000).passes == passes
 
 
 def test_pixels_that_rounding_decides():
     """Three queries at four pixels: one wins clearly, two are equal, a mask is as likely as not, none of these."""
     logits = np.log(np.array([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]], dtype=np.float32))
     masks = np.array([[5, 1, 1e-5, 0.3], [-5, 1, -5, -5], [9, 9, 9, 9]], dtype=np.float32)[:, None]
-    about = {"object_mask_threshold": 0.8}
+    about, sizes = {"object_mask_threshold": 0.8}, ImageSizes((1, 4), (1, 4), (1, 4))
     for pixel, undecided in enumerate((0, 1, 1, 0)):
         where = np.arange(4)[None] == pixel
-        assert count_undecided(logits, masks, ((1, 4),) * 3, about, where) == undecided
+        assert count_undecided(logits, masks, sizes, about, where) == undecided
 
 
 def test_a_segment_less_is_a_difference_of_the_whole_map():
     expected = np.zeros((100, 200), dtype=np.int32)
     expected[0, 0] = 1
-    found = differing({"panoptic": np.zeros_like(expected)}, {"panoptic": expected})
+    found = count_differences({"panoptic": np.zeros_like(expected)}, {"panoptic": expected})
     assert found == {"panoptic": expected.size}
 
 

@@ -37,19 +37,18 @@ def example(request, deterministic):
 
 def both_masks(masks, sizes):
     queries = Queries(torch.zeros(0), torch.from_numpy(masks), sizes[0], sizes[1])
-    return portable.ResizedMasks(masks, *sizes), queries.resized(sizes[2])
+    return portable.NumpyMasks(masks, portable.ImageSizes(*sizes)), queries.resized(sizes[2])
 
 
-def test_masks_are_resized_as_by_pytorch(example, monkeypatch):
+def test_masks_are_resized_as_by_pytorch(example):
     _, masks, sizes = example
     padded, image, result = sizes
-    ours = portable.ResizedMasks(masks, *sizes)
+    ours = portable.NumpyMasks(masks, portable.ImageSizes(*sizes))
     enlarged = F.interpolate(torch.from_numpy(masks)[None], size=padded, mode="bilinear", align_corners=False)
     cut = enlarged[:, :, : image[0], : image[1]]
     expected = F.interpolate(cut, size=result, mode="bilinear", align_corners=False)[0].numpy()
     np.testing.assert_allclose([ours.whole(query) for query in range(QUERIES)], expected, rtol=0, atol=2e-5)
-    monkeypatch.setattr(portable, "_VALUES_AT_ONCE", 9000)
-    strips = list(ours.strips())
+    strips = list(ours.strips(values_at_once=9000))
     assert len(strips) > 1 or sizes[2] == (20, 12)
     np.testing.assert_allclose(np.concatenate([maps for _, maps in strips], axis=1), expected, rtol=0, atol=2e-5)
 
@@ -94,20 +93,21 @@ def test_semantic_with_scores_resized_last(example):
     padded, image, result = sizes
     queries = Queries(torch.from_numpy(logits), torch.from_numpy(masks), padded, image)
     expected = run(queries, result, InferenceSettings(semantic_scores=False))["sem_seg"]
-    np.testing.assert_array_equal(portable.semantic_resized_last(logits, masks, padded, image, result), expected)
+    ours = portable.NumpyMasks(masks, portable.ImageSizes(*sizes))
+    np.testing.assert_array_equal(portable.semantic(logits, ours, resize_masks_first=False), expected)
 
 
 @pytest.mark.parametrize("size", [(480, 640), (427, 640), (640, 427), (100, 900), (333, 333), (1, 7)])
 @pytest.mark.parametrize(("shortest", "longest"), [(800, 1333), (640, 2560), (64, 128)])
 def test_images_are_resized_as_detectron2_does(size, shortest, longest):
-    resized, padded = portable.network_size(size, shortest, longest, 32)
-    assert resized == ResizeShortestEdge.get_output_shape(*size, shortest, longest)
+    padded, resized, result = portable.image_sizes(size, shortest, longest, 32)
+    assert result == size and resized == ResizeShortestEdge.get_output_shape(*size, shortest, longest)
     assert all(p % 32 == 0 and 0 <= p - r < 32 for r, p in zip(resized, padded, strict=True))
 
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (30, 30), (1, 5000)])
 def test_images_are_fitted_into_a_fixed_size(size):
-    resized, padded = portable.network_size(size, 800, 1333, 32, (64, 96))
+    padded, resized, _ = portable.image_sizes(size, 800, 1333, 32, (64, 96))
     assert padded == (64, 96) and all(0 < r <= p for r, p in zip(resized, padded, strict=True))
     assert any(r == p for r, p in zip(resized, padded, strict=True))
 
