@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_util
 
-from mask2former import rle
 from mask2former.utils.label_images import encode_masks
 
 
@@ -33,9 +32,7 @@ def special(height, width):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (7, 13), (8, 16), (33, 64), (427, 640), (525, 1000)])
-@pytest.mark.parametrize("words", [0, rle._WORDS_A_CHANGE], ids=["ours", "either"])
-def test_masks_of_all_kinds_are_encoded_as_pycocotools_does(size, words, monkeypatch):
-    monkeypatch.setattr(rle, "_WORDS_A_CHANGE", words)
+def test_masks_of_all_kinds_are_encoded_as_pycocotools_does(size):
     masks = special(*size)
     assert encode_masks(torch.from_numpy(masks)) == official(masks)
 
@@ -45,15 +42,10 @@ def test_masks_of_all_kinds_are_encoded_as_pycocotools_does(size, words, monkeyp
     shape=st.tuples(st.integers(0, 5), st.integers(1, 40), st.integers(1, 40)),
     density=st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.9, 1.0]),
     seed=st.integers(0, 2**32 - 1),
-    together=st.sampled_from([1, 500, rle._PIXELS_TOGETHER]),
-    words=st.sampled_from([0, rle._WORDS_A_CHANGE]),
 )
-def test_random_masks_are_encoded_as_pycocotools_does(shape, density, seed, together, words):
+def test_random_masks_are_encoded_as_pycocotools_does(shape, density, seed):
     masks = np.random.default_rng(seed).random(shape) < density
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rle, "_PIXELS_TOGETHER", together)
-        patch.setattr(rle, "_WORDS_A_CHANGE", words)
-        assert encode_masks(torch.from_numpy(masks)) == official(masks)
+    assert encode_masks(torch.from_numpy(masks)) == official(masks)
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int64, torch.float32])
