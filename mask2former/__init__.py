@@ -1,8 +1,10 @@
-"""Mask2Former on Detectron2; importing this registers its parts under the names that configs use."""
+"""Mask2Former on Detectron2; importing it registers its parts under the names that configs use."""
 
-from . import modeling
+from . import compat, modeling
 from .config import ConfigError, add_maskformer2_config, setup_cfg
 from .maskformer_model import MaskFormer
 from .prediction.predictor import Predictor
+
+compat.install()
 
 __all__ = ["ConfigError", "MaskFormer", "Predictor", "add_maskformer2_config", "modeling", "setup_cfg"]

@@ -6,11 +6,9 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.registry import Registry
 from torch import nn
 
+# Transformer decoders: called with (cfg, in_channels), they map a pixel decoder's multi-scale maps (coarse to fine) and
+# mask features to a dict of predictions; see `MultiScaleMaskedTransformerDecoder.forward`.
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
-TRANSFORMER_DECODER_REGISTRY.__doc__ = """
-Transformer decoders: called with (cfg, in_channels), they map a pixel decoder's multi-scale maps (coarse to fine) and
-mask features to a dict of predictions; see `MultiScaleMaskedTransformerDecoder.forward`.
-"""
 
 
 def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:

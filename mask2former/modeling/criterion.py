@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor, nn
 
-from .losses import dice_loss, sigmoid_ce_loss
+from .losses import dice_loss, draw_points, labelled_points, sigmoid_ce_loss, uncertain_points
 from .matcher import HungarianMatcher, Match
-from .point_sampling import draw_points, labelled_points, uncertain_points
 
 
 class SetCriterion(nn.Module):
-    """Match predictions to targets, then class, mask and dice loss of every layer."""
+    """Set prediction loss: Hungarian matching of queries and targets, then class, mask and dice loss of every layer."""
 
     empty_weight: Tensor
 
@@ -37,7 +36,7 @@ class SetCriterion(nn.Module):
         importance_sample_ratio: float,
         deep_supervision: bool = True,
     ) -> None:
-        """Make the criterion; keys of `MODEL.MASK_FORMER` say what the settings mean."""
+        """Set weights and sampling; `mask2former.config` explains each setting."""
         super().__init__()
         self.num_classes = num_classes
         self.matcher = matcher
@@ -61,19 +60,19 @@ class SetCriterion(nn.Module):
         """Compute weighted losses; in training mode, of a batch that all processes share.
 
         Args:
-            outputs: of the transformer decoder.
-            classes: int64 [M] for each image.
-            target_masks: bool [M, H, W] for each image, all of one H and W; M may be 0, or more than Q.
-            void: bool [H, W] for each image, where no target has a pixel: neither losses nor costs look there. None:
-                everywhere outside a target is background.
-            target_counts: targets of each image of the whole batch that these images are a part of; losses of all parts
-                then add up to those of the whole. None: these images are the whole batch.
+            outputs: Predictions of the transformer decoder.
+            classes: Classes of each image's targets, int64 [M].
+            target_masks: Masks of each image's targets, bool [M, H, W], all of one H and W; M may be 0 or exceed Q.
+            void: Unlabelled pixels of each image, bool [H, W], outside all targets: losses and costs ignore them. None:
+                all pixels outside a target are background.
+            target_counts: Number of targets of each image of the whole batch, if these images are a part of it; the
+                losses of all parts then add up to those of the whole. None: these images are the whole batch.
 
         Returns:
-            `loss_ce`, `loss_mask`, `loss_dice`, and the same of each auxiliary output with its number behind `_`.
+            `loss_ce`, `loss_mask` and `loss_dice`, and for each auxiliary output the same with the suffix `_<number>`.
 
         Raises:
-            NonFiniteCostError: predictions have diverged.
+            NonFiniteCostError: The predictions have diverged.
         """
         layers = [*outputs["aux_outputs"], outputs] if self.deep_supervision else [outputs]
         logits = torch.stack([layer["pred_logits"] for layer in layers]).float()
@@ -81,7 +80,7 @@ class SetCriterion(nn.Module):
         allowed = None
         if void is not None:
             allowed = [labelled_points(image_void) for image_void in void]
-            # Where all is void, all targets are empty and nothing is known about them.
+            # Targets of an image that is all void are empty.
             classes = [c if len(points) else c[:0] for c, points in zip(classes, allowed, strict=True)]
             target_masks = [m if len(points) else m[:0] for m, points in zip(target_masks, allowed, strict=True)]
         num_masks = self._average_targets(target_counts or [len(target) for target in classes], logits.device)
@@ -100,9 +99,9 @@ class SetCriterion(nn.Module):
         return losses
 
     def _average_targets(self, counts: Sequence[int], device: torch.device) -> Tensor:
-        """Targets per worker, at least 1."""
+        """Average number of targets per process, at least 1."""
         count = torch.tensor(float(sum(counts)), device=device)
-        # Processes that evaluate may have different numbers of batches, and can't wait for each other.
+        # Not in evaluation: processes may have different numbers of batches and can't wait for each other.
         if self.training and dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
             count = count / dist.get_world_size()
@@ -111,13 +110,13 @@ class SetCriterion(nn.Module):
     def _class_loss(
         self, logits: Tensor, matches: Sequence[Match], classes: Sequence[Tensor], target_counts: Sequence[int] | None
     ) -> Tensor:
-        """Cross entropy of [B, Q, K + 1]; queries without a target shall say "no object", which weighs less."""
+        """Cross entropy of logits [B, Q, K + 1]; unmatched queries are labelled "no object", with a lower weight."""
         labels = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
         for image, match in enumerate(matches):
             labels[image, match.queries.to(labels.device)] = classes[image][match.targets.to(labels.device)]
         if target_counts is None:
             return F.cross_entropy(logits.transpose(1, 2), labels, self.empty_weight)
-        # The mean is over the weights of all queries' labels: 1 for a class, less for "no object".
+        # The mean is weighted: 1 for the label of a class, less for "no object".
         queries = logits.shape[1]
         matched = sum(min(queries, count) for count in target_counts)
         total_weight = matched + self.empty_weight[-1] * (queries * len(target_counts) - matched)
@@ -131,7 +130,7 @@ class SetCriterion(nn.Module):
         classes: Sequence[Tensor],
         allowed: Sequence[Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
-        """Sums over the matched masks, given predictions [B, Q, H, W] and all images' targets [sum of M, 1, H', W']."""
+        """Sums over matched masks, from predictions [B, Q, H, W] and targets of all images [sum of M, 1, H', W']."""
         query_index, target_index = [], []
         first_target = 0
         for image, (match, image_classes) in enumerate(zip(matches, classes, strict=True)):
@@ -140,7 +139,7 @@ class SetCriterion(nn.Module):
             first_target += len(image_classes)
         predicted = masks.flatten(0, 1)[torch.cat(query_index).to(masks.device), None].float()  # [N, 1, H, W]
         if len(predicted) == 0:
-            # Zero, and yet a gradient (of zeros) for every parameter, as distributed training expects.
+            # Distributed training needs a gradient for every parameter, even if it is zero.
             return predicted.sum(), predicted.sum()
         targets = targets[torch.cat(target_index).to(targets.device)]
         counts = [len(match.queries) for match in matches]

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from mask2former.utils.errors import UserError
 
-from .losses import class_cost, dice_cost, sigmoid_ce_cost
-from .point_sampling import draw_points
+from .losses import class_cost, dice_cost, draw_points, sigmoid_ce_cost
 
 
 class NonFiniteCostError(UserError, FloatingPointError):
@@ -19,14 +18,14 @@ class NonFiniteCostError(UserError, FloatingPointError):
 
 
 class Match(NamedTuple):
-    """Pairs of one image: query `queries[i]` is given target `targets[i]`; int64 [min(Q, M)] each, on the CPU."""
+    """Pairs of one image: query `queries[i]` is matched with target `targets[i]`; int64 [min(Q, M)] on the CPU."""
 
     queries: Tensor
     targets: Tensor
 
 
 class HungarianMatcher(nn.Module):
-    """One-to-one assignment with the least sum of class, mask and dice cost, on points drawn once per image."""
+    """One-to-one assignment with the lowest sum of class, mask and dice costs, at points drawn once per image."""
 
     def __init__(self, cost_class: float, cost_mask: float, cost_dice: float, num_points: int) -> None:
         super().__init__()
@@ -45,18 +44,18 @@ class HungarianMatcher(nn.Module):
         """Match the predictions of several layers.
 
         Args:
-            logits: [layers, B, Q, K + 1].
-            masks: logits [layers, B, Q, H, W].
-            classes: int64 [M] for each image.
-            target_masks: [M, H', W'] for each image, over the same area as `masks`.
-            allowed: for each image, the points [V, 2] to compare masks on, see `draw_points`; None: anywhere. An image
-                without targets may have none.
+            logits: Class logits [layers, B, Q, K + 1].
+            masks: Mask logits [layers, B, Q, H, W].
+            classes: Classes of each image's targets, int64 [M].
+            target_masks: Masks of each image's targets [M, H', W'], over the same area as `masks`.
+            allowed: Points [V, 2] of each image at which masks may be compared, see `draw_points`; V may be 0 for an
+                image without targets. None: all positions.
 
         Returns:
-            for each layer, a match for each image.
+            For each layer, a match for each image.
 
         Raises:
-            NonFiniteCostError: a cost is NaN or infinite.
+            NonFiniteCostError: A cost is NaN or infinite.
         """
         per_image = [
             self._costs(

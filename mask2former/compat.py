@@ -1,0 +1,68 @@
+"""Import paths of modules that have moved, kept working for code that uses them. This table is the only place."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# Old module -> the modules that hold its names now.
+MOVED: dict[str, tuple[str, ...]] = {
+    "mask2former.data.checking": ("mask2former.data.published",),
+    "mask2former.data.parallel": ("mask2former.utils.parallel",),
+    "mask2former.data.preparation": ("mask2former.data.published",),
+    "mask2former.engine.checkpoint": ("mask2former.checkpoint",),
+    "mask2former.engine.download": ("mask2former.checkpoint",),
+    "mask2former.engine.matching": ("mask2former.checkpoint",),
+    "mask2former.engine.weights": ("mask2former.checkpoint",),
+    "mask2former.files": ("mask2former.utils.files",),
+    "mask2former.image_files": ("mask2former.prediction.files",),
+    "mask2former.journal": ("mask2former.utils.journal",),
+    "mask2former.modeling.postprocessing": ("mask2former.modeling.inference",),
+    "mask2former.png": ("mask2former.utils.label_images",),
+    "mask2former.predict_each": ("mask2former.prediction.files",),
+    "mask2former.predictions": ("mask2former.prediction.results",),
+    "mask2former.predictor": ("mask2former.prediction.predictor",),
+    "mask2former.reproduction": ("mask2former.evaluation.reproduction",),
+    "mask2former.rle": ("mask2former.utils.label_images",),
+    "mask2former.settings": ("mask2former.model_zoo", "mask2former.tasks"),
+    "mask2former.staged_prediction": ("mask2former.prediction.predictor",),
+    "mask2former.visualization": ("mask2former.prediction.drawing", "mask2former.data.classes"),
+    "mask2former.visualization.classes": ("mask2former.data.classes", "mask2former.tasks"),
+}
+# Old name -> new name of what was renamed or merged.
+RENAMED = {"StagedPredictor": "Predictor", "panoptic_colors": "ids_to_colors"}
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Makes a module for each old path, which looks names up in the new modules."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in MOVED:
+            return None
+        has_children = any(old.startswith(fullname + ".") for old in MOVED)
+        return ModuleSpec(fullname, self, is_package=has_children)
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = MOVED[module.__name__]
+        warnings.warn(f"{module.__name__} has moved to {' and '.join(new)}", DeprecationWarning, stacklevel=2)
+        targets = [importlib.import_module(name) for name in new]
+
+        def lookup(name: str) -> Any:
+            for target in targets:
+                if hasattr(target, RENAMED.get(name, name)):
+                    return getattr(target, RENAMED.get(name, name))
+            raise AttributeError(f"module {module.__name__!r} has moved; {' and '.join(new)} have no {name!r}")
+
+        vars(module)["__getattr__"] = lookup
+
+
+def install() -> None:
+    """Let old import paths be found; repeated calls have no effect."""
+    if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(_MovedModules())
