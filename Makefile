@@ -1,4 +1,4 @@
-# `make` lists the targets. Everything runs in .venv, which every target sets up (or leaves alone) by itself.
+# `make` lists the targets. Everything runs in .venv, which each target creates or updates if needed.
 
 PYTHON ?= python3
 VENV ?= .venv

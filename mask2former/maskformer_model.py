@@ -112,7 +112,7 @@ class MaskFormer(nn.Module):
         """Compute losses in training mode, results otherwise.
 
         Args:
-            batched_inputs: One dict per image:
+            batched_inputs: Dicts, one per image:
 
                 * `image`: [3, H, W], channels in the order of `INPUT.FORMAT`, 0..255.
                 * `instances` (training): `Instances` with `gt_classes` int64 [M] and `gt_masks` bool [M, H, W]; stuff
@@ -153,7 +153,7 @@ class MaskFormer(nn.Module):
         """Compute the weighted losses of training inputs; in evaluation mode, without dropout.
 
         Args:
-            batched_inputs: One dict per image, see `forward`.
+            batched_inputs: Dicts, one per image, see `forward`.
             target_counts: `count_targets` of the whole batch if `batched_inputs` is a part of it: the losses of all
                 parts then add up to those of the whole.
         """

@@ -1,4 +1,4 @@
-"""The eight published settings: where their configs are, their checkpoints, and what they reached."""
+"""The eight published settings: config files, checkpoints and published numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ class Setting:
     """A setting of Hassani and Shi, "Dilated Neighborhood Attention Transformer" (2022), with Mask2Former.
 
     Attributes:
-        dataset: whose images it is for.
-        task: what it predicts.
-        schedule: the end of its config's name.
-        published: metric -> percent. Metrics are PQ, AP and mIoU.
-        multi_scale: whether the numbers are those of augmentation at test time (TEST.AUG.ENABLED).
+        dataset: Data set that it is trained on.
+        task: Task of its results.
+        schedule: End of the name of its config file.
+        published: Published metrics in percent: PQ, AP and mIoU.
+        multi_scale: Flag for numbers with test-time augmentation (TEST.AUG.ENABLED).
     """
 
     dataset: Dataset
@@ -30,23 +30,23 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Such as coco-panoptic."""
+        """Name such as coco-panoptic."""
         return f"{self.dataset}-{self.task}"
 
     @property
     def config_file(self) -> PurePosixPath:
-        """Path of the config, from the repository's root."""
+        """Path of the config file from the repository root."""
         folder = PurePosixPath("configs", self.dataset, f"{self.task}-segmentation", "dinat")
         return folder / f"maskformer2_dinat_large_IN21k_384_bs16_{self.schedule}.yaml"
 
     @property
     def checkpoint(self) -> str:
-        """Name of the published checkpoint."""
+        """File name of the published checkpoint."""
         return f"mask2former_dinat_large_{self.dataset}_{self.task}.pth"
 
     @property
     def checkpoint_url(self) -> str:
-        """Where its authors publish the checkpoint."""
+        """Address at which the authors publish the checkpoint."""
         return f"https://shi-labs.com/projects/dinat/checkpoints/m2f/{self.checkpoint}"
 
 

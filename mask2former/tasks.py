@@ -26,7 +26,7 @@ class TaskSpec:
         class_list: Prefix of the metadata entries (`..._classes`, `..._colors`) that number its results.
         outputs: Tasks whose results the annotations allow to be evaluated.
         label: Short name for people.
-        description: What the result shows.
+        description: Description of the result for people.
     """
 
     name: Task
