@@ -138,7 +138,7 @@ class MaskFormer(nn.Module):
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[Queries]:
         """Raw output of the network for each image, in float32; `inference.run` makes results of it."""
-        images = self._normalize(batched_inputs)
+        images = self.preprocess(batched_inputs)
         outputs = self._run_network(images, aux_outputs=False)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
         logits, masks = outputs["pred_logits"].float(), outputs["pred_masks"].float()
@@ -157,7 +157,7 @@ class MaskFormer(nn.Module):
             target_counts: `count_targets` of the whole batch if `batched_inputs` is a part of it: the losses of all
                 parts then add up to those of the whole.
         """
-        images = self._normalize(batched_inputs)
+        images = self.preprocess(batched_inputs)
         outputs = self._run_network(images)
         targets = [inputs["instances"].to(self.device) for inputs in batched_inputs]
         classes = [target.gt_classes for target in targets]
@@ -178,7 +178,8 @@ class MaskFormer(nn.Module):
         with torch.autocast(self.device.type, torch.bfloat16):
             return self.sem_seg_head(self.backbone(images.tensor), aux_outputs)
 
-    def _normalize(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+    def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise the images of a batch and pad them to a common size."""
         images = [(inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std for inputs in batched_inputs]
         return ImageList.from_tensors(images, self.size_divisibility)
 

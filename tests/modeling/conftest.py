@@ -46,9 +46,10 @@ def tiny_cfg(fixture) -> CfgNode:
 def make_model(fixture, tiny_cfg, deterministic):
     """Build the parity model with its weights; keyword arguments change `MODEL.MASK_FORMER.TEST`."""
 
-    def make(**test) -> MaskFormer:
+    def make(*, bfloat16: bool = False, **test) -> MaskFormer:
         cfg = tiny_cfg.clone()
         cfg.defrost()
+        cfg.TEST.AMP = bfloat16
         for key, value in test.items():
             cfg.MODEL.MASK_FORMER.TEST[key] = value
         model = build_model(cfg)

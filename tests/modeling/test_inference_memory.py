@@ -45,7 +45,7 @@ def test_prediction_keeps_the_masks_of_the_last_layer_alone(make_model):
     with torch.no_grad():
         (prediction,) = model.predict(inputs)
         model(inputs)
-        everything = model.sem_seg_head(model.backbone(model._normalize(inputs).tensor))
+        everything = model.sem_seg_head(model.backbone(model.preprocess(inputs).tensor))
         model.train()(inputs)
     assert asked == [False, False, True, True]
     assert len(everything["aux_outputs"]) > 1
