@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from mask2former.evaluation.inference import peak_memory
+from mask2former.evaluation import peak_memory
 from mask2former.modeling.inference import InferenceSettings, make_results
 from mask2former.modeling.mask_resizing import Resize, ResizedMasks
 from mask2former.tasks import TASKS

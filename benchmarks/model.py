@@ -35,7 +35,7 @@ import dinat_backbone.neighborhood_attention as attention_module
 from mask2former import MaskFormer
 from mask2former.data.dataset_mapper import TestMapper
 from mask2former.engine import available_device
-from mask2former.evaluation.inference import peak_memory
+from mask2former.evaluation import peak_memory
 from mask2former.model_zoo import SETTINGS
 from mask2former.solver import build_optimizer
 from mask2former.utils.label_images import encode_masks, encode_png, ids_to_colors

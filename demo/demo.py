@@ -24,7 +24,7 @@ from detectron2.utils.logger import setup_logger
 
 from mask2former import ConfigError, Predictor
 from mask2former.engine import CheckpointError, DeviceError
-from mask2former.evaluation.inference import peak_memory
+from mask2former.evaluation import peak_memory
 from mask2former.prediction.files import FileFailed, Refine, find_images, output_stems, predict_files
 from mask2former.prediction.results import InstancePrediction, Prediction
 from mask2former.video import CODECS, VideoError, predict_video, run_camera

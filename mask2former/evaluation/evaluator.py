@@ -1,4 +1,4 @@
-"""The metrics of a data set, measured image by image and resumed after an interruption."""
+"""Which metrics a data set gets, and how they are measured image by image and resumed after an interruption."""
 
 import logging
 import tempfile
@@ -6,27 +6,80 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from mask2former.evaluation.metric import Image, Key, Metric, image_key
+from mask2former.evaluation.cityscapes import CityscapesAP, CityscapesIoU
+from mask2former.evaluation.coco import InstanceAP, PanopticQuality, SemanticIoU
+from mask2former.evaluation.metric import EvaluationError, Image, Metric, image_key
 from mask2former.evaluation.records import RecordStore
+from mask2former.tasks import TASKS
+from mask2former.utils.journal import Key
+
+# Metrics by `evaluator_type` of a data set's metadata. ADE20K's sets have COCO's types.
+_METRICS: Mapping[str, tuple[type[Metric], ...]] = {
+    "coco": (InstanceAP,),
+    "coco_panoptic_seg": (PanopticQuality, InstanceAP, SemanticIoU),
+    "sem_seg": (SemanticIoU,),
+    "cityscapes_instance": (CityscapesAP,),
+    "cityscapes_sem_seg": (CityscapesIoU,),
+    "cityscapes_panoptic_seg": (PanopticQuality, CityscapesAP, CityscapesIoU),
+}
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path | None) -> "StreamingEvaluator":
+    """Build the evaluator of the tasks that `cfg` switches on and the data set has ground truth for.
+
+    Args:
+        cfg: Config.
+        dataset_name: Registered data set whose metadata have `evaluator_type`.
+        output_dir: Folder for predictions; None to keep none.
+
+    Raises:
+        EvaluationError: `evaluator_type` is unknown, or there is nothing to measure.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
+    if kind not in _METRICS:
+        raise EvaluationError(
+            f"data set {dataset_name}: evaluator_type {kind!r} is unknown; known are {', '.join(sorted(_METRICS))}"
+        )
+    switches = {metric: TASKS[metric.task].switch for metric in _METRICS[kind]}
+    metrics: list[Metric] = []
+    for metric, switch in switches.items():
+        lacking = [key for key in metric.needs if not metadata.get(key)]
+        if cfg.MODEL.MASK_FORMER.TEST[switch] and lacking:
+            logging.getLogger(__name__).info(
+                "%s is not evaluated on %s, which has no %s", switch, dataset_name, ", ".join(lacking)
+            )
+        elif cfg.MODEL.MASK_FORMER.TEST[switch]:
+            metrics.append(metric(dataset_name))
+    if not metrics:
+        raise EvaluationError(
+            f"data set {dataset_name} ({kind}) can't be evaluated: none of MODEL.MASK_FORMER.TEST."
+            f"{{{', '.join(switches.values())}}} is on and has ground truth"
+        )
+    return StreamingEvaluator(metrics, output_dir)
 
 
 class StreamingEvaluator(DatasetEvaluator):
     """Measures metrics on any device, in any number of processes, on one machine or several, in bounded memory.
 
-    What is known of an image is written to disk when it comes. In the end records travel to the main process in small
-    rounds, and so do result files that it does not see: machines need no folder in common.
+    The result for each image is written to disk at once. At the end, records and missing files travel to the main
+    process in small rounds, so that machines need no shared folder.
+
+    Attributes:
+        metrics: The metrics.
     """
 
     def __init__(self, metrics: Sequence[Metric], output_dir: str | Path | None):
-        """Take what is to be measured. Nothing is read or written yet.
+        """Set what to measure. Nothing is read or written yet.
 
         Args:
-            metrics: with a task of its own each.
-            output_dir: where to keep predictions and records, on each machine; None: nowhere, they are lost when the
-                evaluator is.
+            metrics: Metrics with different names.
+            output_dir: Folder for predictions and records on each machine; None for a temporary one.
         """
         self.metrics = tuple(metrics)
         self._output_dir = None if output_dir is None else Path(output_dir)
@@ -34,15 +87,15 @@ class StreamingEvaluator(DatasetEvaluator):
         self._store: RecordStore | None = None
 
     def reset(self) -> None:
-        """Forget all images, on disk too."""
+        """Forget all images and remove their files."""
         self.start({}, resume=False)
 
     def start(self, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
-        """Begin, or go on with what an interrupted evaluation left.
+        """Begin an evaluation, or continue an interrupted one.
 
         Args:
-            fingerprint: what predictions depend on, see `evaluation_fingerprint`.
-            resume: keep what is there, if its fingerprint is this one.
+            fingerprint: Everything that predictions depend on, see `evaluation_fingerprint`.
+            resume: Whether to keep results with the same fingerprint.
         """
         if self._store is not None:
             self._store.close()
@@ -52,8 +105,8 @@ class StreamingEvaluator(DatasetEvaluator):
             folder = Path(self._temporary.name)
         store = RecordStore(folder)
         outputs = [name for metric in self.metrics for name in metric.outputs]
-        tasks = [metric.task for metric in self.metrics]
-        differing = store.start({**fingerprint, "tasks": tasks}, resume=resume, outputs=outputs)
+        names = [metric.name for metric in self.metrics]
+        differing = store.start({**fingerprint, "metrics": names}, resume=resume, outputs=outputs)
         logger = logging.getLogger(__name__)
         if resume and differing:
             logger.warning("Predictions in %s are of another evaluation (%s): starting afresh", folder, differing)
@@ -62,24 +115,24 @@ class StreamingEvaluator(DatasetEvaluator):
         self._store = store
 
     def is_finished(self, image: Image) -> bool:
-        """Whether an image (a dict of the data set) was predicted before this evaluation started."""
+        """Whether an image (a dict of the data set) had a result before this evaluation started."""
         return image_key(image) in self._started().finished
 
     def process(self, inputs: Sequence[Image], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Keep what the metrics need of some images.
 
         Args:
-            inputs: dicts with `file_name`, and `image_id` if the data set has one.
-            outputs: what the metrics read, see their classes.
+            inputs: Dicts with `file_name`, and `image_id` if the data set has one.
+            outputs: Outputs of the model for them.
 
         Raises:
-            EvaluationError: bad ground truth, or two images with one name.
+            EvaluationError: Ground truth is damaged, or two images have the same name.
         """
         store = self._started()
         for image, output in zip(inputs, outputs, strict=True):
             content, files = {}, []
             for metric in self.metrics:
-                content[metric.task], written = metric.record(image, output, store.folder)
+                content[metric.name], written = metric.record(image, output[TASKS[metric.task].output], store.folder)
                 files += written
             store.append(image_key(image), files, content)
 
@@ -87,16 +140,17 @@ class StreamingEvaluator(DatasetEvaluator):
         """Compare the predictions of all processes with the ground truth.
 
         Returns:
-            On the main process {task: metrics in percent}, see the metrics' classes; None on the others.
+            On the main process {name of the metric: {quantity: percent}}, see the classes of the metrics; None on the
+            others.
 
         Raises:
-            EvaluationError: images of the ground truth were not predicted.
+            EvaluationError: Ground truth is missing or damaged, or images of it were not predicted.
         """
         store = self._started()
         store.gather()
         if not comm.is_main_process():
             return None
-        return {m.task: m.evaluate(_TaskRecords(store, m.task), store.folder) for m in self.metrics}
+        return {m.name: m.evaluate(_Records(store, m.name), store.folder) for m in self.metrics}
 
     def _started(self) -> RecordStore:
         if self._store is None:
@@ -104,13 +158,13 @@ class StreamingEvaluator(DatasetEvaluator):
         return self._store
 
 
-class _TaskRecords:
-    """The part of all records that belongs to a task; can be gone through several times."""
+class _Records:
+    """The records of one metric; can be iterated several times."""
 
-    def __init__(self, store: RecordStore, task: str):
+    def __init__(self, store: RecordStore, name: str):
         self._store = store
-        self._task = task
+        self._name = name
 
     def __iter__(self) -> Iterator[tuple[Key, Any]]:
         for key, record in self._store.read():
-            yield key, record[self._task]
+            yield key, record[self._name]

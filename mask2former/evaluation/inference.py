@@ -1,43 +1,44 @@
-"""Running a model over a data set: progress, time and memory."""
+"""Running a model over a data set, its speed and memory, and the report of the results."""
 
 import json
 import logging
+import math
 import platform
 import resource
 import sys
 import time
-from collections.abc import Generator, Iterable, Mapping, Sized
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from detectron2.evaluation import DatasetEvaluator, inference_context
 from detectron2.utils import comm
+from tabulate import tabulate
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mask2former.utils.files import write_json
+
+Batches: TypeAlias = DataLoader[list[dict[str, Any]]]
 
 _SECONDS_BETWEEN_REPORTS = 5
 
 
-class Batches(Sized, Iterable[list[dict[str, Any]]], Protocol):
-    """The images that fall to this process, in lists."""
-
-
 @dataclass(frozen=True)
 class Speed:
-    """How fast a model ran.
+    """Speed and memory of a model.
 
     Attributes:
-        images: how many all processes together saw in this run.
-        seconds: spent inside the model, all processes added.
-        images_per_second: images / seconds, which is the rate of one process.
-        peak_memory_bytes: of a GPU's memory, or on a CPU of a process since it started; of the largest.
-        device: what one process ran on.
-        processes: how many there were.
+        images: Number of images of this run, in all processes.
+        seconds: Time inside the model, summed over the processes.
+        images_per_second: images / seconds, the rate of one process.
+        peak_memory_bytes: Largest peak of any process, see `peak_memory`.
+        device: Device of one process.
+        processes: Number of processes.
     """
 
     images: int
@@ -49,12 +50,13 @@ class Speed:
 
 
 def run_inference(model: nn.Module, batches: Batches, evaluator: DatasetEvaluator) -> Speed | None:
-    """Give the model's results for all images to a started evaluator; progress with the time left goes to the log.
+    """Pass the model's results for all images to a started evaluator; log the progress and the time left.
 
     Args:
-        model: put into evaluation mode meanwhile; asked for classes instead of scores where it has `semantic_scores`.
-        batches: images of this process; may be none.
-        evaluator: its `process` is called; `evaluate` is not.
+        model: Model, in evaluation mode during the run. A model with `inference_settings` is asked for classes instead
+            of class scores, which take less memory.
+        batches: Images of this process; may be empty.
+        evaluator: Evaluator whose `process` is called; `evaluate` is not.
 
     Returns:
         On the main process the speed, None if no process had an image; None on the others.
@@ -62,25 +64,38 @@ def run_inference(model: nn.Module, batches: Batches, evaluator: DatasetEvaluato
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    settings = getattr(model, "inference_settings", None)
+    predict = partial(model, settings=replace(settings, semantic_scores=False)) if settings else model
     progress = _Progress(len(batches))
-    with ExitStack() as stack:
-        stack.enter_context(inference_context(model))
-        stack.enter_context(_classes_only(model))
-        stack.enter_context(torch.no_grad())
+    with inference_context(model), torch.no_grad():
         for inputs in batches:
             start = time.perf_counter()
-            outputs = model(inputs)
+            outputs = predict(inputs)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             after_model = time.perf_counter()
             evaluator.process(inputs, outputs)
             progress.add(len(inputs), after_model - start, time.perf_counter() - after_model)
     progress.finish()
-    return _gather_speed(progress, device)
+    of_processes = comm.gather((progress.images, progress.model_seconds, peak_memory(device)))
+    images, seconds = (sum(values[i] for values in of_processes) for i in range(2))
+    if not images:
+        return None
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type} ({platform.machine()}, threads: {torch.get_num_threads()})"
+    peak = max(memory for _, _, memory in of_processes)
+    return Speed(images, seconds, images / seconds, peak, name, len(of_processes))
 
 
 class _Progress:
-    """Counts images and seconds, and reports them."""
+    """Counts images and seconds, and logs them.
+
+    Attributes:
+        images: Number of images so far.
+        model_seconds: Time inside the model.
+    """
 
     def __init__(self, batches: int):
         self.images = 0
@@ -118,31 +133,8 @@ class _Progress:
         )
 
 
-@contextmanager
-def _classes_only(model: nn.Module) -> Generator[None, None, None]:
-    """Spare a model the scores of all classes where the best class is what counts."""
-    if not hasattr(model, "semantic_scores"):
-        yield
-        return
-    before = model.semantic_scores
-    setattr(model, "semantic_scores", False)  # noqa: B010 - nn.Module declares no such attribute
-    try:
-        yield
-    finally:
-        setattr(model, "semantic_scores", before)  # noqa: B010
-
-
-def _gather_speed(progress: _Progress, device: torch.device) -> Speed | None:
-    of_processes = comm.gather((progress.images, progress.model_seconds, peak_memory(device)))
-    if not of_processes or not any(images for images, _, _ in of_processes):
-        return None
-    all_images, all_seconds, peaks = zip(*of_processes, strict=True)
-    images, seconds = sum(all_images), sum(all_seconds)
-    return Speed(images, seconds, images / seconds, max(peaks), _device_name(device), len(of_processes))
-
-
 def peak_memory(device: torch.device) -> int:
-    """Peak of a GPU's memory, or on a CPU of the process since it started, in bytes."""
+    """Peak GPU memory in bytes; on a CPU, peak memory of the process since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # macOS counts in bytes, others in KiB.
@@ -150,20 +142,37 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, threads: {torch.get_num_threads()})"
-
-
 def write_speed(path: str | Path, speeds: Mapping[str, Speed | None], *, keep: bool = False) -> None:
     """Write {data set: speed} as JSON.
 
     Args:
-        path: the file.
-        speeds: None for a data set on which nothing was left to predict.
-        keep: keep what the file says of others and of these, as after an evaluation that was only completed.
+        path: The file.
+        speeds: Speed on each data set; None if nothing was left to predict.
+        keep: Whether entries that the file has and `speeds` lacks stay, as after an evaluation that was only completed.
     """
     path = Path(path)
     before = json.loads(path.read_text(encoding="utf-8")) if keep and path.is_file() else {}
     write_json(path, {**before, **{name: asdict(speed) for name, speed in speeds.items() if speed}}, indent=2)
+
+
+def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]]) -> str:
+    """Table of the metrics of a data set in percent, without those of single classes."""
+    rows = [
+        (task, metric, value)
+        for task, metrics in results.items()
+        for metric, value in metrics.items()
+        if "-" not in metric  # PQ-<class> and the like
+    ]
+    table = tabulate(rows, headers=("task", "metric", "%"), tablefmt="github", floatfmt=".4f")
+    return f"Results on {dataset_name}:\n{table}"
+
+
+def json_ready(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested results with None instead of NaN and infinity, which JSON does not have."""
+    ready: dict[str, Any] = {}
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            ready[key] = json_ready(value)
+        else:
+            ready[key] = float(value) if math.isfinite(value) else None
+    return ready

@@ -1,96 +1,106 @@
-"""What every metric has in common: a small record per image, compared when all images are there."""
+"""What all metrics have in common: a small record per image, and a comparison when all images are there."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from detectron2.data import MetadataCatalog
 
-from mask2former.evaluation.errors import EvaluationError
+from mask2former.tasks import Task
+from mask2former.utils.errors import UserError
+from mask2former.utils.journal import Key
 
-Image = Mapping[str, Any]
-Key = int | str
-Records = Iterable[tuple[Key, Any]]
+Image: TypeAlias = Mapping[str, Any]
+Records: TypeAlias = Iterable[tuple[Key, Any]]
+
+
+class EvaluationError(UserError):
+    """Ground truth or predictions that can't be evaluated; the message names the file or the image."""
 
 
 class Metric(ABC):
     """One thing that is measured on a data set.
 
-    Each image becomes a record of what the end result needs, small enough for a line of JSON, and files where the
-    submission format wants a file per image. So images can be seen in any order by any number of processes, and again
-    after an interruption only those that are missing.
+    Each image becomes a record, small enough for a line of JSON, and files where the submission format has files per
+    image. Images can therefore be seen in any order and by any number of processes, and after an interruption only the
+    missing ones are seen again.
 
     Attributes:
-        task: what the results are called.
-        needs: entries of a data set's metadata without which there is no ground truth.
-        outputs: the files and folders that it writes into its folder.
+        task: Task whose results are measured, a key of `mask2former.tasks.TASKS`.
+        name: Name of the results.
+        needs: Metadata entries of a data set without which there is no ground truth.
+        outputs: Files and folders that the metric writes.
     """
 
-    task: ClassVar[str]
+    task: ClassVar[Task]
+    name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     outputs: ClassVar[tuple[str, ...]]
 
     def __init__(self, dataset_name: str):
-        """Take a data set's metadata; no file is read yet.
+        """Read the metadata of a data set, but no file yet.
 
         Args:
-            dataset_name: a registered data set whose metadata has the entries of `needs`.
+            dataset_name: Registered data set whose metadata have the entries in `needs`.
         """
         self._dataset_name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
 
     @abstractmethod
-    def record(self, image: Image, output: Mapping[str, Any], folder: Path) -> tuple[Any, list[Path]]:
-        """Compare an image with its ground truth as far as that is possible alone, and write its files.
+    def record(self, image: Image, prediction: Any, folder: Path) -> tuple[Any, list[Path]]:
+        """Write the result for one image.
 
         Args:
-            image: what the model was given; has `file_name`, and `image_id` if the data set has one.
-            output: what the model returned for it.
-            folder: where files go.
+            image: Input of the model; has `file_name`, and `image_id` if the data set has one.
+            prediction: Output of the model for this image and this task.
+            folder: Folder of the files.
 
         Returns:
-            The record, which JSON can hold, and the complete files that were written.
+            The record, serializable as JSON, and the files that were written.
 
         Raises:
-            EvaluationError: ground truth that is missing, damaged or of another size.
+            EvaluationError: Ground truth is missing, damaged or of another size.
         """
 
     @abstractmethod
     def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
-        """Compute the metrics from the records of all images.
+        """Compare all images with the ground truth.
 
         Args:
-            records: (key of the image, record) in the order of the keys; can be gone through several times.
-            folder: where files go.
+            records: Key and record of each image in the order of the keys; can be iterated several times.
+            folder: Folder of the files.
 
         Returns:
-            Metric -> percent, NaN where there is nothing to measure. Names with a "-" are those of single classes.
+            Percent by metric, NaN if there is nothing to measure. Names of single classes contain "-".
 
         Raises:
-            EvaluationError: images of the ground truth that have no record.
+            EvaluationError: Ground truth is missing or damaged, or does not have the same images.
         """
 
 
 def image_key(image: Image) -> Key:
-    """What an image is called in records: its `image_id`, or its file and folder, the same on every machine."""
+    """Key of an image: its `image_id`, or else its folder and file name, which are the same on every machine."""
     if "image_id" in image:
         return image["image_id"]
     return "/".join(Path(image["file_name"]).parts[-2:])
 
 
-def require_all(expected: Collection[Any], found: Collection[Any], source: str) -> None:
-    """Check that every image of the ground truth was predicted.
+def require_same_images(expected: Collection[Key], predicted: Collection[Key], source: str) -> None:
+    """Check that exactly the images of the ground truth were predicted.
 
     Args:
-        expected: names of the images in the ground truth.
-        found: names of the images that were predicted.
-        source: file or folder of the ground truth.
+        expected: Keys of the images in the ground truth.
+        predicted: Keys of the images with a prediction.
+        source: File or folder of the ground truth.
 
     Raises:
-        EvaluationError: some were not.
+        EvaluationError: Images have no prediction, or there is no ground truth for a prediction.
     """
-    missing = sorted(set(expected) - set(found))
+    missing = sorted(set(expected) - set(predicted))
     if missing:
         listed = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
         raise EvaluationError(f"{source}: no prediction for {len(missing)} of {len(expected)} images: {listed}")
+    unknown = set(predicted) - set(expected)
+    if unknown:
+        raise EvaluationError(f"{source}: no image {min(unknown)}, which was predicted")

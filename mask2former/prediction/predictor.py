@@ -29,7 +29,7 @@ from mask2former.data.classes import ClassTable
 from mask2former.data.datasets import predicted_metadata, register_custom_datasets
 from mask2former.data.image_io import to_rgb
 from mask2former.engine import Checkpointer, available_device
-from mask2former.evaluation.fingerprint import config_digest, weights_digest
+from mask2former.evaluation import config_digest, weights_digest
 from mask2former.maskformer_model import MaskFormer
 from mask2former.modeling import inference
 from mask2former.modeling.inference import InferenceSettings, Queries

@@ -28,7 +28,6 @@ FOR_USERS = {
     "mask2former/data/published/ade20k.py": "*",
     "mask2former/data/published/cityscapes.py": "*",
     "mask2former/data/targets.py": "*",
-    "mask2former/evaluation/panoptic_matching.py": "*",
     "mask2former/export/network.py": "*",
     "mask2former/maskformer_model.py": "*",
     "mask2former/modeling/meta_arch/mask_former_head.py": "*",

@@ -1,139 +1,119 @@
-"""A small random data set in COCO's panoptic, instance and semantic layouts, and predictions that are partly right.
-
-Category ids have gaps, one crowd region is there, some pixels are void, and one class never occurs.
-"""
+"""Small random data sets in COCO's panoptic, instance and semantic layouts, and predictions that are partly right."""
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Instances
 from PIL import Image
 from pycocotools import mask as mask_util
 
-SIZE = (48, 64)
+from mask2former.utils.label_images import ids_to_colors
+
+from .predictions import predict
+
+# Category ids have gaps.
 THINGS = {3: 0, 7: 1}
 STUFF = {11: 2, 20: 3, 33: 4}
+CONTIGUOUS = THINGS | STUFF
 NAMES = {3: "cat", 7: "dog", 11: "sky", 20: "sea", 33: "sand"}
 VOID = 255
 
 
 @dataclass
-class Scene:
-    """Segment ids [H, W] (0: void), and the dataset's category id and crowd flag of each segment."""
+class LabeledImage:
+    """Segment ids [H, W] (0: void), and the dataset's category id and crowd flag of each segment that is listed."""
 
     ids: np.ndarray
     categories: dict[int, int]
     crowd: frozenset[int] = frozenset()
 
 
-def draw_scene(rng, index):
-    cells = rng.integers(0, 7, (6, 8))
-    ids = np.kron(cells, np.ones((8, 8), dtype=np.int64))
-    # Ids above 255 and 65535 use all three channels.
+def draw(rng, index):
+    """Void pixels, ids that use all three channels, one crowd region in all; one class never occurs."""
     names = np.array([0, 1, 300, 70000, 4, 5, 6])
-    ids = names[ids]
+    ids = names[np.kron(rng.integers(0, 7, (6, 8)), np.ones((8, 8), dtype=np.int64))]
     kinds = dict(zip(names[1:].tolist(), [3, 3, 7, 3, 11, 20], strict=True))
     present = set(np.unique(ids).tolist())
-    return Scene(ids, {i: k for i, k in kinds.items() if i in present}, frozenset({4} & present if index == 0 else ()))
+    crowd = frozenset({4} & present if index == 0 else ())
+    return LabeledImage(ids, {i: k for i, k in kinds.items() if i in present}, crowd)
 
 
-def perturb(rng, scene):
-    """What a mediocre model would say: moved borders, swapped classes, void filled."""
-    ids = np.roll(scene.ids, rng.integers(-2, 3, 2), axis=(0, 1))
-    new_names = {old: new for new, old in enumerate(np.unique(ids[ids > 0]).tolist(), start=1)}
-    predicted = np.zeros_like(ids)
-    categories = {}
-    for old, new in new_names.items():
-        predicted[ids == old] = new
-        kind = scene.categories[old]
-        categories[new] = {3: 7, 11: 20}.get(kind, kind) if rng.random() < 0.25 else kind
-    return Scene(predicted, categories)
-
-
-def as_output(scene, rng):
-    contiguous = {**THINGS, **STUFF}
-    segments = [
-        {"id": i, "category_id": contiguous[kind], "isthing": kind in THINGS} for i, kind in scene.categories.items()
-    ]
-    things = [segment for segment in segments if segment["isthing"]]
-    instances = Instances(SIZE)
-    masks = [torch.from_numpy(scene.ids == segment["id"]) for segment in things]
-    instances.pred_masks = torch.stack(masks) if masks else torch.zeros(0, *SIZE, dtype=torch.bool)
-    instances.scores = torch.from_numpy(rng.random(len(things)).astype(np.float32))
-    instances.pred_classes = torch.tensor([segment["category_id"] for segment in things], dtype=torch.int64)
-    sem_seg = torch.from_numpy(rng.random((5, *SIZE)).astype(np.float32)) * 0.1
-    for segment in segments:
-        sem_seg[segment["category_id"]] += torch.from_numpy(scene.ids == segment["id"]).float()
-    panoptic = torch.from_numpy(scene.ids.astype(np.int32))
-    return {"panoptic_seg": (panoptic, segments), "instances": instances, "sem_seg": sem_seg}
-
-
-def write_ground_truth(root, scenes):
-    contiguous = {**THINGS, **STUFF}
-    categories = [{"id": i, "name": name, "isthing": int(i in THINGS)} for i, name in NAMES.items()]
-    images, panoptic, instances = [], [], []
-    for folder in ("panoptic", "labels"):
-        (root / folder).mkdir()
-    for index, scene in enumerate(scenes):
-        stem = f"image{index}"
-        images.append({"id": index + 50, "file_name": f"{stem}.jpg", "height": SIZE[0], "width": SIZE[1]})
-        channels = [scene.ids % 256, scene.ids // 256 % 256, scene.ids // 65536]
-        Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)).save(root / "panoptic" / f"{stem}.png")
-        labels = np.full(SIZE, VOID, dtype=np.uint8)
+def write_truth(root, images):
+    """The files of a data set's ground truth; returns the dicts of its images."""
+    rows, panoptic, instances, dicts = [], [], [], []
+    for folder in ("images", "panoptic", "labels"):
+        (root / folder).mkdir(parents=True)
+    for index, image in enumerate(images):
+        stem, key, (height, width) = f"image{index}", index + 50, image.ids.shape
+        rows.append({"id": key, "file_name": f"{stem}.jpg", "height": height, "width": width})
+        Image.new("RGB", (width, height)).save(root / "images" / f"{stem}.jpg")
+        Image.fromarray(ids_to_colors(image.ids)).save(root / "panoptic" / f"{stem}.png")
+        labels = np.full(image.ids.shape, VOID, dtype=np.uint8)
         segments = []
-        for i, kind in scene.categories.items():
-            pixels = scene.ids == i
-            labels[pixels] = contiguous[kind]
-            common = {"category_id": kind, "iscrowd": int(i in scene.crowd), "area": int(pixels.sum())}
+        for i, kind in image.categories.items():
+            pixels = image.ids == i
+            labels[pixels] = CONTIGUOUS[kind]
+            common = {"category_id": kind, "iscrowd": int(i in image.crowd), "area": int(pixels.sum())}
             segments.append({"id": i, "bbox": [0, 0, 1, 1], **common})
             if kind in THINGS:
                 rle = mask_util.encode(np.asfortranarray(pixels, dtype=np.uint8))
                 box = mask_util.toBbox(rle).tolist()
                 rle["counts"] = rle["counts"].decode()
-                found = {"id": len(instances) + 1, "image_id": index + 50, "bbox": box, "segmentation": rle}
+                found = {"id": len(instances) + 1, "image_id": key, "bbox": box, "segmentation": rle}
                 instances.append({**found, **common})
         Image.fromarray(labels).save(root / "labels" / f"{stem}.png")
-        panoptic.append({"image_id": index + 50, "file_name": f"{stem}.png", "segments_info": segments})
+        panoptic.append({"image_id": key, "file_name": f"{stem}.png", "segments_info": segments})
+        paths = {"file_name": f"images/{stem}.jpg", "sem_seg_file_name": f"labels/{stem}.png"}
+        paths["pan_seg_file_name"] = f"panoptic/{stem}.png"
+        listed = [{**s, "category_id": CONTIGUOUS[s["category_id"]]} for s in segments]
+        dicts.append({**{k: str(root / v) for k, v in paths.items()}, "image_id": key, "segments_info": listed})
+    categories = [{"id": i, "name": name, "isthing": int(i in THINGS)} for i, name in NAMES.items()]
     things = [category for category in categories if category["isthing"]]
     for name, kinds, annotations in (("panoptic", categories, panoptic), ("instances", things, instances)):
-        content = {"images": images, "categories": kinds, "annotations": annotations}
+        content = {"images": rows, "categories": kinds, "annotations": annotations}
         (root / f"{name}.json").write_text(json.dumps(content))
+    return dicts
 
 
 @pytest.fixture
-def dataset(tmp_path):
-    """The data set's name, its folder, and the inputs and outputs of a model that saw all its images."""
-    rng = np.random.default_rng(7)
-    scenes = [draw_scene(rng, index) for index in range(5)]
-    root = Path(tmp_path, "ground_truth")
-    root.mkdir()
-    write_ground_truth(root, scenes)
-    inputs = [
-        {"image_id": index + 50, "file_name": f"images/image{index}.jpg", "height": SIZE[0], "width": SIZE[1]}
-        for index in range(len(scenes))
-    ]
-    outputs = [as_output(perturb(rng, scene), rng) for scene in scenes]
+def make_dataset(tmp_path):
+    """Registers a data set of given images; returns its name and folder, and what a model says that saw all images."""
     name = "evaluated_in_a_test"
-    records = [{**i, "sem_seg_file_name": str(root / "labels" / f"{Path(i['file_name']).stem}.png")} for i in inputs]
-    DatasetCatalog.register(name, lambda: records)
-    MetadataCatalog.get(name).set(
-        evaluator_type="coco_panoptic_seg",
-        panoptic_json=str(root / "panoptic.json"),
-        panoptic_root=str(root / "panoptic"),
-        json_file=str(root / "instances.json"),
-        sem_seg_root=str(root / "labels"),
-        thing_classes=list(NAMES.values()),
-        stuff_classes=list(NAMES.values()),
-        thing_dataset_id_to_contiguous_id=THINGS,
-        stuff_dataset_id_to_contiguous_id=STUFF,
-        ignore_label=VOID,
-    )
-    yield SimpleNamespace(name=name, root=root, scenes=scenes, inputs=inputs, outputs=outputs)
+
+    def make(images, rng):
+        root = tmp_path / "ground_truth"
+        dicts = write_truth(root, images)
+        DatasetCatalog.register(name, lambda: dicts)
+        MetadataCatalog.get(name).set(
+            evaluator_type="coco_panoptic_seg",
+            panoptic_json=str(root / "panoptic.json"),
+            panoptic_root=str(root / "panoptic"),
+            json_file=str(root / "instances.json"),
+            sem_seg_root=str(root / "labels"),
+            thing_classes=list(NAMES.values()),
+            stuff_classes=list(NAMES.values()),
+            thing_dataset_id_to_contiguous_id=THINGS,
+            stuff_dataset_id_to_contiguous_id=STUFF,
+            ignore_label=VOID,
+        )
+        inputs, outputs = predict(name, rng)
+        return SimpleNamespace(name=name, root=root, images=images, inputs=[dict(i) for i in inputs], outputs=outputs)
+
+    yield make
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def dataset(make_dataset):
+    """A data set of five images; the model gives scores for its classes."""
+    rng = np.random.default_rng(7)
+    made = make_dataset([draw(rng, index) for index in range(5)], rng)
+    for output in made.outputs:
+        scores = torch.nn.functional.one_hot(output["sem_seg"], len(NAMES)).permute(2, 0, 1)
+        output["sem_seg"] = scores + torch.from_numpy(rng.random(scores.shape)) * 0.1
+    return made

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 import mask2former.data.datasets  # noqa: F401 - registers the data sets
 from mask2former.engine import launch
 from mask2former.evaluation import build_evaluator
-from mask2former.evaluation.gathering import gather_in_rounds
+from mask2former.evaluation.records import gather_in_rounds
 from tests.evaluation.predictions import predict
 from tests.evaluation.test_build import config
 

@@ -10,9 +10,12 @@ from detectron2.structures import Instances
 from PIL import Image
 from pycocotools import mask as mask_util
 
+# The smallest and largest numbers of each colour of a panoptic PNG.
+SEGMENT_IDS = (1, 255, 256, 65535, 65536, 2**24 - 1)
+
 
 @dataclass
-class Segment:
+class TruthSegment:
     pixels: np.ndarray
     category: int  # contiguous
     isthing: bool
@@ -23,7 +26,7 @@ def predict(dataset_name, rng):
     metadata = MetadataCatalog.get(dataset_name)
     inputs = DatasetCatalog.get(dataset_name)
     truth = TRUTH[metadata.evaluator_type]
-    outputs = [output(perturb(truth(image, metadata), metadata, rng), metadata, size(image), rng) for image in inputs]
+    outputs = [output(perturb(truth(image, metadata), rng), metadata, size(image), rng) for image in inputs]
     return inputs, outputs
 
 
@@ -32,24 +35,26 @@ def size(image):
         return file.size[::-1]
 
 
-def perturb(segments, metadata, rng):
-    things = list(metadata.get("thing_dataset_id_to_contiguous_id", {}).values())
-    stuff = list(metadata.get("stuff_dataset_id_to_contiguous_id", {}).values())
+def perturb(segments, rng):
+    """Move all, forget some, cut holes into some, and give some the category of another."""
     changed = []
     for segment in segments:
         if rng.random() < 0.1:
             continue
         pixels = np.roll(segment.pixels, rng.integers(-2, 3, 2), axis=(0, 1))
-        category = rng.choice(things if segment.isthing else stuff) if rng.random() < 0.15 else segment.category
-        changed.append(Segment(pixels, int(category), segment.isthing))
+        if rng.random() < 0.1:
+            pixels &= rng.random(pixels.shape) < 0.5
+        other = rng.choice([s.category for s in segments if s.isthing == segment.isthing])
+        category = other if rng.random() < 0.15 else segment.category
+        changed.append(TruthSegment(pixels, int(category), segment.isthing))
     return changed
 
 
 def output(segments, metadata, size, rng):
     # Some things twice, one without a pixel.
     things = [s for s in segments if s.isthing]
-    things += [Segment(np.roll(s.pixels, 1, axis=0), s.category, True) for s in things if rng.random() < 0.3]
-    things += [Segment(np.zeros(size, bool), s.category, True) for s in things[:1]]
+    things += [TruthSegment(np.roll(s.pixels, 1, axis=0), s.category, True) for s in things if rng.random() < 0.3]
+    things += [TruthSegment(np.zeros(size, bool), s.category, True) for s in things[:1]]
     instances = Instances(size)
     instances.pred_masks = torch.from_numpy(
         np.stack([s.pixels for s in things]) if things else np.zeros((0, *size), bool)
@@ -59,13 +64,14 @@ def output(segments, metadata, size, rng):
     instances.pred_classes = torch.tensor([s.category for s in things], dtype=torch.int64)
     panoptic = np.zeros(size, np.int32)
     classes = np.zeros(size, np.int64)
-    for number, segment in enumerate(segments, start=1):
+    numbers = (*SEGMENT_IDS, *range(2, 255))[: len(segments)]
+    for number, segment in zip(numbers, segments, strict=True):
         panoptic[segment.pixels] = number
         classes[segment.pixels] = segment.category
     left = set(np.unique(panoptic).tolist())
     info = [
         {"id": number, "category_id": s.category, "isthing": s.isthing}
-        for number, s in enumerate(segments, start=1)
+        for number, s in zip(numbers, segments, strict=True)
         if number in left
     ]
     return {
@@ -79,7 +85,7 @@ def of_panoptic(image, metadata):
     colors = np.asarray(Image.open(image["pan_seg_file_name"])).astype(np.int64)
     ids = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
     things = set(metadata.thing_dataset_id_to_contiguous_id.values())
-    return [Segment(ids == s["id"], s["category_id"], s["category_id"] in things) for s in image["segments_info"]]
+    return [TruthSegment(ids == s["id"], s["category_id"], s["category_id"] in things) for s in image["segments_info"]]
 
 
 def of_annotations(image, metadata):
@@ -90,7 +96,7 @@ def of_annotations(image, metadata):
             rle = mask_util.merge(mask_util.frPyObjects(rle, image["height"], image["width"]))
         elif isinstance(rle["counts"], list):
             rle = mask_util.frPyObjects(rle, image["height"], image["width"])
-        found.append(Segment(mask_util.decode(rle).astype(bool), annotation["category_id"], True))
+        found.append(TruthSegment(mask_util.decode(rle).astype(bool), annotation["category_id"], True))
     return found
 
 
@@ -99,12 +105,12 @@ def of_instance_ids(image, metadata):
     ids = np.asarray(Image.open(Path(metadata.gt_dir, stem.split("_")[0], f"{stem}_gtFine_instanceIds.png")))
     labels = {i: i // 1000 if i >= 1000 else i for i in np.unique(ids).tolist()}
     classes = metadata.thing_dataset_id_to_contiguous_id
-    return [Segment(ids == i, classes[label], True) for i, label in labels.items() if label in classes]
+    return [TruthSegment(ids == i, classes[label], True) for i, label in labels.items() if label in classes]
 
 
 def of_labels(image, metadata):
     labels = np.asarray(Image.open(image["sem_seg_file_name"]))
-    return [Segment(labels == i, i, False) for i in np.unique(labels).tolist() if i != metadata.ignore_label]
+    return [TruthSegment(labels == i, i, False) for i in np.unique(labels).tolist() if i != metadata.ignore_label]
 
 
 TRUTH = {

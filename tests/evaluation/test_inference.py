@@ -10,17 +10,18 @@ from torch import nn
 
 from mask2former.config import add_maskformer2_config
 from mask2former.evaluation import evaluation_fingerprint, run_inference, weights_digest, write_speed
+from mask2former.modeling.inference import InferenceSettings
 
 
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(2))
-        self.semantic_scores = True
+        self.inference_settings = InferenceSettings(overlap_threshold=0.3)
         self.seen = []
 
-    def forward(self, inputs):
-        self.seen.append((self.training, self.semantic_scores, torch.is_grad_enabled()))
+    def forward(self, inputs, target_counts=None, settings=None):
+        self.seen.append((self.training, settings, torch.is_grad_enabled()))
         return [{"number": image["number"]} for image in inputs]
 
 
@@ -60,17 +61,21 @@ def test_the_model_is_asked_for_classes_and_left_as_it_was(fails):
         run_inference(model, BATCHES, Evaluator(fails))
     except ValueError:
         assert fails
-    assert set(model.seen) == {(False, False, False)}
-    assert model.semantic_scores is True
+    assert set(model.seen) == {(False, InferenceSettings(overlap_threshold=0.3, semantic_scores=False), False)}
+    assert model.inference_settings == InferenceSettings(overlap_threshold=0.3)
     assert model.training is not fails  # Detectron2 restores it where nothing fails
 
 
-def test_a_model_without_the_switch_runs_too():
-    model = Model()
-    del model.semantic_scores
-    model.forward = lambda inputs: inputs
-    assert run_inference(model, BATCHES, Evaluator()).images == 3
-    assert not hasattr(model, "semantic_scores")
+def test_a_model_without_settings_runs_too():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+
+        def forward(self, inputs):
+            return inputs
+
+    assert run_inference(Plain(), BATCHES, Evaluator()).images == 3
 
 
 def test_where_nothing_was_left_the_file_keeps_the_speed_of_before(tmp_path):

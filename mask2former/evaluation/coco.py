@@ -1,0 +1,351 @@
+"""COCO's three metrics, by hotcoco from the submission files: AP of masks, panoptic quality, IoU of classes."""
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Generator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from hotcoco import COCO, COCOeval
+from hotcoco.panoptic import PanopticEval
+from hotcoco.semantic import SemanticEval
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mask2former.evaluation.metric import EvaluationError, Image, Metric, Records, image_key, require_same_images
+from mask2former.utils.files import atomic_write, write_json
+from mask2former.utils.journal import Key
+from mask2former.utils.label_images import encode_masks, ids_to_colors, write_png
+from mask2former.utils.parallel import default_workers
+
+# Positions along the axes of COCO's table of precisions: IoU thresholds 0.50, 0.55, ... 0.95; areas; detections.
+_ALL_IOUS, _IOU_50, _IOU_75 = slice(None), slice(0, 1), slice(5, 6)
+_ALL, _SMALL, _MEDIUM, _LARGE = range(4)
+_TOP_100 = -1
+_AVERAGE_PRECISIONS = {
+    "AP": (_ALL_IOUS, _ALL),
+    "AP50": (_IOU_50, _ALL),
+    "AP75": (_IOU_75, _ALL),
+    "APs": (_ALL_IOUS, _SMALL),
+    "APm": (_ALL_IOUS, _MEDIUM),
+    "APl": (_ALL_IOUS, _LARGE),
+}
+_SEGMENT_ENTRIES = ("id", "category_id", "area", "iscrowd")
+_SUFFIXES = {"All": "", "Things": "_th", "Stuff": "_st"}
+# Segment ids of a panoptic PNG are below it.
+_END_OF_IDS = 1 << 24
+
+
+class InstanceAP(Metric):
+    """Average precision of masks.
+
+    Metrics: AP, AP50, AP75, APs, APm, APl and AP-<class>. Predictions are `Instances` with `pred_masks` [N, H, W],
+    `scores` [N] and contiguous `pred_classes` [N]; they go to `coco_instances_results.json`. The metadata have
+    `json_file` and `thing_dataset_id_to_contiguous_id`.
+    """
+
+    task = "instance"
+    name = "segm"
+    results_file = "coco_instances_results.json"
+    needs = ("json_file",)
+    outputs = (results_file,)
+
+    @cached_property
+    def _dataset_ids(self) -> dict[int, int]:
+        return _inverted(self._metadata.thing_dataset_id_to_contiguous_id)
+
+    def record(self, image: Image, prediction: Any, folder: Path) -> tuple[Any, list[Path]]:
+        """Encode the masks. See `Metric.record`."""
+        detections = zip(
+            (self._dataset_ids[category] for category in prediction.pred_classes.tolist()),
+            prediction.scores.tolist(),
+            encode_masks(prediction.pred_masks),
+            strict=True,
+        )
+        return {"size": list(prediction.image_size), "detections": list(detections)}, []
+
+    def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
+        """Write the submission and evaluate it. See `Metric.evaluate` and the class."""
+        json_file = self._metadata.json_file
+        with _reading(json_file):
+            truth = json.loads(Path(json_file).read_bytes())
+            sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+        require_same_images(sizes, [key for key, _ in records], json_file)
+        for key, record in records:
+            if sizes[key] != tuple(record["size"]):
+                found = tuple(record["size"])
+                raise EvaluationError(f"{json_file}: image {key} is {sizes[key]}, its prediction {found}")
+        results = folder / self.results_file
+        _write_detections(records, results)
+        with tempfile.TemporaryDirectory() as temporary, _reading(json_file):
+            if any(isinstance(key, str) for key in sizes):
+                numbers = _numbers(sizes)
+                truth["images"] = [{**image, "id": numbers[image["id"]]} for image in truth["images"]]
+                truth["annotations"] = [{**a, "image_id": numbers[a["image_id"]]} for a in truth["annotations"]]
+                results = Path(temporary, self.results_file)
+                _write_detections(((numbers[key], record) for key, record in records), results)
+            ground_truth = COCO(truth)
+            evaluation = COCOeval(ground_truth, ground_truth.load_res(str(results)), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        # [IoU threshold, recall, class, area, detections]
+        precision = np.asarray((evaluation.eval or {})["precision"])
+        metrics = {
+            name: _average_precision(precision[ious, :, :, area, _TOP_100])
+            for name, (ious, area) in _AVERAGE_PRECISIONS.items()
+        }
+        for position, category in enumerate(evaluation.params.cat_ids):
+            name = ground_truth.cats[category]["name"]
+            metrics[f"AP-{name}"] = _average_precision(precision[:, :, position, _ALL, _TOP_100])
+        return metrics
+
+
+class PanopticQuality(Metric):
+    """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019).
+
+    Metrics: PQ, SQ and RQ of all classes, of things (_th) and of stuff (_st), and of single classes (PQ-<class>);
+    NaN if there is nothing to measure. A prediction is a pair: segment ids [H, W] (0 is void), and a dict for each
+    segment with `id`, `isthing` and contiguous `category_id`. Results go to `panoptic_predictions.json` and
+    `panoptic_predictions/*.png` (id = R + 256 G + 65536 B). The metadata have `panoptic_json`, `panoptic_root` and the
+    maps from ids of the data set to contiguous ids.
+    """
+
+    task = "panoptic"
+    name = "panoptic_seg"
+    folder = "panoptic_predictions"
+    results_file = "panoptic_predictions.json"
+    needs = ("panoptic_json", "panoptic_root")
+    outputs = (folder, results_file)
+
+    @cached_property
+    def _dataset_ids(self) -> dict[bool, dict[int, int]]:
+        """Ids of the data set by contiguous ids; of things and of stuff."""
+        return {
+            True: _inverted(self._metadata.thing_dataset_id_to_contiguous_id),
+            False: _inverted(self._metadata.stuff_dataset_id_to_contiguous_id),
+        }
+
+    def record(self, image: Image, prediction: Any, folder: Path) -> tuple[Any, list[Path]]:
+        """Write the PNG; the record is the annotation of the submission. See `Metric.record`."""
+        ids, segments = prediction
+        ids = ids.cpu().numpy()
+        file_name = f"{Path(image['file_name']).stem}.png"
+        lowest, highest = int(ids.min(initial=0)), int(ids.max(initial=0))
+        if lowest < 0 or highest >= _END_OF_IDS:
+            raise EvaluationError(
+                f"prediction {file_name}: segment ids from {lowest} to {highest}; expected 0 to {_END_OF_IDS - 1}"
+            )
+        file = write_png(folder / self.folder / file_name, ids_to_colors(ids))
+        annotation = {
+            "image_id": image["image_id"],
+            "file_name": file_name,
+            "segments_info": [
+                {"id": int(s["id"]), "category_id": self._dataset_ids[bool(s["isthing"])][s["category_id"]]}
+                for s in segments
+            ],
+        }
+        return annotation, [file]
+
+    def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
+        """Write the submission and evaluate it. See `Metric.evaluate` and the class."""
+        json_file = self._metadata.panoptic_json
+        with _reading(json_file):
+            truth = json.loads(Path(json_file).read_bytes())
+            annotations = {annotation["image_id"]: annotation for annotation in truth["annotations"]}
+            categories = {category["id"]: category["name"] for category in truth["categories"]}
+            for key, annotation in annotations.items():
+                for entry in _SEGMENT_ENTRIES:
+                    if not all(entry in segment for segment in annotation["segments_info"]):
+                        raise EvaluationError(f"{json_file}: image {key}: a segment without {entry!r}")
+        predicted = [annotation for _, annotation in records]
+        require_same_images(annotations, [annotation["image_id"] for annotation in predicted], json_file)
+        unknown = {s["category_id"] for a in predicted for s in a["segments_info"]} - categories.keys()
+        if unknown:
+            raise EvaluationError(f"{json_file}: no categories {sorted(unknown)}, which were predicted")
+        write_json(folder / self.results_file, {"annotations": predicted})
+        numbers = _numbers(annotations)
+        truth = {
+            "annotations": [{**annotation, "image_id": numbers[key]} for key, annotation in annotations.items()],
+            "categories": truth["categories"],
+        }
+        submission = {"annotations": [{**a, "image_id": numbers[a["image_id"]]} for a in predicted]}
+        root = self._metadata.panoptic_root
+        try:
+            evaluation = PanopticEval(truth, submission, gt_folder=root, pred_folder=folder / self.folder)
+            evaluation.evaluate()
+        except (OSError, ValueError) as error:
+            named = re.match(r"image (\d+): ", str(error))
+            if named is None:
+                raise EvaluationError(str(error)) from error
+            key = next(key for key, number in numbers.items() if number == int(named[1]))
+            path = Path(root, annotations[key]["file_name"])
+            raise EvaluationError(f"{path}: image {key}: {str(error)[named.end() :]}") from error
+        found = evaluation.results()
+        metrics = {
+            quality.upper() + suffix: 100 * found[group][quality] if found[group]["n"] else math.nan
+            for group, suffix in _SUFFIXES.items()
+            for quality in ("pq", "sq", "rq")
+        }
+        for quality in ("pq", "sq", "rq"):
+            for category, name in categories.items():
+                value = found["per_class"][category][quality]
+                metrics[f"{quality.upper()}-{name}"] = 100 * value if value >= 0 else math.nan
+        return metrics
+
+
+class SemanticIoU(Metric):
+    """IoU and accuracy of classes, from the pixels of the whole data set.
+
+    Metrics: mIoU, fwIoU (weighted by the pixels of the classes), mACC, pACC, IoU-<class> and ACC-<class>. Means are
+    over the classes that occur in the ground truth; others are NaN. A prediction is classes [H, W] or scores [K, H, W].
+
+    Results go to `semantic_predictions/<image>.png`, with the labels of the metadata's `submission_labels` (one per
+    class) or, without this entry, the classes themselves. The metadata also have `stuff_classes` and `ignore_label`,
+    and the dicts of the data set have `sem_seg_file_name`.
+    """
+
+    task = "semantic"
+    name = "sem_seg"
+    folder = "semantic_predictions"
+    needs = ("sem_seg_root",)
+    outputs = (folder,)
+
+    @cached_property
+    def _submission_labels(self) -> NDArray[Any]:
+        classes = len(self._metadata.stuff_classes)
+        labels = np.asarray(self._metadata.get("submission_labels", range(classes)))
+        if len(labels) != classes:
+            raise EvaluationError(f"{self._dataset_name}: {len(labels)} submission_labels for {classes} classes")
+        return labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+
+    def record(self, image: Image, prediction: Any, folder: Path) -> tuple[Any, list[Path]]:
+        """Write the PNG. See `Metric.record`."""
+        return None, [write_png(self._file(image, folder), self._submission_labels[class_ids(prediction)])]
+
+    def _file(self, image: Image, folder: Path) -> Path:
+        return folder / self.folder / f"{Path(image['file_name']).stem}.png"
+
+    def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
+        """Count the pixels of the files. See `Metric.evaluate` and the class."""
+        names = list(self._metadata.stuff_classes)
+        images = {image_key(image): image for image in DatasetCatalog.get(self._dataset_name)}
+        require_same_images(images, [key for key, _ in records], self._metadata.sem_seg_root)
+        labels = self._submission_labels
+        files = [(image["sem_seg_file_name"], self._file(image, folder)) for image in images.values()]
+        counts = count_pixels(files, len(names), int(labels.max()) + 1, void=self._metadata.ignore_label)[:, labels]
+        correct, labelled, predicted = (
+            values.astype(np.float64) for values in (counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0))
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            iou = np.where(labelled > 0, correct / (labelled + predicted - correct), np.nan)
+            accuracy = np.where(labelled > 0, correct / labelled, np.nan)
+            share = labelled / labelled.sum()
+        metrics = {
+            "mIoU": mean_of_measured(iou),
+            "fwIoU": float(np.nansum(iou * share)),
+            "mACC": mean_of_measured(accuracy),
+            "pACC": float(correct.sum() / labelled.sum()) if labelled.any() else math.nan,
+            **{f"IoU-{name}": float(value) for name, value in zip(names, iou, strict=True)},
+            **{f"ACC-{name}": float(value) for name, value in zip(names, accuracy, strict=True)},
+        }
+        return {name: 100 * value for name, value in metrics.items()}
+
+
+def class_ids(sem_seg: Tensor) -> NDArray[np.int16]:
+    """Class of each pixel [H, W] from classes [H, W] or scores [K, H, W]."""
+    classes = sem_seg if sem_seg.ndim == 2 else sem_seg.argmax(dim=0)
+    return classes.cpu().numpy().astype(np.int16)
+
+
+def count_pixels(
+    files: Iterable[tuple[str | Path, str | Path]], classes: int, labels: int, *, void: int | None
+) -> NDArray[np.int64]:
+    """Count how often each pair of labels occurs in pairs of label images.
+
+    Args:
+        files: Paths of ground truth and prediction.
+        classes: Number of classes in the ground truth.
+        labels: Number of labels in the predictions.
+        void: Label of the ground truth for pixels that do not count; None if all count.
+
+    Returns:
+        Pixels [class in the ground truth, label in the prediction].
+
+    Raises:
+        EvaluationError: A file is missing or damaged, or has another size or label than expected.
+    """
+    total = np.zeros((classes, labels), dtype=np.int64)
+    lock = Lock()
+
+    def count(pair: tuple[str | Path, str | Path]) -> None:
+        evaluation = SemanticEval(max(classes, labels), ignore_index=void)
+        try:
+            evaluation.update_png(*pair)
+        except (OSError, ValueError) as error:
+            raise EvaluationError(str(error)) from error
+        counts = evaluation.confusion().astype(np.int64)
+        if counts[classes:].any():
+            label = np.flatnonzero(counts.any(axis=1))[-1]
+            raise EvaluationError(f"{pair[0]}: label {label}; expected 0 to {classes - 1}, or {void} for void")
+        with lock:
+            np.add(total, counts[:classes, :labels], out=total)
+
+    with ThreadPoolExecutor(default_workers()) as pool:
+        for _ in pool.map(count, files):
+            pass
+    return total
+
+
+def mean_of_measured(values: Iterable[float]) -> float:
+    """Mean of the values that are not NaN; NaN if there are none."""
+    measured = [float(value) for value in values if not math.isnan(value)]
+    return sum(measured) / len(measured) if measured else math.nan
+
+
+def _average_precision(precision: NDArray[np.float64]) -> float:
+    # -1 marks classes, areas and so on that the ground truth does not have.
+    measured = precision[precision > -1]
+    return 100 * float(measured.mean()) if measured.size else math.nan
+
+
+@contextmanager
+def _reading(path: str) -> Generator[None, None, None]:
+    """Report what is wrong with an annotation file."""
+    try:
+        yield
+    except EvaluationError:
+        raise
+    except OSError as error:
+        raise EvaluationError(f"{path}: no ground truth: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"{path}: not COCO's format: {error}") from error
+
+
+def _write_detections(records: Records, path: Path) -> None:
+    """Write a list of all detections; only those of one image are in memory."""
+    with atomic_write(path) as file:
+        before = "["
+        for key, record in records:
+            for category, score, counts in record["detections"]:
+                segmentation = {"size": record["size"], "counts": counts}
+                detection = {"image_id": key, "category_id": category, "score": score, "segmentation": segmentation}
+                file.write(before + json.dumps(detection))
+                before = ",\n"
+        file.write("[]" if before == "[" else "]")
+
+
+def _numbers(keys: Iterable[Key]) -> dict[Key, int]:
+    """Numbers instead of image ids: hotcoco takes only integers, ADE20K has strings. Integers stay as they are."""
+    return {key: key if isinstance(key, int) else number for number, key in enumerate(sorted(keys, key=str))}
+
+
+def _inverted(ids: Mapping[int, int]) -> dict[int, int]:
+    return {contiguous: number for number, contiguous in ids.items()}
