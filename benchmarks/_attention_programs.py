@@ -1,8 +1,8 @@
-"""The calls that benchmarks/attention.py times, and neighborhood attention as users could compute it otherwise."""
+"""The calls that benchmarks/attention.py times, and other ways to compute neighborhood attention."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -20,35 +20,48 @@ from dinat_backbone.ops.windows import window_start
 PEERS = ("tiled", "flex-tiles", "flex-groups", "flex-rows", "gather", "dense", "natten")
 ROOT = Path(__file__).resolve().parents[1]
 HEAD_DIM = 32
-# As wide and high as a block of 128 tokens.
+# Height and width of a tile: one block of tokens.
 _TILE = (8, 16)
 _BLOCK = 128
 
 
+@dataclass(frozen=True)
 class Geometry:
-    """Residue group, coordinate and first key of every position of a map, per axis."""
+    """Windows of all positions of a map.
 
-    def __init__(self, height: int, width: int, kernel_size: int, dilation: int, device: torch.device) -> None:
-        self.kernel_size, self.dilation = kernel_size, dilation
+    Attributes:
+        kernel_size: Width of a window.
+        dilation: Distance between the keys of a window.
+        group: Residue group of each position, per axis.
+        coordinate: Coordinate of each position in its group, per axis.
+        first: Coordinate of the first key of each position, per axis.
+    """
+
+    kernel_size: int
+    dilation: int
+    group: list[Tensor]
+    coordinate: list[Tensor]
+    first: list[Tensor]
+
+    @classmethod
+    def of_map(cls, height: int, width: int, kernel_size: int, dilation: int, device: torch.device) -> "Geometry":
+        """Windows of a map, its positions row by row."""
         axes = [torch.arange(size, device=device) for size in (height, width)]
         grid = [x.flatten() for x in torch.meshgrid(*axes, indexing="ij")]
-        self.group = [x % dilation for x in grid]
-        self.coordinate = [x // dilation for x in grid]
-        self.first = [
+        group, coordinate = [x % dilation for x in grid], [x // dilation for x in grid]
+        first = [
             window_start(x, (size - g + dilation - 1) // dilation, kernel_size)
-            for x, g, size in zip(self.coordinate, self.group, (height, width), strict=True)
+            for x, g, size in zip(coordinate, group, (height, width), strict=True)
         ]
+        return cls(kernel_size, dilation, group, coordinate, first)
 
     def arranged(self, tokens: Tensor) -> "Geometry":
-        """The same for tokens in another order."""
-        other = object.__new__(Geometry)
-        other.kernel_size, other.dilation = self.kernel_size, self.dilation
-        for name in ("group", "coordinate", "first"):
-            setattr(other, name, [x[tokens] for x in getattr(self, name)])
-        return other
+        """The same windows with positions in another order."""
+        group, coordinate, first = ([x[tokens] for x in axes] for axes in (self.group, self.coordinate, self.first))
+        return replace(self, group=group, coordinate=coordinate, first=first)
 
     def order(self, layout: str) -> Tensor:
-        """Tokens row by row ("rows"), by residue group ("groups"), or in tiles within groups ("tiles")."""
+        """Order of tokens: row by row ("rows"), by residue group ("groups"), or in tiles within groups ("tiles")."""
         groups = self.group[0] * self.dilation + self.group[1]
         if layout == "rows":
             return torch.arange(len(groups), device=groups.device)
@@ -58,14 +71,14 @@ class Geometry:
         return groups.argsort(stable=True)
 
     def attends(self, q: Tensor, k: Tensor) -> Tensor:
-        """Whether queries attend keys."""
+        """Whether queries attend to keys."""
         (group_y, group_x), (y, x), (first_y, first_x) = self.group, self.coordinate, self.first
         same = (group_y[q] == group_y[k]) & (group_x[q] == group_x[k])
         inside_y = (y[k] >= first_y[q]) & (y[k] < first_y[q] + self.kernel_size)
         return same & inside_y & (x[k] >= first_x[q]) & (x[k] < first_x[q] + self.kernel_size)
 
     def bias(self, table: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """Bias of queries and keys; any where they don't attend each other, which is asked for all the same."""
+        """Bias of pairs of queries and keys; arbitrary for pairs outside the window."""
         row, column = ((x[k] - x[q] + self.kernel_size - 1).clamp(0, 2 * self.kernel_size - 2) for x in self.coordinate)
         return table[head, row, column]
 
@@ -85,7 +98,7 @@ class Flex:
 
         self._bias = bias
         self._mask = _block_mask(arranged, len(self.tokens), mask)
-        # With symbolic sizes its code for CPUs does not compile (2.14).
+        # Its CPU code does not compile with symbolic sizes (PyTorch 2.14).
         self._attend = torch.compile(flex_attention, dynamic=False)
 
     def arrange(self, x: Tensor) -> Tensor:
@@ -93,14 +106,14 @@ class Flex:
         return x.flatten(1, 2)[:, self.tokens].transpose(1, 2).contiguous()
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend arranged tokens."""
+        """Compute attention of arranged tokens."""
         attended = self._attend(query, key, value, score_mod=self._bias, block_mask=self._mask)
-        # With return_lse or return_aux, which are off, it would be a tuple.
+        # It returns a tuple only with return_lse or return_aux.
         return cast(Tensor, attended)
 
 
 def _block_mask(geometry: Geometry, length: int, mask: Callable[..., Tensor]) -> BlockMask:
-    """As `create_block_mask`, which holds the mask of all pairs, row of blocks by row."""
+    """Replacement for `create_block_mask` that never holds the mask of all pairs: it works by rows of blocks."""
     device = geometry.group[0].device
     blocks = -(-length // _BLOCK)
     keys = torch.arange(length, device=device)
@@ -117,7 +130,7 @@ def _block_mask(geometry: Geometry, length: int, mask: Callable[..., Tensor]) ->
 
 
 class Dense:
-    """`scaled_dot_product_attention` over the whole map, with the bias of all pairs and -inf outside windows."""
+    """`scaled_dot_product_attention` over the whole map, with a bias of -inf outside windows."""
 
     def __init__(self, geometry: Geometry, rpb: Tensor, dtype: torch.dtype) -> None:
         tokens = torch.arange(len(geometry.group[0]), device=rpb.device)
@@ -135,13 +148,13 @@ class Dense:
         return x.flatten(1, 2).transpose(1, 2).contiguous()
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend all tokens."""
+        """Compute attention of all tokens."""
         return F.scaled_dot_product_attention(query, key, value, attn_mask=self._bias)
 
 
 @dataclass(frozen=True)
 class Case:
-    """The attention of one or more layers of a model, for one image."""
+    """Attention of one or more equal layers of a model, for one image."""
 
     model: str
     image: tuple[int, int]
@@ -155,7 +168,7 @@ class Case:
 
     @property
     def elements(self) -> int:
-        """Numbers of a map."""
+        """Number of elements of a map."""
         return self.height * self.width * self.heads * HEAD_DIM
 
     def __str__(self) -> str:
@@ -164,7 +177,7 @@ class Case:
 
 
 def cases(model: str, image: tuple[int, int]) -> Iterator[Case]:
-    """All distinct calls of a model of configs/_base_ for an image; small maps are padded as the model does it."""
+    """All distinct calls of a model of configs/_base_ for an image; small maps are padded as in the model."""
     settings = yaml.safe_load((ROOT / "configs" / "_base_" / f"dinat_{model}.yaml").read_text())["MODEL"]["DINAT"]
     kernel_size = settings["KERNEL_SIZE"]
     for stage, (heads, dilations) in enumerate(zip(settings["NUM_HEADS"], settings["DILATIONS"], strict=True)):
@@ -174,7 +187,7 @@ def cases(model: str, image: tuple[int, int]) -> Iterator[Case]:
 
 
 class Inputs:
-    """Random maps as a projection gives them, and the programs on them."""
+    """Random query, key and value maps with the layout that a projection gives them, and programs on them."""
 
     def __init__(self, case: Case, dtype: torch.dtype, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -185,10 +198,10 @@ class Inputs:
         self.rpb = torch.randn(table, generator=generator).to(device)
 
     def program(self, name: str) -> Callable[..., Tensor]:
-        """A function of three maps (arranged in its own way: see `arranged`).
+        """Return a function of three maps, which are arranged for it by `arranged`.
 
         Raises:
-            ValueError: it can't serve this case, for the reason given.
+            ValueError: The program can't serve this case; the message gives the reason.
         """
         case, tokens = self.case, self.case.height * self.case.width
         bytes_each = self.maps[0].element_size()
@@ -203,7 +216,7 @@ class Inputs:
             )
         if name == "natten":
             return self._natten(tokens)
-        geometry = Geometry(case.height, case.width, case.kernel_size, case.dilation, self.device)
+        geometry = Geometry.of_map(case.height, case.width, case.kernel_size, case.dilation, self.device)
         if name == "dense":
             self._need(3 * case.heads * tokens**2 * bytes_each)
             return Dense(geometry, self.rpb, self.maps[0].dtype)
@@ -217,7 +230,7 @@ class Inputs:
         if reason:
             raise ValueError(reason)
         if self.device.type == "cpu":
-            # Its own kernels are for GPUs: here it calls FlexAttention uncompiled, which holds all scores.
+            # It has no kernels for CPUs: it calls uncompiled FlexAttention, which holds all scores.
             self._need(3 * self.case.heads * tokens**2 * 4)
         kernel_size, dilation = self.case.kernel_size, self.case.dilation
         return lambda q, k, v: neighborhood_attention_2d(q, k, v, None, kernel_size, dilation, None, "natten")
@@ -228,5 +241,5 @@ class Inputs:
 
 
 def arranged(program: Callable[..., Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
-    """Maps as a program takes them."""
+    """Maps in the arrangement that a program expects."""
     return [program.arrange(x) for x in maps] if isinstance(program, Flex | Dense) else list(maps)

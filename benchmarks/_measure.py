@@ -1,4 +1,4 @@
-"""What the benchmarks share: times, peak memory, the machine's limits, and saving a table, its numbers and a chart."""
+"""Shared code of the benchmarks: time, peak memory, limits of the machine, and saving tables and charts."""
 
 import ctypes
 import gc
@@ -18,28 +18,28 @@ import torch
 from tabulate import tabulate
 
 SECONDS = 20.0
-# A call that takes shorter is repeated more often: what disturbs a machine lasts longer than it.
+# Shorter calls are repeated more often, because disturbances last longer than one call.
 _FEWEST_SECONDS = 0.5
 _clock = time.perf_counter
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until all that was asked of a GPU is done."""
+    """Wait until a GPU has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def use_cpu_time() -> None:
-    """From now on count the processor seconds of this process, for one thread on a machine that others use, too."""
+    """Measure processor seconds of this process from now on, for one thread on a busy machine."""
     global _clock
     _clock = time.process_time
 
 
 def seconds(call: Callable[[], Any], repeats: int, device: torch.device, budget: float = SECONDS) -> float:
-    """Median time of a call, after one to warm up; fewer repeats where they would take longer than `budget` seconds.
+    """Median time of a call after one warm-up call.
 
-    Where a single call does, the one to warm up is the one that counts; where all take less than half a second, there
-    are more.
+    There are fewer repeats if they would take longer than `budget` seconds, and more if they take less than half a
+    second. If one call takes longer than `budget`, the warm-up call counts.
     """
     return statistics.median(_times(call, repeats, device, budget))
 
@@ -58,7 +58,7 @@ def _times(call: Callable[[], Any], repeats: int, device: torch.device, budget: 
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> float:
-    """MB by which a call raises the memory of the GPU, or on Linux that of the process; NaN elsewhere."""
+    """MB by which a call raises the memory of the GPU, or of the process on Linux; NaN elsewhere."""
     gc.collect()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -67,7 +67,7 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     if sys.platform != "linux":
         return math.nan
-    # What was freed but is still held would hide what the call asks for.
+    # Memory that was freed but is still held would hide new allocations.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
@@ -81,7 +81,7 @@ def _status(key: str) -> int:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be had; on systems that don't tell, 4 GiB."""
+    """Bytes of free memory; 4 GiB on systems that do not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -92,20 +92,20 @@ def available_memory(device: torch.device) -> int:
 
 
 def gemm_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
-    """FLOP/s of a product of two square matrices; the best of some, as it is a limit."""
+    """FLOP/s of a product of two square matrices: the best of several, because it is used as a limit."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / min(_times(lambda: a @ b, 5, device))
 
 
 def copy_rate(device: torch.device, megabytes: int = 256) -> float:
-    """Bytes/s read plus bytes/s written by a copy; the best of some."""
+    """Bytes/s read plus bytes/s written by a copy: the best of several."""
     source = torch.ones(megabytes << 18, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / min(_times(lambda: target.copy_(source), 5, device))
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Device, versions and settings that the numbers depend on."""
     name = platform.processor() or platform.machine()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -145,7 +145,7 @@ def save(
     bars: Mapping[str, Mapping[str, float]],
     axis: str,
 ) -> None:
-    """Write `stem`.json, .md (the table) and .png (for each group of `bars` one bar per name, on a log axis)."""
+    """Write STEM.json, STEM.md (the table) and STEM.png (one bar per name for each group of `bars`, on a log axis)."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     content = {"title": title, "machine": facts, "command": sys.argv, "summary": summary, "rows": rows}
     text = json.dumps(content, indent=1)
@@ -159,14 +159,14 @@ def save(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows in Markdown; cells without a number stay empty."""
+    """Format rows as a Markdown table; cells without a number stay empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[row.get(name, "") for name in names] for row in rows]
     return tabulate(cells, headers=names, tablefmt="github", floatfmt=".3g")
 
 
 def _draw(path: Path, title: str, facts: Mapping[str, Any], bars: Mapping[str, Mapping[str, float]], axis: str) -> None:
-    # Imported here: it is slow, and nothing else needs it.
+    # Imported here because it is slow and nothing else needs it.
     import matplotlib
 
     matplotlib.use("Agg")

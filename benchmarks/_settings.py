@@ -1,4 +1,4 @@
-"""Configs of the published settings, for the benchmarks that build their models."""
+"""Configs of the published settings, for benchmarks that build their models."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def read_config(setting: str, opts: Sequence[str]) -> CfgNode:
-    """The config of a setting without weights, ready to build its model from."""
+    """Read the config of a setting without weights, ready for building its model."""
     cfg = setup_cfg(ROOT / SETTINGS[setting].config_file, ["MODEL.WEIGHTS", "", *opts])
     for name in cfg.DATASETS.TRAIN:
-        dataset_metadata(name)  # the model wants to know which classes are things
+        dataset_metadata(name)  # the model needs to know which classes are things
     return cfg

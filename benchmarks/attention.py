@@ -6,17 +6,18 @@
                                    [--peers flex-tiles ...] [--threads 2] [--device cpu] [--output STEM]
                                    [--backward-peers tiled ...] [--seconds 20]
 
-Programs: ours (what backend "auto" takes, and "tiled"); `torch.compile`d FlexAttention with the same bias and a block
-mask, on tokens sorted into residue groups and tiles of 8 x 16 ("flex-tiles"), into residue groups ("flex-groups", the
-same for dilation 1 as "flex-rows") or row by row ("flex-rows"); sorting is not timed. "gather" gathers every query's
-keys, as public rewrites do. "dense" is one scaled_dot_product_attention with the bias of all pairs. "natten" is
-NATTEN's own path, which has no bias: less work than the others do. A program that needs too much memory, or that can't
-compute a case, is named as absent with the reason.
+Programs: ours (the backend that "auto" chooses, and "tiled"); `torch.compile`d FlexAttention with the same bias and a
+block mask, on tokens sorted into residue groups and tiles of 8 x 16 ("flex-tiles"), into residue groups ("flex-groups",
+for dilation 1 the same as "flex-rows") or row by row ("flex-rows"); sorting is not timed. "gather" gathers every
+query's keys, as public reimplementations do. "dense" is one scaled_dot_product_attention with the bias of all pairs.
+"natten" is NATTEN's own path, which has no bias and does less work than the others. A program that needs too much
+memory or can't compute a case is listed as absent with the reason.
 
-Ours is timed before and after its peers. The limit of a case is the larger of its exact FLOPs (k * k keys per query; 2
-products forward, 7 forward + backward, as the backward pass computes scores again) at the rate of a product of matrices
-that is measured just before and after, and of its bytes (all maps read or written once) at the measured rate of a copy.
-Ratios come from one run, so they can be compared between machines; times can't. Writes STEM.json, STEM.md and STEM.png.
+Ours is timed before and after its peers. The limit of a case is the longer of two times: its exact FLOPs (k * k keys
+per query; 2 products forward, 7 forward + backward, because the backward pass computes scores again) at the rate of a
+matrix product measured just before and after, and its bytes (all maps read or written once) at the measured rate of a
+copy. Ratios come from one run, so they can be compared between machines; times can't. Writes STEM.json, STEM.md and
+STEM.png.
 """
 
 import argparse
@@ -47,25 +48,25 @@ _FORWARD, _BOTH = "forward", "forward + backward"
 
 
 def measure(inputs: Inputs, name: str, backward: bool, repeats: int, budget: float = SECONDS) -> dict[str, float]:
-    """Seconds and peak MB of a program; difference of its output from `tiled`. `budget`: see `seconds`.
+    """Measure seconds and peak MB of a program, and the difference of its output from `tiled`.
 
     Raises:
-        ValueError: it can't serve this case.
+        ValueError: The program can't serve this case.
     """
     program = inputs.program(name)
     maps = arranged(program, inputs.maps)
     if not backward:
         with torch.no_grad():
             expected = arranged(program, [inputs.program("tiled")(*inputs.maps)])[0]
-            # NATTEN computes something else: attention without bias.
+            # NATTEN computes attention without bias.
             difference = math.nan if name == "natten" else float((program(*maps) - expected).abs().max())
             memory = peak_memory(lambda: program(*maps), inputs.device)
             time = seconds(lambda: program(*maps), repeats, inputs.device, budget)
             return {"s": time, "MB": memory, "diff": difference}
     if name.startswith(("flex", "natten")) and inputs.device.type == "cpu":
-        raise ValueError("FlexAttention, which NATTEN calls here, too, has no backward pass on CPUs")
+        raise ValueError("FlexAttention, which NATTEN calls on CPUs, has no backward pass there")
     leaves = [x.detach().requires_grad_() for x in maps]
-    # The maps' own gradients alone for the peers that hold the bias in another form.
+    # Peers that hold the bias in another form compute only the gradients of the maps.
     wanted = [*leaves, inputs.rpb.requires_grad_()] if name in ("auto", "tiled", "gather") else leaves
     gradient = torch.ones_like(leaves[0])
 
@@ -80,7 +81,7 @@ def measure(inputs: Inputs, name: str, backward: bool, repeats: int, budget: flo
 def measure_if_possible(
     inputs: Inputs, name: str, backward: bool, repeats: int, budget: float
 ) -> dict[str, float] | str:
-    """As `measure`, or the reason why the program can't serve this case."""
+    """Measure a program, or return the reason why it can't serve this case."""
     try:
         return measure(inputs, name, backward, repeats, budget)
     except ValueError as error:
@@ -90,7 +91,7 @@ def measure_if_possible(
 def compare(
     case: Case, dtype: torch.dtype, backward: bool, options: argparse.Namespace, copied: float, absent: dict[str, str]
 ) -> dict[str, Any]:
-    """One row of the table."""
+    """Measure a case and return one row of the table."""
     device = torch.device(options.device)
     inputs = Inputs(case, dtype, device)
     before = gemm_rate(dtype, device)
@@ -104,7 +105,7 @@ def compare(
             absent[f"{name}, {case}, {_BOTH if backward else _FORWARD}, {dtype}"] = peer
         else:
             peers[name] = peer
-    # Again, as what disturbs a machine comes and goes.
+    # Measured again, because disturbances come and go.
     ours["s"] = (ours["s"] + measure(inputs, "auto", backward, options.repeats, options.seconds)["s"]) / 2
     rate = max(before, gemm_rate(dtype, device))
     limit = max(flops / rate, maps * case.elements * inputs.maps[0].element_size() / copied)
@@ -129,7 +130,7 @@ def compare(
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Sums over the layers of each model and image size, and what they say of the targets."""
+    """Sums over the layers of each model and image size, and their ratios."""
     result: dict[str, float] = {}
     groups = dict.fromkeys((row["case"].split()[0], row["image"], row["type"]) for row in rows)
     for group in groups:
@@ -171,12 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--passes", nargs="+", choices=("forward", "backward"), default=["forward", "backward"])
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
-    parser.add_argument("--backward-peers", nargs="*", choices=PEERS, help="where not the same")
-    parser.add_argument("--dilations", nargs="+", type=int, help="these alone")
+    parser.add_argument("--backward-peers", nargs="*", choices=PEERS, help="default: those of --peers")
+    parser.add_argument("--dilations", nargs="+", type=int, help="only these")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu-time", action="store_true", help="processor seconds; for --threads 1 on a busy machine")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="fewer repeats where they would take longer")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="limit for all repeats of one call")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, metavar="STEM", help="default: benchmarks/results/attention-DEVICE")
     options = parser.parse_args(arguments)
@@ -211,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                             describe({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items()}),
                             flush=True,
                         )
-                # Now, as a run may take an hour and be ended before.
+                # Saved after each case, because a run may take an hour and be stopped.
                 _save(stem, facts, rows, absent)
     print(table(rows))
     for name, value in summarize(rows).items():

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""What `MODEL.COMPILE` gives: backbone and head through `torch.compile` against the same without.
+"""The effect of `MODEL.COMPILE`: backbone and head with and without `torch.compile`.
 
     python benchmarks/compile.py [--settings coco-panoptic ...] [--size 480 640] [--device cpu] [--output STEM]
         [--precisions float32 bfloat16] [KEY VALUE ...]
 
-Weights are random; bfloat16 is what `TEST.AMP` does. Prints, for each part, the seconds of the first compiled call
-(compiling included) and the median seconds of later ones with and without; the ratio; and the largest difference of the
-results, relative to the largest value. A part with a graph break is an error.
+Weights are random; bfloat16 is autocast as with `TEST.AMP`. Prints for each part the seconds of the first compiled call
+(including compilation), the median seconds of later calls with and without compilation, their ratio, and the largest
+difference of the results relative to the largest value. A graph break is an error.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from mask2former.model_zoo import SETTINGS
 def compare(
     model: MaskFormer, size: tuple[int, int], precision: str, backend: str, repeats: int
 ) -> list[dict[str, Any]]:
-    """A row for the backbone and one for the head."""
+    """Measure backbone and head, and return a row for each."""
     image = torch.randn(1, 3, *size, device=model.device)
     with torch.inference_mode(), _autocast(precision, model.device):
         features = model.backbone(image)
@@ -78,10 +78,10 @@ def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["coco-panoptic"], metavar="NAME")
-    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="of input")
+    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
-    parser.add_argument("--backend", default="inductor", help="of torch.compile")
+    parser.add_argument("--backend", default="inductor", help="backend of torch.compile")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, metavar="STEM", help="default: benchmarks/results/compile-DEVICE")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set")

@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""Multi-scale deformable attention side by side: our backends against each other and against what else one could take.
+"""Multi-scale deformable attention: our backends against each other and against other implementations.
 
     python benchmarks/deformable_attention.py [--size 800 1344] [--batch 1] [--threads 1] [--output STEM]
 
-A call is that of one encoder layer of the published pixel decoder (8 heads of 32 channels, 4 points, maps of strides 8,
-16 and 32, one query a position), sampling around each position as a layer does at its start, jittered. Peers: the
-`grid_sample` form as it is (`reference`) and through `torch.compile`, and the kernels of torch-ms-deform-attn where it
-is installed. Ratios come from one run, so they can be compared between machines; times can't.
+Each call is one encoder layer of the published pixel decoder (8 heads of 32 channels, 4 points, maps of strides 8, 16
+and 32, one query per position) that samples around each position like a newly initialised layer, with jitter. Peers:
+the `grid_sample` form (`reference`), the same through `torch.compile`, and the kernels of torch-ms-deform-attn if it is
+installed. Ratios come from one run, so they can be compared between machines; times can't.
 
-Prints, for each type and direction, the median time, how many times longer than ours it is, the peak memory above the
-inputs, and the difference from the reference in float64 (norm of it over norm of the result, or of the gradient that is
-furthest off). The limits are those of the same machine in the same run: every input and result moved once at the rate
-of a copy, and the multiplications and additions of bilinear sampling at the rate of a matrix product. Writes STEM.md,
-STEM.json and a chart, STEM.png.
+Prints for each type and direction: the median time, its ratio to ours, the peak memory above the inputs, and the
+difference from the reference in float64 (norm of the difference over norm of the result, or of the gradient with the
+largest ratio). The limits are measured in the same run: every input and result moved once at the rate of a copy, and
+the multiplications and additions of bilinear sampling at the rate of a matrix product. Writes STEM.md, STEM.json and a
+chart, STEM.png.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Program = Callable[..., Tensor]
 
 
 def inputs(shapes: list[tuple[int, int]], batch: int, device: torch.device) -> list[Tensor]:
-    """Value, locations, weights and a gradient of the result."""
+    """Create value, locations, weights and a gradient of the result."""
     generator = torch.Generator().manual_seed(0)
     positions = sum(height * width for height, width in shapes)
     centres = []
@@ -56,7 +56,7 @@ def inputs(shapes: list[tuple[int, int]], batch: int, device: torch.device) -> l
 
 
 def programs(shapes: list[tuple[int, int]], device: torch.device, compiled: bool) -> dict[str, Program | None]:
-    """What is compared, ours first; None for what is absent."""
+    """Programs to compare by name, ours first; None for a program that is not installed."""
     ours = "gather" if device.type == "cpu" else "triton"
 
     def reference(*x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _peer(shapes: list[tuple[int, int]], device: torch.device) -> Program | None
 def compare(
     candidates: dict[str, Program | None], tensors: list[Tensor], dtype: torch.dtype, backward: bool, repeats: int
 ) -> list[dict[str, Any]]:
-    """Time all programs in one type and direction, taking turns; one row each."""
+    """Measure all programs in one type and direction, and return one row for each."""
     device = tensors[0].device
     *leaves, gradient = (x.detach().to(dtype) for x in tensors)
     programs = {name: program for name, program in candidates.items() if program is not None}
@@ -106,7 +106,7 @@ def compare(
 
 
 def _call(program: Program, leaves: list[Tensor], gradient: Tensor, backward: bool) -> tuple[Tensor, ...]:
-    """The result, or the result and all gradients."""
+    """Return the result; with `backward`, also all gradients."""
     if not backward:
         with torch.no_grad():
             return (program(*leaves),)
@@ -116,12 +116,12 @@ def _call(program: Program, leaves: list[Tensor], gradient: Tensor, backward: bo
 
 
 def limits(tensors: list[Tensor], dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Rows for moving all inputs and results once, and for the arithmetic alone, at rates measured here."""
+    """Rows with the times of moving all inputs and results once, and of the arithmetic alone, at measured rates."""
     device = tensors[0].device
     copied, multiplied = copy_rate(device), gemm_rate(dtype, device)
     numbers = sum(x.numel() for x in tensors)  # the gradient of the result is as large as the result
     rows = []
-    # Backward reads the same and writes as much again; it multiplies each cell twice and adds twice as much.
+    # The backward pass reads and writes as much again each, and does twice the arithmetic.
     for direction, factor in zip(DIRECTIONS, (1, 3), strict=True):
         common = {"type": str(dtype).removeprefix("torch."), "direction": direction}
         milliseconds = 1e3 * factor * numbers * dtype.itemsize / copied
@@ -132,13 +132,13 @@ def limits(tensors: list[Tensor], dtype: torch.dtype) -> list[dict[str, Any]]:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Device, versions and settings that the numbers depend on."""
     installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
     return machine(device) | {package: installed.get(package, "absent") for package in ("triton", PEER)}
 
 
 def main() -> None:
-    """Measure, print a table, save it if asked."""
+    """Measure, print and save a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=1)

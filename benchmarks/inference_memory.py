@@ -3,9 +3,9 @@
 
     python benchmarks/inference_memory.py [--size 3000 4000] [--queries 200] [--classes 133] [--direct]
 
-Prints, for each kind of result, the time and how far the peak memory of the process rose above what the predictions
-themselves take. `--direct` also does it as the formulas are written, with all masks at the size of the result
-(3000 x 4000 pixels and 200 queries take more than 30 GB), in a process of its own.
+Prints for each kind of result the time, and the rise of the process's peak memory above that of the predictions.
+`--direct` also evaluates the formulas as they are written, with all masks at the size of the result (3000 x 4000 pixels
+and 200 queries take more than 30 GB), in a separate process.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _PADDING, _STRIDE = 32, 4
 
 
 def predictions(queries: int, classes: int, size: Size) -> tuple[Tensor, Tensor, list[Resize]]:
-    """Confident class logits [Q, K + 1], smooth mask logits [Q, h, w], and how masks become those of the image."""
+    """Confident class logits [Q, K + 1], smooth mask logits [Q, h, w], and the steps that resize them to the image."""
     scale = min(_SHORT_EDGE / min(size), _LONG_EDGE / max(size))
     image_size = (round(size[0] * scale), round(size[1] * scale))
     padded = (-(-image_size[0] // _PADDING) * _PADDING, -(-image_size[1] // _PADDING) * _PADDING)
@@ -43,7 +43,7 @@ def predictions(queries: int, classes: int, size: Size) -> tuple[Tensor, Tensor,
 
 
 def measure(name: str, size: Size, queries: int, classes: int, rows: Any) -> None:
-    """Put a row for each kind of result into `rows`: variant, result, seconds, GiB above the start."""
+    """Append a row for each kind of result: variant, result, seconds, GiB above the start."""
     logits, masks, steps = predictions(queries, classes, size)
     before = peak_memory(_CPU)
     source = ResizedMasks(masks, steps)
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(3000, 4000), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--classes", type=int, default=133)
-    parser.add_argument("--direct", action="store_true", help="also the formulas as they are written")
+    parser.add_argument("--direct", action="store_true", help="also evaluate the formulas as written")
     args = parser.parse_args()
     processes = multiprocessing.get_context("spawn")
     with processes.Manager() as manager:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Where the time of a published setting goes, from an image file to an encoded result, or in a training step.
+"""Time of each part of a published setting, from an image file to an encoded result, or in a training step.
 
     python benchmarks/model.py [--settings coco-panoptic ...] [--size 480 640] [--output STEM] [KEY VALUE ...]
     python benchmarks/model.py --train [--size 1024 1024] [--targets 30] [KEY VALUE ...]
 
-Weights are random, and all queries take part in the results (OBJECT_MASK_THRESHOLD 0), which is the most that
-post-processing can have to do. Prints the median seconds of each part, its share, and the peak memory of the process
-(or of the GPU). Ratios between parts come from one run, so they can be compared between machines; times can't.
+Weights are random, and all queries take part in the results (OBJECT_MASK_THRESHOLD 0), the most work for
+post-processing. Prints the median seconds of each part, its share, and the peak memory of the process or of the GPU.
+Ratios between parts come from one run, so they can be compared between machines; times can't.
 """
 
 import argparse
@@ -15,10 +15,11 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -37,10 +38,11 @@ from mask2former.data.dataset_mapper import TestMapper
 from mask2former.engine import available_device
 from mask2former.evaluation import peak_memory
 from mask2former.model_zoo import SETTINGS
+from mask2former.modeling import inference
 from mask2former.solver import build_optimizer
 from mask2former.utils.label_images import encode_masks, encode_png, ids_to_colors
 
-# Layers of the backbone by kind; what is left are permutations, residual sums and the like.
+# Timed layers of the backbone by kind; the rest are permutations, residual sums and the like.
 _KINDS = {nn.Linear: "linear", nn.LayerNorm: "norm", nn.GELU: "GELU", nn.Conv2d: "convolution"}
 _WHOLE = "backbone"
 
@@ -54,44 +56,48 @@ class Stopwatch:
         self.seconds: dict[str, float] = defaultdict(float)
 
     def now(self) -> float:
-        """Seconds, when all that was asked of the device is done."""
+        """Current time in seconds, after waiting for the device."""
         synchronize(self._device)
         return time.perf_counter()
 
     @contextmanager
     def part(self, name: str) -> Generator[None, None, None]:
-        """Time what happens inside."""
+        """Time the block."""
         start = self.now()
         yield
         self.seconds[name] += self.now() - start
 
-    def wrap(self, owner: Any, function: str, name: str) -> None:
-        """Time a function of a module, from now on."""
+    def watch(self, module: nn.Module, name: str) -> None:
+        """Time the calls of a module from now on."""
+        starts: list[float] = []
+
+        def stop(*_: Any) -> None:
+            self.seconds[name] += self.now() - starts.pop()
+
+        module.register_forward_pre_hook(lambda *_: starts.append(self.now()))
+        module.register_forward_hook(stop)
+
+    def patch(self, owner: Any, function: str, name: str) -> AbstractContextManager[Any]:
+        """Return a context in which the calls of a function of a module are timed."""
         call: Callable[..., Any] = getattr(owner, function)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             with self.part(name):
                 return call(*args, **kwargs)
 
-        setattr(owner, function, timed)
+        return mock.patch.object(owner, function, timed)
 
 
-def watch(model: MaskFormer, watch: Stopwatch, layers: bool) -> None:
-    """Time the parts of a model; its backbone's layers, too, if asked."""
-    watch.wrap(model.backbone, "forward", _WHOLE)
-    watch.wrap(model.sem_seg_head.pixel_decoder, "forward", "pixel decoder")
-    watch.wrap(model.sem_seg_head.predictor, "forward", "transformer decoder")
-    watch.wrap(model, "postprocess", "post-processing")
-    watch.wrap(model.criterion, "forward", "criterion")
-    if layers:
-        watch.wrap(attention_module, "neighborhood_attention_2d", f"{_WHOLE}: attention")
-        for layer in model.backbone.modules():
-            if type(layer) in _KINDS:
-                watch.wrap(layer, "forward", f"{_WHOLE}: {_KINDS[type(layer)]}")
+def watch_parts(model: MaskFormer, stopwatch: Stopwatch) -> None:
+    """Time the parts of a model."""
+    stopwatch.watch(model.backbone, _WHOLE)
+    stopwatch.watch(model.sem_seg_head.pixel_decoder, "pixel decoder")
+    stopwatch.watch(model.sem_seg_head.predictor, "transformer decoder")
+    stopwatch.watch(model.criterion, "criterion")
 
 
 def encode(results: dict[str, Any]) -> None:
-    """Encode results as the benchmarks' formats want them."""
+    """Encode results in the submission formats of the benchmarks."""
     if "panoptic_seg" in results:
         encode_png(ids_to_colors(results["panoptic_seg"][0].cpu().numpy()))
     if "sem_seg" in results:
@@ -107,7 +113,10 @@ def predict(cfg: CfgNode, image: Path, repeats: int) -> dict[str, float]:
     resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
     mapper = TestMapper(T.AugmentationList([resize]), cfg.INPUT.FORMAT)
     stopwatch = Stopwatch(model.device)
-    watch(model, stopwatch, layers=True)
+    watch_parts(model, stopwatch)
+    for layer in model.backbone.modules():
+        if type(layer) in _KINDS:
+            stopwatch.watch(layer, f"{_WHOLE}: {_KINDS[type(layer)]}")
 
     def once() -> None:
         with torch.inference_mode():
@@ -118,7 +127,9 @@ def predict(cfg: CfgNode, image: Path, repeats: int) -> dict[str, float]:
             with stopwatch.part("encoding"):
                 encode(results)
 
-    return _medians(once, stopwatch, repeats)
+    attention = stopwatch.patch(attention_module, "neighborhood_attention_2d", f"{_WHOLE}: attention")
+    with attention, stopwatch.patch(inference, "run", "post-processing"):
+        return _medians(once, stopwatch, repeats)
 
 
 def train(cfg: CfgNode, size: tuple[int, int], targets: int, repeats: int) -> dict[str, float]:
@@ -127,7 +138,7 @@ def train(cfg: CfgNode, size: tuple[int, int], targets: int, repeats: int) -> di
     optimizer = build_optimizer(cfg, model)
     batch = [training_input(size, targets, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
     stopwatch = Stopwatch(model.device)
-    watch(model, stopwatch, layers=False)
+    watch_parts(model, stopwatch)
 
     def once() -> None:
         with stopwatch.part("forward"), torch.autocast(model.device.type, torch.bfloat16, cfg.SOLVER.AMP.ENABLED):
@@ -142,7 +153,7 @@ def train(cfg: CfgNode, size: tuple[int, int], targets: int, repeats: int) -> di
 
 
 def training_input(size: tuple[int, int], targets: int, classes: int) -> dict[str, Any]:
-    """Noise, with rectangles as targets."""
+    """Create a training input of noise with rectangles as targets."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     masks = torch.zeros(targets, height, width, dtype=torch.bool)
@@ -167,7 +178,7 @@ def _medians(once: Callable[[], None], stopwatch: Stopwatch, repeats: int) -> di
 
 
 def rows_of(seconds: dict[str, float], parts: Sequence[str], whole: float) -> list[dict[str, Any]]:
-    """A row for each part with its share; parts of the backbone also have their share of it."""
+    """One row per part with its share; parts of the backbone also show their share of the backbone."""
     rows: list[dict[str, Any]] = []
     for part in parts:
         rows.append({"part": part, "s": seconds[part], "% of all": 100 * seconds[part] / whole})
@@ -182,7 +193,7 @@ def rows_of(seconds: dict[str, float], parts: Sequence[str], whole: float) -> li
 
 
 def measure(setting: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of a setting."""
+    """Measure a setting and return its rows."""
     cfg = read_config(setting, ["MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0", *args.opts])
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in args.opts)
     device = torch.device(cfg.MODEL.DEVICE)
@@ -209,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["coco-panoptic"], metavar="NAME")
     parser.add_argument("--train", action="store_true", help="a training step instead of a prediction")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the image")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="size of the image")
     parser.add_argument("--targets", type=int, default=30, help="segments of the training image")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, metavar="STEM", help="default: benchmarks/results/{model,train}-DEVICE")

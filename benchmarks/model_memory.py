@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""What predicting one image with a published setting holds in memory, against what cannot be avoided.
+"""Memory of predicting one image with a published setting, against the memory that cannot be avoided.
 
     python benchmarks/model_memory.py [--settings coco-panoptic ...] [--size 800 1333] [--output STEM] [KEY VALUE ...]
 
-Follows every tensor from its making to its end, with random weights, and prints: the weights; the largest unavoidable
-activation, which is what the one operator that needs most reads and writes besides weights (matrix product,
-convolution, attention or interpolation: these can't work in place); the peak of all live tensors, weights included; its
-ratio to the sum of the first two; what was alive at the peak, by the operator and module that made it; and, on Linux,
-how far the memory of the process rose above what it had before the model was built, by which the count can be checked.
+Follows every tensor from its creation to its end, with random weights, and prints: the weights; the largest unavoidable
+activation, which is the memory that the largest operator (matrix product, convolution, attention or interpolation:
+these can't work in place) reads and writes, without weights; the peak of all live tensors, weights included; its ratio
+to the sum of the first two; the tensors alive at the peak, by the operator and module that made them; and, on Linux,
+the rise of the process's memory since before the model was built, as a check of the count.
 """
 
 import argparse
@@ -33,13 +33,14 @@ _NOT_IN_PLACE = ("mm", "linear", "conv", "attention", "attn", "upsample")
 
 
 class LiveTensors(TorchDispatchMode):
-    """Follows the storages of all tensors made inside.
+    """Follows the storages of all tensors created in its context.
 
     Attributes:
-        running: names of the modules that are running, from the outermost inwards.
-        peak: bytes of those alive at once, at most.
-        at_peak: bytes of these by operator and module.
-        largest_operator: bytes that one operator reads and writes, at most, besides tensors made before; and its name.
+        running: Names of the modules that are running, from the outermost inwards.
+        peak: Largest number of bytes alive at once.
+        at_peak: Bytes alive at the peak, by operator and module.
+        largest_operator: Largest number of bytes that one operator reads and writes, without tensors created before;
+            and its name.
     """
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class LiveTensors(TorchDispatchMode):
         self.largest_operator = (0, "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and take up what it made."""
+        """Run an operator and follow its results."""
         result = func(*args, **(kwargs or {}))
         operator = func.overloadpacket.__name__
         maker = f"{operator} in {self.running[-1]}"
@@ -68,8 +69,8 @@ class LiveTensors(TorchDispatchMode):
             for size, name in self._live.values():
                 self.at_peak[name] += size
         if any(part in operator for part in _NOT_IN_PLACE):
-            used = {storage._cdata: storage for storage in _storages((args, kwargs, result))}
-            known = (self._live.get(weakref.ref(storage), (0, "")) for storage in used.values())
+            used = set(_storages((args, kwargs, result)))
+            known = (self._live.get(weakref.ref(storage), (0, "")) for storage in used)
             self.largest_operator = max(self.largest_operator, (sum(size for size, _ in known), maker))
         return result
 
@@ -103,7 +104,7 @@ def _leave(live: LiveTensors) -> None:
 
 
 def measure(setting: str, size: tuple[int, int], opts: list[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of what is alive at the peak, and the summary, for a setting; sizes in MB."""
+    """Measure a setting; return rows of the tensors alive at the peak, and the summary, in MB."""
     options = ["MODEL.DEVICE", "cpu", "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0", *opts]
     cfg = read_config(setting, options)
     inputs = {"image": torch.randint(256, (3, *size), dtype=torch.uint8)}
@@ -136,7 +137,7 @@ def measure(setting: str, size: tuple[int, int], opts: list[str]) -> tuple[list[
 
 
 def _label(row: dict[str, Any]) -> str:
-    """Operator and the end of the module's name, which tells enough and leaves room for the bar."""
+    """Operator and the end of the module's name, short enough to leave room for the bar."""
     operator, _, module = row["alive at the peak"].partition(" in ")
     return f"{row['setting']}: {operator} {module[-30:]}"
 

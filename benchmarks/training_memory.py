@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""What training a published setting keeps in memory per image, counted and not measured: any machine can run it.
+"""Memory that training a published setting needs per image: counted, not measured, so that any machine can run it.
 
     python benchmarks/training_memory.py [--settings coco-panoptic ...] [--size 1024 1024] [KEY VALUE ...]
     python benchmarks/training_memory.py --backbones mini tiny small base large    # mask2former/data/custom/memory.py
 
-Runs the forward pass on tensors without content and adds up what autograd keeps for the backward pass, with and without
-MODEL.DINAT.USE_CHECKPOINT, in float32. To that come, once per GPU, weights, gradients and the two moments of AdamW.
-What the losses keep (a few MiB) and what operations need for a moment are not counted.
+Runs the forward pass on tensors without content and adds up the tensors that autograd keeps for the backward pass, with
+and without MODEL.DINAT.USE_CHECKPOINT, in float32. Weights, gradients and the two moments of AdamW are added once per
+GPU. Tensors of the losses (a few MiB) and temporary tensors are not counted.
 """
 
 import argparse
@@ -31,28 +31,25 @@ _COPIES = 4
 def count(
     setting: str, size: tuple[int, int], checkpoint: bool, opts: Sequence[str], backbone: str | None = None
 ) -> tuple[int, int, int]:
-    """Bytes of what the backbone keeps, of what all keeps, and of the weights."""
+    """Count the bytes that the backbone keeps, that the whole model keeps, and of the weights."""
     cfg = read_config(setting, ["MODEL.DEVICE", "cpu", "MODEL.DINAT.USE_CHECKPOINT", str(checkpoint), *opts])
     if backbone is not None:
         keys = CfgNode.load_yaml_with_base(str(ROOT / f"configs/_base_/dinat_{backbone}.yaml"))
         cfg.merge_from_other_cfg(CfgNode(keys))
     model = build_model(cfg).train()
     without_content = FakeTensorMode(allow_non_fake_inputs=True)
-    weights = {without_content.from_tensor(p).untyped_storage()._cdata for p in model.parameters()}
-    # The tensors too, so that no storage gets the address of one that is gone.
-    kept: dict[int, tuple[int, Tensor]] = {}
+    weights = {without_content.from_tensor(p).untyped_storage() for p in model.parameters()}
+    kept: set[torch.UntypedStorage] = set()
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = (storage.nbytes(), tensor)
+        kept.add(tensor.untyped_storage())
         return tensor
 
     with without_content, saved_tensors_hooks(keep, lambda tensor: tensor):
         features = model.backbone(torch.zeros(1, 3, *size))
-        of_backbone = sum(size for size, _ in kept.values())
+        of_backbone = sum(storage.nbytes() for storage in kept - weights)
         model.sem_seg_head(features)
-    everything = sum(size for size, _ in kept.values())
+    everything = sum(storage.nbytes() for storage in kept - weights)
     return of_backbone, everything, sum(p.nbytes for p in model.parameters())
 
 
@@ -60,7 +57,9 @@ def main() -> None:
     """Count and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["coco-panoptic"], metavar="NAME")
-    parser.add_argument("--backbones", nargs="+", metavar="NAME", help="of configs/_base_, instead of the settings'")
+    parser.add_argument(
+        "--backbones", nargs="+", metavar="NAME", help="backbones of configs/_base_ instead of the settings'"
+    )
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set")
     args = parser.parse_intermixed_args()
