@@ -25,8 +25,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from mask2former import ConfigError, setup_cfg
-from mask2former.data import build_test_loader, build_train_loader, build_validation_loader
-from mask2former.data.agreement import check_agreement
+from mask2former.data import build_test_loader, build_train_loader, build_validation_loader, check_agreement
 from mask2former.data.datasets import (
     AnnotationError,
     MissingDatasetError,

@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from mask2former.data.coco_format import instance_annotation, segment_info, unused_segment_id
 from mask2former.data.datasets import datasets_root
-from mask2former.data.datasets.coco_layout import IGNORE_LABEL
-from mask2former.data.datasets.shapes import CATEGORIES
-from mask2former.data.datasets.shapes_scene import Segment, draw_scene
+from mask2former.data.datasets.registry import IGNORE_LABEL
+from mask2former.data.datasets.shapes import CATEGORIES, ShapesSegment, draw_scene
 from mask2former.utils.files import atomic_write, write_json
 from mask2former.utils.label_images import ids_to_colors
 from mask2former.utils.parallel import report_interval
@@ -127,9 +126,9 @@ def _draw_image(folder: Path, split: str, image_id: int, rng: RandomState, size:
     }
 
 
-def _with_ids(segments: Sequence[Segment]) -> dict[int, Segment]:
+def _with_ids(segments: Sequence[ShapesSegment]) -> dict[int, ShapesSegment]:
     """Segments by ids whose colours are close to those of their categories, as in COCO's panoptic PNGs."""
-    numbered: dict[int, Segment] = {}
+    numbered: dict[int, ShapesSegment] = {}
     for segment in segments:
         numbered[unused_segment_id(segment.category.color, numbered)] = segment
     return numbered

@@ -28,8 +28,7 @@ from tabulate import tabulate
 from mask2former.config import setup_cfg
 from mask2former.data.classes import ClassTable
 from mask2former.data.datasets import dataset_metadata
-from mask2former.data.image_io import read_image, read_panoptic_png
-from mask2former.data.targets import panoptic_ids
+from mask2former.data.image_io import read_image, read_panoptic_ids
 from mask2former.engine import available_device
 from mask2former.prediction.drawing import contact_sheet, draw_panoptic, side_by_side
 from mask2former.prediction.predictor import Predictor
@@ -151,7 +150,7 @@ def draw_pictures(weights: Path, folder: Path, count: int, opts: Sequence[str]) 
 def comparison(record: Mapping[str, Any], predictor: Predictor, classes: ClassTable) -> NDArray[Any]:
     """Image, ground truth and prediction of one panoptic dataset dict, side by side (RGB)."""
     image = read_image(record["file_name"])
-    ids = panoptic_ids(read_panoptic_png(record["pan_seg_file_name"]))
+    ids = read_panoptic_ids(record["pan_seg_file_name"])
     return side_by_side(
         {
             "image": image,

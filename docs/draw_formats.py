@@ -29,9 +29,8 @@ from PIL import Image
 
 from mask2former.data.custom.derive import combine
 from mask2former.data.datasets.shapes import CATEGORIES
-from mask2former.data.image_io import read_image, read_label_map, read_panoptic_png
-from mask2former.data.targets import panoptic_ids
-from mask2former.utils.label_images import encode_png, ids_to_colors
+from mask2former.data.image_io import read_image, read_label_map, read_panoptic_ids, read_panoptic_png
+from mask2former.utils.label_images import colors_to_ids, encode_png, ids_to_colors
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PICTURES = REPOSITORY / "docs" / "pictures"
@@ -57,7 +56,7 @@ def number_instances(folder: Path, split: str) -> None:
     things = {category.id for category in CATEGORIES if category.isthing}
     (folder / f"numbers_{split}").mkdir(exist_ok=True)
     for annotation in read(folder / "annotations" / f"panoptic_{split}.json")["annotations"]:
-        ids = panoptic_ids(read_panoptic_png(folder / f"panoptic_{split}" / annotation["file_name"]))
+        ids = read_panoptic_ids(folder / f"panoptic_{split}" / annotation["file_name"])
         numbers, last = np.zeros(ids.shape, np.uint8), 0
         for segment in annotation["segments_info"]:
             if segment["category_id"] in things and not segment["iscrowd"]:
@@ -135,7 +134,7 @@ def show_panoptic(axes: Axes, example: Example) -> None:
     """A panoptic PNG in its own colours, with the ids that these are."""
     axes.imshow(example.colors)
     axes.set_title("PNG: id = R + 256 G + 65536 B")
-    ids = panoptic_ids(example.colors)
+    ids = colors_to_ids(example.colors)
     for segment in example.panoptic["segments_info"]:
         write_on(axes, ids == segment["id"], str(segment["id"]))
 

@@ -29,7 +29,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     """Add the keys of Mask2Former to `cfg`, in place (those of a backbone are added by the backbone's package)."""
     # WarmupPolyLR, the class-balanced crop and several published keys come with Detectron2's DeepLab project.
     add_deeplab_config(cfg)
-    # Data sets of your own: a list of dicts, see mask2former/data/datasets/custom_entry.py; tools/dataset.py writes it.
+    # Data sets of your own: a list of dicts, see mask2former/data/datasets/custom.py; tools/dataset.py writes it.
     cfg.DATASETS.CUSTOM = []
     _add_input_keys(cfg)
     _add_solver_keys(cfg)

@@ -20,6 +20,8 @@ class TaskSpec:
         output: Key of its result in the output of a model.
         switch: Key of `MODEL.MASK_FORMER.TEST` that turns its result on.
         annotation: Entry of a data set's dict that targets are made from.
+        segments: Entry of a data set's dict that lists the segments of an image; None if only its pixels say.
+        paths: Fields of a `CocoLayout` that the task needs.
         evaluator_type: `evaluator_type` of data sets annotated for the task.
         mappers: Values of `INPUT.DATASET_MAPPER_NAME` that read its annotations.
         metadata: Metadata entries that a data set needs before a model of its classes can perform the task.
@@ -33,6 +35,8 @@ class TaskSpec:
     output: str
     switch: str
     annotation: str
+    segments: str | None
+    paths: tuple[str, ...]
     evaluator_type: str
     mappers: tuple[str, ...]
     metadata: tuple[str, ...]
@@ -51,6 +55,8 @@ TASKS: Mapping[Task, TaskSpec] = {
             output="panoptic_seg",
             switch="PANOPTIC_ON",
             annotation="pan_seg_file_name",
+            segments="segments_info",
+            paths=("panoptic_json", "panoptic_root"),
             evaluator_type="coco_panoptic_seg",
             mappers=("coco_panoptic_lsj", "mask_former_panoptic"),
             metadata=("stuff_classes", "thing_dataset_id_to_contiguous_id"),
@@ -64,6 +70,8 @@ TASKS: Mapping[Task, TaskSpec] = {
             output="instances",
             switch="INSTANCE_ON",
             annotation="annotations",
+            segments="annotations",
+            paths=("json_file",),
             evaluator_type="coco",
             mappers=("coco_instance_lsj", "mask_former_instance"),
             metadata=("thing_classes",),
@@ -77,6 +85,8 @@ TASKS: Mapping[Task, TaskSpec] = {
             output="sem_seg",
             switch="SEMANTIC_ON",
             annotation="sem_seg_file_name",
+            segments=None,
+            paths=("sem_seg_root",),
             evaluator_type="sem_seg",
             mappers=("mask_former_semantic",),
             metadata=("stuff_classes",),

@@ -33,7 +33,7 @@ from mask2former.data.custom.recipe import make_recipe
 from mask2former.data.custom.source import Source, SourceError
 from mask2former.data.custom.split import SplitError, split
 from mask2former.data.datasets import AnnotationError
-from mask2former.data.datasets.coco_layout import IGNORE_LABEL
+from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.published.jobs import PreparationError
 from mask2former.utils.errors import report_interrupt
 from mask2former.utils.parallel import default_workers

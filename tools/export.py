@@ -30,7 +30,7 @@ from mask2former import ConfigError, setup_cfg
 from mask2former.checkpoint import Checkpointer, fetch, is_url
 from mask2former.data.datasets import predicted_metadata
 from mask2former.data.datasets.custom import register_custom_datasets
-from mask2former.data.datasets.shapes_scene import draw_scene
+from mask2former.data.datasets.shapes import draw_scene
 from mask2former.data.image_io import read_image
 from mask2former.export import describe, export_network, save_onnx, save_torch_export
 from mask2former.export.network import side_step

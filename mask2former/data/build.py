@@ -1,9 +1,10 @@
-"""From the config to mappers and loaders: which augmentation and which targets each training input has."""
+"""From the config to training and test input: checks against the data sets, mappers, loaders."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
@@ -13,67 +14,130 @@ from detectron2.data import (
 )
 from detectron2.data import transforms as T
 from detectron2.data.samplers import RepeatFactorTrainingSampler
+from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from mask2former.config import ConfigError
-from mask2former.data.augmentation import Crop, large_scale_jitter, resize_and_crop
-from mask2former.data.dataset_mapper import TargetKind, TestMapper, TrainingMapper
+from mask2former.data.dataset_mapper import TestMapper, TrainingMapper, large_scale_jitter, resize_and_crop
 from mask2former.data.datasets import dataset_metadata
-from mask2former.data.datasets.coco_layout import IGNORE_LABEL
-from mask2former.data.sampling import repeat_factors
+from mask2former.data.datasets.registry import IGNORE_LABEL
+from mask2former.data.image_io import read_label_map
+from mask2former.tasks import TASKS, Task
+from mask2former.utils.parallel import default_workers, report_interval
 
 _FLIPS = ("none", "horizontal", "vertical")
+
+
+def check_agreement(cfg: CfgNode) -> None:
+    """Check that a config fits those of its data sets that DATASETS.CUSTOM describes.
+
+    Without this check, a wrong config makes training fail in the middle or gives wrong results.
+
+    Raises:
+        ConfigError: The number of classes is wrong, the classes to test on are not those to train on, or the
+            annotations do not allow a result or the training input. The message names the key and the expected value.
+    """
+    metadata = {name: dataset_metadata(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
+    classes = {name: list(m.get("stuff_classes") or m.get("thing_classes") or ()) for name, m in metadata.items()}
+    for name, found in metadata.items():
+        if not found.get("custom"):
+            continue
+        if len(classes[name]) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}, but data set {name} has "
+                f"{len(classes[name])} classes"
+            )
+        first = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else name
+        if classes[name] != classes[first]:
+            pairs = zip(classes[first], classes[name], strict=False)
+            different = next((pair for pair in pairs if pair[0] != pair[1]), None)
+            detail = f"{len(classes[first])} and {len(classes[name])} classes"
+            detail = f"{different[0]!r} and {different[1]!r}" if different else detail
+            raise ConfigError(f"data sets {first} and {name} have different classes: {detail}")
+        annotated = next(spec for spec in TASKS.values() if spec.evaluator_type == found.evaluator_type)
+        for spec in TASKS.values():
+            if cfg.MODEL.MASK_FORMER.TEST[spec.switch] and spec.name not in annotated.outputs:
+                raise ConfigError(
+                    f"MODEL.MASK_FORMER.TEST.{spec.switch} is on, but the classes of data set {name} allow "
+                    f"{annotated.switch} alone"
+                )
+        possible = annotated.mappers
+        if found.get("sem_seg_root") and annotated.name != "semantic":
+            possible += TASKS["semantic"].mappers
+        if name in cfg.DATASETS.TRAIN and cfg.INPUT.DATASET_MAPPER_NAME not in possible:
+            raise ConfigError(
+                f"INPUT.DATASET_MAPPER_NAME is {cfg.INPUT.DATASET_MAPPER_NAME!r}; the annotations of {name} are for "
+                f"{' or '.join(possible)}"
+            )
 
 
 def build_train_mapper(cfg: CfgNode) -> TrainingMapper:
     """Build the mapper that INPUT.DATASET_MAPPER_NAME names.
 
     Raises:
-        ConfigError: there is no such mapper, or a value of INPUT can't be used with it.
+        ConfigError: There is no such mapper, or a value of INPUT cannot be used with it.
     """
-    if cfg.INPUT.RANDOM_FLIP not in _FLIPS:
-        raise ConfigError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}, expected one of {', '.join(_FLIPS)}")
-    choice = _build_training_input(cfg)
-    augmentations, needs_semantic_map = choice.build_augmentations(cfg, _build_ignore_label(cfg))
-    if needs_semantic_map and choice.target_kind == "instance":
-        raise ConfigError(
-            f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA}: below 1 the crop needs "
-            f"semantic maps, which the data of {cfg.INPUT.DATASET_MAPPER_NAME} don't have"
-        )
-    return _build_mapper(cfg, augmentations, augment_with_semantic_map=needs_semantic_map)
-
-
-def _build_training_input(cfg: CfgNode) -> "_TrainingInput":
-    name = cfg.INPUT.DATASET_MAPPER_NAME
-    if name not in _TRAINING_INPUTS:
-        raise ConfigError(f"INPUT.DATASET_MAPPER_NAME is {name!r}, expected one of {', '.join(_TRAINING_INPUTS)}")
-    return _TRAINING_INPUTS[name]
+    task, node, flip = _build_task(cfg), cfg.INPUT, cfg.INPUT.RANDOM_FLIP
+    if flip not in _FLIPS:
+        raise ConfigError(f"INPUT.RANDOM_FLIP is {flip!r}, expected one of {', '.join(_FLIPS)}")
+    if node.DATASET_MAPPER_NAME.endswith("_lsj"):
+        jitter = large_scale_jitter(node.IMAGE_SIZE, node.MIN_SCALE, node.MAX_SCALE, flip)
+        return _build_mapper(cfg, jitter)
+    crop, needs_semantic_map = None, False
+    if node.CROP.ENABLED:
+        max_area = node.CROP.SINGLE_CATEGORY_MAX_AREA
+        # Up to ten windows are tried until no category but void covers a larger part of one.
+        needs_semantic_map = max_area < 1
+        crop = T.RandomCrop_CategoryAreaConstraint(node.CROP.TYPE, node.CROP.SIZE, max_area, _build_ignore_label(cfg))
+        if needs_semantic_map and task == "instance":
+            raise ConfigError(
+                f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {max_area}: below 1 the crop needs semantic maps, which the "
+                f"data of {node.DATASET_MAPPER_NAME} don't have"
+            )
+    colors = node.FORMAT if node.COLOR_AUG_SSD else None
+    edges = node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN, node.MIN_SIZE_TRAIN_SAMPLING
+    return _build_mapper(cfg, resize_and_crop(*edges, crop, colors, flip), augment_with_semantic_map=needs_semantic_map)
 
 
 def _build_mapper(
     cfg: CfgNode, augmentations: T.AugmentationList, *, augment_with_semantic_map: bool = False
 ) -> TrainingMapper:
-    choice = _build_training_input(cfg)
+    # As in the published runs, this mapper always leaves out segments without a pixel in the crop.
+    always_drops_empty_targets = cfg.INPUT.DATASET_MAPPER_NAME == "coco_instance_lsj"
     return TrainingMapper(
         augmentations,
-        choice.target_kind,
+        _build_task(cfg),
         num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         image_format=cfg.INPUT.FORMAT,
         size_divisibility=cfg.INPUT.SIZE_DIVISIBILITY,
         ignore_label=_build_ignore_label(cfg),
-        drop_empty_targets=cfg.INPUT.DROP_EMPTY_TARGETS or choice.always_drops_empty_targets,
+        drop_empty_targets=cfg.INPUT.DROP_EMPTY_TARGETS or always_drops_empty_targets,
         augment_with_semantic_map=augment_with_semantic_map,
         mark_void=cfg.MODEL.MASK_FORMER.IGNORE_VOID,
     )
+
+
+def _build_task(cfg: CfgNode) -> Task:
+    """The task whose annotations the mapper reads."""
+    tasks = {mapper: name for name, spec in TASKS.items() for mapper in spec.mappers}
+    if cfg.INPUT.DATASET_MAPPER_NAME not in tasks:
+        raise ConfigError(
+            f"INPUT.DATASET_MAPPER_NAME is {cfg.INPUT.DATASET_MAPPER_NAME!r}, expected one of {', '.join(tasks)}"
+        )
+    return tasks[cfg.INPUT.DATASET_MAPPER_NAME]
+
+
+def _build_ignore_label(cfg: CfgNode) -> int:
+    return dataset_metadata(cfg.DATASETS.TRAIN[0]).get("ignore_label", IGNORE_LABEL)
 
 
 def build_train_loader(cfg: CfgNode) -> DataLoader:
     """Build the endless loader of training batches (lists of dicts) of DATASETS.TRAIN.
 
     Raises:
-        ConfigError: INPUT can't be used.
-        ValueError: an unknown data set.
-        MissingDatasetError: files of a data set are missing.
+        ConfigError: A data set is unknown, or INPUT or DATALOADER has a value that cannot be used.
+        MissingDatasetError: Files of a data set are missing.
     """
     for name in cfg.DATASETS.TRAIN:
         dataset_metadata(name)
@@ -81,7 +145,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     node = cfg.DATALOADER
     if node.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
         return build_detection_train_loader(cfg, mapper=mapper)
-    # Detectron2's own choice of images knows the classes of instances only.
+    # Detectron2's own sampler only counts the classes of instances.
     if not node.REPEAT_THRESHOLD > 0:
         raise ConfigError(
             f"DATALOADER.REPEAT_THRESHOLD is {node.REPEAT_THRESHOLD}: RepeatFactorTrainingSampler then repeats no "
@@ -90,7 +154,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=node.FILTER_EMPTY_ANNOTATIONS)
     factors = repeat_factors(
         dicts,
-        _build_training_input(cfg).target_kind,
+        _build_task(cfg),
         threshold=node.REPEAT_THRESHOLD,
         ignore_label=_build_ignore_label(cfg),
         sqrt=node.REPEAT_SQRT,
@@ -99,38 +163,68 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts, sampler=sampler)
 
 
+def repeat_factors(
+    dicts: Sequence[Mapping[str, Any]], task: Task, *, threshold: float, ignore_label: int, sqrt: bool = True
+) -> Tensor:
+    """Number of times each image is shown per epoch, by its rarest class (Gupta et al., LVIS, CVPR 2019, section 4).
+
+    Args:
+        dicts: Dicts in Detectron2's format with annotations for the task. Semantic label maps are read.
+        task: Task that targets are made for.
+        threshold: Fraction of the images below which a class is rare. Images with a rare class are repeated.
+        ignore_label: Value of void pixels in semantic label maps.
+        sqrt: Whether images are repeated by the square root of how much rarer the class is, as published.
+
+    Returns:
+        Factors [len(dicts)], each at least 1.
+    """
+    spec = TASKS[task]
+    if spec.segments is not None:
+        # Crowds are no targets.
+        listed = ([entry for entry in image[spec.segments] if not entry.get("iscrowd")] for image in dicts)
+        classes = [{entry["category_id"] for entry in entries} for entries in listed]
+    else:
+        paths = [image[spec.annotation] for image in dicts]
+        with ThreadPoolExecutor(default_workers()) as executor:
+            maps = executor.map(lambda path: np.unique(read_label_map(path)).tolist(), paths)
+            labels = tqdm(maps, "classes of label maps", len(paths), unit="map", mininterval=report_interval())
+            classes = [set(values) - {ignore_label} for values in labels]
+    found = [{"annotations": [{"category_id": c} for c in sorted(in_image)]} for in_image in classes]
+    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(found, threshold, sqrt)
+
+
 def build_test_loader(
     cfg: CfgNode, dataset_name: str, skip: Callable[[Mapping[str, Any]], bool] | None = None
 ) -> DataLoader:
-    """Build the loader that goes through a data set once, one image at a time, this process's share of it.
+    """Build the loader that goes once through this process's share of a data set, one image at a time.
 
     Args:
-        cfg: the config.
-        dataset_name: a registered data set.
-        skip: says of a dict of the data set whether it is left out, as an interrupted evaluation is completed.
+        cfg: Config.
+        dataset_name: Name of a registered data set.
+        skip: Function that returns whether a dict of the data set is left out, to complete an interrupted evaluation.
 
     Raises:
-        ValueError: an unknown data set.
-        MissingDatasetError: files of the data set are missing.
+        ConfigError: The data set is unknown.
+        MissingDatasetError: Files of the data set are missing.
     """
     dataset_metadata(dataset_name)
     mapper = TestMapper(_build_test_resizing(cfg), cfg.INPUT.FORMAT)
     dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
-    wanted = [image for image in dicts if skip is None or not skip(image)]
-    if not wanted:
-        # Detectron2's loader wants at least one.
-        return DataLoader(DatasetFromList(wanted, serialize=False))
-    return build_detection_test_loader(wanted, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    kept = [image for image in dicts if skip is None or not skip(image)]
+    if not kept:
+        # Detectron2's loader needs at least one.
+        return DataLoader(DatasetFromList(kept, serialize=False))
+    return build_detection_test_loader(kept, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
 def build_validation_loader(cfg: CfgNode) -> DataLoader:
-    """Build the loader of images to compute losses on: of DATASETS.TEST, resized as to test, with targets as to train.
+    """Build the loader for validation losses: images of DATASETS.TEST, resized as for tests, with training targets.
 
     It goes once through this process's share of at most TEST.VALIDATION_IMAGES, spread evenly over the data sets.
 
     Raises:
-        ConfigError: the data have no annotations of the kind that is trained on, or the number is not positive.
-        MissingDatasetError: files of a data set are missing.
+        ConfigError: The data lack annotations of the kind that is trained on, or the number of images is not positive.
+        MissingDatasetError: Files of a data set are missing.
     """
     limit = cfg.TEST.VALIDATION_IMAGES
     if limit < 1:
@@ -153,49 +247,3 @@ def build_validation_loader(cfg: CfgNode) -> DataLoader:
 def _build_test_resizing(cfg: CfgNode) -> T.AugmentationList:
     resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
     return T.AugmentationList([resize])
-
-
-def _build_ignore_label(cfg: CfgNode) -> int:
-    return dataset_metadata(cfg.DATASETS.TRAIN[0]).get("ignore_label", IGNORE_LABEL)
-
-
-def _build_large_scale_jitter(cfg: CfgNode, ignore_label: int) -> tuple[T.AugmentationList, bool]:
-    recipe = large_scale_jitter(
-        cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, flip=cfg.INPUT.RANDOM_FLIP
-    )
-    return recipe, False
-
-
-def _build_resize_and_crop(cfg: CfgNode, ignore_label: int) -> tuple[T.AugmentationList, bool]:
-    crop = None
-    if cfg.INPUT.CROP.ENABLED:
-        node = cfg.INPUT.CROP
-        crop = Crop(node.TYPE, node.SIZE, node.SINGLE_CATEGORY_MAX_AREA, ignore_label)
-    recipe = resize_and_crop(
-        cfg.INPUT.MIN_SIZE_TRAIN,
-        cfg.INPUT.MAX_SIZE_TRAIN,
-        cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
-        crop,
-        color_format=cfg.INPUT.FORMAT if cfg.INPUT.COLOR_AUG_SSD else None,
-        flip=cfg.INPUT.RANDOM_FLIP,
-    )
-    return recipe, crop is not None and crop.needs_semantic_map
-
-
-@dataclass(frozen=True)
-class _TrainingInput:
-    """A training input: what targets are made from, how images are augmented, what becomes of emptied segments."""
-
-    target_kind: TargetKind
-    # Takes the config and the label of void; says also whether the augmentations look at the semantic map.
-    build_augmentations: Callable[[CfgNode, int], tuple[T.AugmentationList, bool]]
-    always_drops_empty_targets: bool = False
-
-
-_TRAINING_INPUTS: Mapping[str, _TrainingInput] = {
-    "mask_former_semantic": _TrainingInput("semantic", _build_resize_and_crop),
-    "mask_former_panoptic": _TrainingInput("panoptic", _build_resize_and_crop),
-    "mask_former_instance": _TrainingInput("instance", _build_resize_and_crop),
-    "coco_instance_lsj": _TrainingInput("instance", _build_large_scale_jitter, always_drops_empty_targets=True),
-    "coco_panoptic_lsj": _TrainingInput("panoptic", _build_large_scale_jitter),
-}

@@ -1,4 +1,4 @@
-"""Names and colours of classes, from a data set's metadata or made up where it has none."""
+"""Names and colours of classes, from a data set's metadata; made up if it has none."""
 
 import colorsys
 from collections import Counter
@@ -18,13 +18,13 @@ _GOLDEN = 0.618033988749895
 
 @dataclass(frozen=True)
 class ClassTable:
-    """What is known of class ids (contiguous, as models predict them).
+    """Names and colours of classes by their contiguous ids, which models predict.
 
     Attributes:
-        names: of the classes.
-        colors: RGB, 0..255.
-        dataset_ids: class id to the category id in the data set's own files.
-        thing_ids: the classes that are things.
+        names: Names of the classes.
+        colors: RGB colours in 0..255.
+        dataset_ids: Mapping from class ids to category ids in the data set's own files.
+        thing_ids: Classes that are things.
     """
 
     names: Sequence[str] = ()
@@ -34,10 +34,10 @@ class ClassTable:
 
     @classmethod
     def from_metadata(cls, metadata: Metadata, task: Task) -> "ClassTable":
-        """The classes that results of ``task`` are numbered by, in Detectron2's metadata of a data set.
+        """The classes that number the results of a task, from Detectron2's metadata of a data set.
 
-        Instances are numbered by ``thing_classes``; panoptic segments and pixels by ``stuff_classes``, which for
-        panoptic sets lists the things as well (Detectron2's "standard" panoptic format).
+        Instances are numbered by `thing_classes`, panoptic segments and pixels by `stuff_classes`. The latter includes
+        the things of panoptic data sets (Detectron2's "standard" panoptic format).
         """
         kind = TASKS[task].class_list
         things = metadata.get("thing_dataset_id_to_contiguous_id") or {}
@@ -50,26 +50,26 @@ class ClassTable:
         )
 
     def name(self, class_id: int) -> str:
-        """Name of a class; ``class 7`` for one without."""
+        """Name of a class; `class 7` for a class without a name."""
         return str(self.names[class_id]) if 0 <= class_id < len(self.names) else f"class {class_id}"
 
     def dataset_id(self, class_id: int) -> int:
-        """The category id in the data set's own files; the class id itself where the data set is not known."""
+        """The category id in the data set's own files; the class id itself if the data set is unknown."""
         return self.dataset_ids.get(class_id, class_id)
 
     def color(self, class_id: int) -> Color:
-        """Colour of a class; classes without one get well separated hues."""
+        """Colour of a class; classes without a colour get well separated hues."""
         if 0 <= class_id < len(self.colors):
             red, green, blue = (int(channel) for channel in self.colors[class_id])
             return red, green, blue
         return _to_rgb(class_id * _GOLDEN % 1.0, 0.75, 0.9)
 
     def segment_colors(self, segments: Iterable[Mapping[str, Any]]) -> list[Color]:
-        """Colours of an image's segments: of its class for stuff, unlike its neighbours' for each thing.
+        """Colours of an image's segments: stuff has the colour of its class, things of a class differ.
 
         Args:
-            segments: dicts with `category_id`, perhaps `isthing` (by default true), and `track_id` in a video, which
-                gives an object the same colour in every frame.
+            segments: Dicts with `category_id` and optional `isthing` (default: true) and `track_id`. In a video,
+                `track_id` gives an object the same colour in every frame.
         """
         counts: Counter[int] = Counter()
         colors = []
@@ -83,7 +83,7 @@ class ClassTable:
         return colors
 
     def instance_color(self, class_id: int, index: int) -> Color:
-        """Colour of the ``index``-th instance of a class: near the colour of its class, unlike its neighbours'."""
+        """Colour of the `index`-th instance of a class: near the colour of the class, but unlike other instances'."""
         hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in self.color(class_id)))
         if index == 0:
             return self.color(class_id)

@@ -1,6 +1,6 @@
-"""Write segmentations the way COCO stores them: `segments_info`, instance annotations.
+"""Write segmentations in COCO's formats: entries of `segments_info` and instance annotations.
 
-`mask2former.data.targets` reads what this writes.
+`mask2former.data.targets` reads what this module writes.
 """
 
 from collections.abc import Container
@@ -9,22 +9,24 @@ from typing import Any
 
 import cv2
 import numpy as np
+from hotcoco import mask as mask_util
 from numpy.typing import NDArray
-from pycocotools import mask as mask_util
+
+from mask2former.utils.label_images import color_to_id, encode_mask
 
 Mask = NDArray[np.bool_]
 
 
 def unused_segment_id(color: tuple[int, int, int], taken: Container[int]) -> int:
-    """A segment's id whose colour in a panoptic PNG is, or starts from, that of its category.
+    """An id for a segment whose colour in a panoptic PNG is that of its category, or near it.
 
     Args:
-        color: RGB.
-        taken: ids of the image's other segments.
+        color: RGB colour of the category.
+        taken: Ids of the other segments of the image.
     """
     for step in range(256):
-        red, green, blue = ((value + step * stride) % 256 for value, stride in zip(color, (31, 23, 17), strict=True))
-        segment_id = red + 256 * green + 65536 * blue
+        strides = zip(color, (31, 23, 17), strict=True)
+        segment_id = color_to_id([(channel + step * stride) % 256 for channel, stride in strides])
         # 0 is void.
         if segment_id and segment_id not in taken:
             return segment_id
@@ -53,8 +55,8 @@ def instance_annotation(
 ) -> dict[str, Any]:
     """An entry of `annotations` in an instances JSON.
 
-    Things are polygons unless a polygon can't say what they are (holes, or parts that meet at a corner) or `polygons`
-    is false; these are compressed run lengths. Crowds are lists of run lengths, as in COCO's own files.
+    Things become polygons; if a polygon cannot describe one (holes, or parts that meet at a corner) or `polygons` is
+    false, compressed run lengths. Crowds become lists of run lengths, as in COCO's own files.
     """
     segmentation = encode_runs(mask) if iscrowd else ((polygons and trace_polygons(mask)) or encode_rle(mask))
     return {
@@ -73,8 +75,13 @@ def tight_box(mask: Mask) -> list[int]:
     return list(cv2.boundingRect(mask.astype(np.uint8)))
 
 
+def encode_rle(mask: Mask) -> dict[str, Any]:
+    """COCO's compressed run lengths of a mask, in the form for JSON: `size` [H, W] and `counts`."""
+    return {"size": list(mask.shape), "counts": encode_mask(mask)}
+
+
 def encode_runs(mask: Mask) -> dict[str, Any]:
-    """COCO's uncompressed run lengths: column by column, starting with the pixels outside."""
+    """COCO's uncompressed run lengths: column by column, beginning with the pixels outside."""
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     bounds = np.concatenate([[0] if flat[:1].any() else [], [0], changes, [flat.size]])
@@ -82,10 +89,10 @@ def encode_runs(mask: Mask) -> dict[str, Any]:
 
 
 def trace_polygons(mask: Mask) -> list[list[float]] | None:
-    """The outlines [x, y, x, y, ...] along the pixels' edges of a mask's parts, exact under COCO's rasterisation.
+    """Outlines [x, y, x, y, ...] of a mask's parts along the edges of pixels, exact under COCO's rasterisation.
 
     Returns:
-        One polygon per part; None where polygons would not give this mask back.
+        One polygon per part; None if polygons would not reproduce this mask.
     """
     # Every pixel becomes 3 x 3: the traced centres of border pixels then round to the edges of the large pixels.
     fine = np.kron(mask.astype(np.uint8), np.ones((3, 3), np.uint8))
@@ -93,23 +100,12 @@ def trace_polygons(mask: Mask) -> list[list[float]] | None:
     polygons = []
     for contour in contours:
         corners = np.rint((contour[:, 0] + 0.5) / 3)
-        steps = (corners != np.roll(corners, 1, axis=0)).any(axis=1)
-        polygons.append(_drop_straight(corners[steps]).ravel().tolist())
+        corners = corners[(corners != np.roll(corners, 1, axis=0)).any(axis=1)]
+        # Corners where the outline goes straight on are left out.
+        before, after = corners - np.roll(corners, 1, axis=0), np.roll(corners, -1, axis=0) - corners
+        turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+        polygons.append(corners[turns].ravel().tolist())
     if not polygons:
         return None
-    height, width = mask.shape
-    drawn = mask_util.decode(mask_util.merge(mask_util.frPyObjects(polygons, height, width)))
+    drawn = mask_util.decode(mask_util.merge(mask_util.frPyObjects(polygons, *mask.shape)))
     return polygons if np.array_equal(drawn, mask) else None
-
-
-def _drop_straight(corners: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Leave out corners of a closed outline where it goes straight on."""
-    before = corners - np.roll(corners, 1, axis=0)
-    after = np.roll(corners, -1, axis=0) - corners
-    return corners[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
-
-
-def encode_rle(mask: Mask) -> dict[str, Any]:
-    """COCO's compressed run lengths, as JSON holds them: `size` [H, W] and `counts`."""
-    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}

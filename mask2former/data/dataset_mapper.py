@@ -1,52 +1,102 @@
-"""From a dataset dict to what the model takes: the one place where images and labels are read."""
+"""From a dataset dict to the input of the model: images and labels are read, augmented and padded.
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+Glossary: M targets, H x W pixels after augmentation and padding.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import check_image_size
+from detectron2.projects.point_rend import ColorAugSSDTransform
 from detectron2.structures import Instances
-from fvcore.transforms.transform import TransformList
+from fvcore.transforms.transform import NoOpTransform, TransformList
 from numpy.typing import NDArray
 
-from mask2former.data.augmentation import PADDING_VALUE, pad_to_multiple
-from mask2former.data.image_io import ChannelOrder, ImageReadError, read_image, read_label_map, read_panoptic_png
+from mask2former.data.datasets import AnnotationError
+from mask2former.data.image_io import ChannelOrder, read_image, read_label_map, read_panoptic_png
 from mask2former.data.targets import (
     Targets,
-    drop_empty,
     instance_targets,
     instance_void,
-    panoptic_ids,
     panoptic_targets,
     panoptic_void,
     semantic_targets,
-    semantic_void,
 )
+from mask2former.tasks import TASKS, Task
+from mask2former.utils.label_images import colors_to_ids
 
-TargetKind = Literal["semantic", "panoptic", "instance"]
+Flip = Literal["none", "horizontal", "vertical"]
 
-# What a dict of each kind has its annotations under.
-_ANNOTATION_KEYS: Mapping[TargetKind, str] = {
-    "semantic": "sem_seg_file_name",
-    "panoptic": "pan_seg_file_name",
-    "instance": "annotations",
-}
+# Value of padded pixels in images of 0..255; they are padded before they are normalised.
+PADDING_VALUE = 128
 _PASSED_ON = ("file_name", "image_id", "height", "width")
 
 
-class TrainingMapper:
-    """Read, augment and pad a training image, and make its targets.
+def large_scale_jitter(image_size: int, min_scale: float, max_scale: float, flip: Flip) -> T.AugmentationList:
+    """Large-scale jittering (Ghiasi et al., "Simple Copy-Paste", 2021), the augmentation of COCO.
 
-    Glossary: M targets, H x W pixels after augmentation and padding.
+    A random flip; the image scaled to fit a square of `image_size` pixels, times a random factor between the scales; a
+    crop of that square, padded at the right and at the bottom. As in `resize_and_crop`, order and kind of the random
+    draws are those of the published runs: the same seeds of NumPy and `random` give the same crops.
     """
+    return T.AugmentationList(
+        [
+            *_flips(flip),
+            _Contiguous(),
+            T.ResizeScale(min_scale, max_scale, image_size, image_size),
+            # (Its annotation says tuple[int].)
+            T.FixedSizeCrop((image_size, image_size), pad_value=PADDING_VALUE),  # ty: ignore[invalid-argument-type]
+        ]
+    )
+
+
+def resize_and_crop(
+    short_edges: Sequence[int],
+    max_size: int,
+    sampling: Literal["choice", "range"],
+    crop: T.Augmentation | None,
+    color_format: ChannelOrder | None,
+    flip: Flip,
+) -> T.AugmentationList:
+    """The augmentation of ADE20K and Cityscapes: the shortest edge resized, a crop, SSD's colour changes, a flip.
+
+    Args:
+        short_edges: Lengths of the shortest edge in pixels to choose from, or the two ends of a range.
+        max_size: Largest length of the longest edge in pixels.
+        sampling: Whether `short_edges` are single lengths ("choice") or a range.
+        crop: Random crop; None for no crop.
+        color_format: Channel order of the images; None for no changes of colour.
+        flip: Direction of the random flip.
+    """
+    augmentations: list[T.Augmentation | T.Transform] = [T.ResizeShortestEdge(list(short_edges), max_size, sampling)]
+    if crop is not None:
+        augmentations.append(crop)
+    if color_format is not None:
+        augmentations.append(ColorAugSSDTransform(img_format=color_format))
+    return T.AugmentationList([*augmentations, *_flips(flip)])
+
+
+def _flips(flip: Flip) -> list[T.Augmentation]:
+    return [] if flip == "none" else [T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
+
+
+class _Contiguous(NoOpTransform):
+    """Copies a flipped array, which is a view, into the memory order that Pillow reads ten times faster."""
+
+    def apply_image(self, img: NDArray) -> NDArray:
+        return np.ascontiguousarray(img)
+
+
+class TrainingMapper:
+    """Read, augment and pad a training image, and make its targets."""
 
     def __init__(
         self,
         augmentations: T.AugmentationList,
-        target_kind: TargetKind,
+        task: Task,
         *,
         num_classes: int,
         image_format: ChannelOrder = "RGB",
@@ -56,51 +106,53 @@ class TrainingMapper:
         augment_with_semantic_map: bool = False,
         mark_void: bool = False,
     ):
-        """Take the parts.
+        """Initialize the mapper.
 
         Args:
-            augmentations: one of the recipes of `mask2former.data.augmentation`.
-            target_kind: what the targets are made from.
-            num_classes: class ids from here on are an error.
-            image_format: channel order of the images.
-            size_divisibility: images are padded to multiples of this; below 1: not at all.
-            ignore_label: marks void in semantic maps.
-            drop_empty_targets: forget segments that have no pixel in the crop.
-            augment_with_semantic_map: the augmentations look at the semantic map.
-            mark_void: say which pixels are void.
+            augmentations: Augmentations of the image, such as `large_scale_jitter`.
+            task: Task whose annotations targets are made from.
+            num_classes: Number of classes; larger class ids are an error.
+            image_format: Channel order of the images.
+            size_divisibility: Number that the height and width of padded images are multiples of; below 1, images are
+                not padded.
+            ignore_label: Value of void pixels in semantic maps.
+            drop_empty_targets: Whether segments without a pixel in the crop are left out.
+            augment_with_semantic_map: Whether the augmentations need the semantic map.
+            mark_void: Whether the output contains the void pixels.
         """
         self._augmentations = augmentations
-        self._kind = target_kind
+        self._task = task
         self._num_classes = num_classes
         self._image_format = image_format
         self._size_divisibility = size_divisibility
         self._ignore_label = ignore_label
         self._drop_empty_targets = drop_empty_targets
         self._mark_void = mark_void
-        self._reads_semantic_map = augment_with_semantic_map or target_kind == "semantic"
+        self._reads_semantic_map = augment_with_semantic_map or task == "semantic"
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """Map a dict in Detectron2's standard format, which stays as it is.
+        """Map a dict in Detectron2's standard format, which is not changed.
 
         Returns:
-            A dict with `file_name`, `image_id` (where there is one), the original `height` and `width`, `image` uint8
+            A dict with `file_name`, `image_id` (if there is one), the original `height` and `width`, `image` uint8
             [3, H, W], and `instances` with `gt_classes` int64 [M] and `gt_masks` bool [M, H, W]; M may be 0. With
             `mark_void` also `void`, bool [H, W].
 
         Raises:
-            ImageReadError: an image or a label is missing or damaged.
-            ValueError: a label doesn't fit its image or the classes, or the dict has no annotations of this kind.
+            ImageReadError: An image or a label image is missing, damaged, or of the wrong size.
+            AnnotationError: Labels do not fit the image or the classes, or the task has no annotations here.
         """
         record, image = _read_record(dataset_dict, self._image_format)
-        if _ANNOTATION_KEYS[self._kind] not in dataset_dict:
-            raise ValueError(
-                f"{record['file_name']}: no {_ANNOTATION_KEYS[self._kind]!r} to make {self._kind} targets from; does "
+        annotation = TASKS[self._task].annotation
+        if annotation not in dataset_dict:
+            raise AnnotationError(
+                f"{record['file_name']}: no {annotation!r} to make {self._task} targets from; does "
                 "INPUT.DATASET_MAPPER_NAME fit DATASETS.TRAIN?"
             )
-        sem_seg = self._read_semantic_map(dataset_dict, _size(image)) if self._reads_semantic_map else None
+        sem_seg = self._read_semantic_map(dataset_dict, image.shape[:2]) if self._reads_semantic_map else None
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self._augmentations(augmented)
-        targets, void = self._make_targets(dataset_dict, _size(image), augmented, transforms)
+        targets, void = self._make_targets(dataset_dict, image.shape[:2], augmented, transforms)
         record["image"] = _image_tensor(augmented.image, self._size_divisibility)
         record["instances"] = self._pack(targets, record)
         if void is not None:
@@ -115,34 +167,36 @@ class TrainingMapper:
         transforms: TransformList,
     ) -> tuple[Targets, NDArray[np.bool_] | None]:
         """The targets, and the void pixels if they are to be marked."""
-        if self._kind == "semantic":
+        if self._task == "semantic":
             labels = np.asarray(augmented.sem_seg)
-            void = semantic_void(labels, self._ignore_label) if self._mark_void else None
+            void = labels == self._ignore_label if self._mark_void else None
             return semantic_targets(labels, self._ignore_label), void
-        if self._kind == "panoptic":
-            colors = _read_labels(read_panoptic_png, dataset_dict["pan_seg_file_name"], image_size)
-            ids, segments = panoptic_ids(transforms.apply_segmentation(colors)), dataset_dict["segments_info"]
+        if self._task == "panoptic":
+            colors = read_panoptic_png(dataset_dict["pan_seg_file_name"], image_size)
+            ids, segments = colors_to_ids(transforms.apply_segmentation(colors)), dataset_dict["segments_info"]
             return panoptic_targets(ids, segments), panoptic_void(ids, segments) if self._mark_void else None
-        annotated = dataset_dict["annotations"], transforms, image_size, _size(augmented.image)
+        annotated = dataset_dict["annotations"], transforms, image_size, augmented.image.shape[:2]
         try:
             targets = instance_targets(*annotated)
-            # A crowd's outline may cover things that stand out from it.
             void = instance_void(*annotated) & ~targets[1].any(axis=0) if self._mark_void else None
-        except ValueError as error:
-            raise ValueError(f"annotations of {dataset_dict['file_name']}: {error}") from error
+        except (ValueError, TypeError) as error:
+            raise AnnotationError(f"annotations of {dataset_dict['file_name']}: {error}") from error
         return targets, void
 
     def _read_semantic_map(self, dataset_dict: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[np.float32]:
         if "sem_seg_file_name" not in dataset_dict:
-            raise ValueError(f"{dataset_dict['file_name']}: no 'sem_seg_file_name', which the crop has to look at")
+            raise AnnotationError(f"{dataset_dict['file_name']}: no 'sem_seg_file_name', which the crop has to look at")
         # Not uint8: Detectron2 resizes that with Pillow and everything else with PyTorch, whose nearest pixel is
         # another one, and the published runs had floating-point labels.
-        return _read_labels(read_label_map, dataset_dict["sem_seg_file_name"], image_size).astype(np.float32)
+        return read_label_map(dataset_dict["sem_seg_file_name"], image_size).astype(np.float32)
 
     def _pack(self, targets: Targets, record: Mapping[str, Any]) -> Instances:
-        classes, masks = drop_empty(*targets) if self._drop_empty_targets else targets
+        classes, masks = targets
+        if self._drop_empty_targets:
+            kept = masks.any(axis=(1, 2))
+            classes, masks = classes[kept], masks[kept]
         if classes.size and not 0 <= classes.min() <= classes.max() < self._num_classes:
-            raise ValueError(
+            raise AnnotationError(
                 f"labels of {record['file_name']}: class ids from {classes.min()} to {classes.max()}, expected "
                 f"0 to {self._num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES is {self._num_classes})"
             )
@@ -153,24 +207,24 @@ class TrainingMapper:
 
 
 class TestMapper:
-    """Read and resize an image to test on; annotations are left to the evaluators."""
+    """Read and resize a test image; annotations are left to the evaluators."""
 
     __test__ = False  # not a test, whatever pytest thinks of its name
 
     def __init__(self, augmentations: T.AugmentationList, image_format: ChannelOrder = "RGB"):
-        """Take the resizing and the channel order."""
+        """Initialize the mapper with the resizing and the channel order of images."""
         self._augmentations = augmentations
         self._image_format = image_format
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """Map a dict in Detectron2's standard format, which stays as it is.
+        """Map a dict in Detectron2's standard format, which is not changed.
 
         Returns:
-            A dict with `file_name`, `image_id` (where there is one), the original `height` and `width`, and `image`
+            A dict with `file_name`, `image_id` (if there is one), the original `height` and `width`, and `image`
             uint8 [3, H, W].
 
         Raises:
-            ImageReadError: the image is missing or damaged.
+            ImageReadError: The image is missing or damaged.
         """
         record, image = _read_record(dataset_dict, self._image_format)
         resized = T.AugInput(image)
@@ -189,19 +243,14 @@ def _read_record(
     return record, image
 
 
-def _read_labels(
-    read: Callable[[str | Path], NDArray[Any]], path: str | Path, image_size: tuple[int, int]
-) -> NDArray[Any]:
-    labels = read(path)
-    if _size(labels) != image_size:
-        raise ImageReadError(f"{path}: labels of {_size(labels)} pixels for an image of {image_size}")
-    return labels
-
-
-def _size(pixels: NDArray[Any]) -> tuple[int, int]:
-    return pixels.shape[0], pixels.shape[1]
-
-
 def _image_tensor(image: NDArray[np.uint8], size_divisibility: int = -1) -> torch.Tensor:
     channels_first = pad_to_multiple(image.transpose(2, 0, 1), size_divisibility, value=PADDING_VALUE)
     return torch.from_numpy(np.ascontiguousarray(channels_first))
+
+
+def pad_to_multiple(pixels: NDArray, divisor: int, value: int) -> NDArray:
+    """Pad [..., H, W] at the bottom and at the right to multiples of `divisor`; a divisor below 1 changes nothing."""
+    if divisor < 1:
+        return pixels
+    margins = [(0, -length % divisor) for length in pixels.shape[-2:]]
+    return np.pad(pixels, [(0, 0)] * (pixels.ndim - 2) + margins, constant_values=value)

@@ -1,11 +1,10 @@
-"""Read photographs and label maps from disk.
+"""Read photographs and label images from disk.
 
-Photographs of every common kind come out as 8-bit colour; label maps come out as the numbers that are stored.
-Nothing here knows what the numbers mean.
+Photographs of all common kinds become 8-bit colour images; label images keep the numbers that are stored.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,17 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mask2former.utils.errors import UserError
+from mask2former.utils.label_images import colors_to_ids
 
 ChannelOrder = Literal["RGB", "BGR"]
 
-# What Pillow raises for files that are missing, cut off, damaged or no images at all.
+# Raised by Pillow for files that are missing, truncated, damaged or no images.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 _Result = TypeVar("_Result")
 
 
 class ImageReadError(UserError):
-    """A file that can't be read as an image; the message names the file and the cause."""
+    """A file that cannot be read as an image; the message names the file and the cause."""
 
 
 def read_image(path: str | Path, format: ChannelOrder = "RGB") -> NDArray[np.uint8]:
@@ -34,7 +34,7 @@ def read_image(path: str | Path, format: ChannelOrder = "RGB") -> NDArray[np.uin
     and 16-bit values are scaled to 8 bits.
 
     Raises:
-        ImageReadError: the file is missing, damaged, or holds something that has no obvious 8-bit form.
+        ImageReadError: The file is missing, damaged, or its pixels have no obvious 8-bit form.
         ValueError: `format` is neither "RGB" nor "BGR".
     """
     if format not in ("RGB", "BGR"):
@@ -44,14 +44,14 @@ def read_image(path: str | Path, format: ChannelOrder = "RGB") -> NDArray[np.uin
 
 
 def to_rgb(image: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """An image as uint8 RGB [H, W, 3], whatever it is given as.
+    """Convert an image in any form to uint8 RGB [H, W, 3].
 
     Args:
-        image: a path (see `read_image`), a Pillow image (treated likewise), or pixels, uint8 RGB [H, W, 3], RGBA
+        image: Path (see `read_image`), Pillow image (converted in the same way), or pixels: uint8 RGB [H, W, 3], RGBA
             [H, W, 4] (alpha is dropped) or grey [H, W] or [H, W, 1].
 
     Raises:
-        ImageReadError: it can't be read, or is an array of another type or shape.
+        ImageReadError: The image cannot be read, or is an array of another type or shape.
     """
     if isinstance(image, Image.Image):
         try:
@@ -69,46 +69,61 @@ def to_rgb(image: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.ui
     return np.ascontiguousarray(pixels[:, :, :3])
 
 
-def read_label_map(path: str | Path) -> NDArray[np.uint8] | NDArray[np.int32]:
-    """Read a one-channel label image as the ids [H, W] it stores: uint8, or int32 where it has more than 8 bits.
+def read_label_map(path: str | Path, size: Sequence[int] | None = None) -> NDArray[np.uint8] | NDArray[np.int32]:
+    """Read the ids [H, W] of a label image with one channel: uint8, or int32 if it has more than 8 bits.
 
     A palette image gives its indices, not its colours.
 
+    Args:
+        path: Path of the image.
+        size: Height and width that the image must have. Default: any.
+
     Raises:
-        ImageReadError: the file is missing or damaged, or has more than one channel.
+        ImageReadError: The file is missing or damaged, or has several channels or another size.
     """
     labels = read_pixels(path)
     if labels.ndim != 2:
         raise ImageReadError(f"{path}: expected a label map with one channel, found shape {labels.shape}")
+    _check_size(path, labels, size)
     return labels if labels.dtype == np.uint8 else labels.astype(np.int32)
 
 
-def read_panoptic_png(path: str | Path) -> NDArray[np.uint8]:
-    """Read the colours [H, W, 3] of a panoptic PNG in COCO's format; `targets.panoptic_ids` turns them into ids.
+def read_panoptic_png(path: str | Path, size: Sequence[int] | None = None) -> NDArray[np.uint8]:
+    """Read the colours [H, W, 3] of a panoptic PNG in COCO's format; `read_panoptic_ids` reads the ids they stand for.
+
+    Args:
+        path: Path of the image.
+        size: Height and width that the image must have. Default: any.
 
     Raises:
-        ImageReadError: the file is missing or damaged, or isn't a colour image.
+        ImageReadError: The file is missing or damaged, or is not a colour image, or has another size.
     """
     colors = read_pixels(path)
     if colors.ndim != 3 or colors.shape[2] < 3 or colors.dtype != np.uint8:
         raise ImageReadError(f"{path}: expected an 8-bit RGB panoptic PNG, found shape {colors.shape}")
+    _check_size(path, colors, size)
     return colors[:, :, :3]
+
+
+def read_panoptic_ids(path: str | Path, size: Sequence[int] | None = None) -> NDArray[np.uint32]:
+    """Read the segment ids [H, W] of a panoptic PNG in COCO's format; see `read_panoptic_png`."""
+    return colors_to_ids(read_panoptic_png(path, size))
 
 
 def read_pixels(path: str | Path) -> NDArray[Any]:
     """Read an image as it is stored, [H, W] or [H, W, channels], without any conversion.
 
     Raises:
-        ImageReadError: the file is missing or damaged.
+        ImageReadError: The file is missing or damaged.
     """
     return _decode(path, np.array)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width that an image file states; nothing is decoded.
+    """Height and width according to the header of an image file; nothing is decoded.
 
     Raises:
-        ImageReadError: the file is missing or no image.
+        ImageReadError: The file is missing or no image.
     """
     width, height = _decode(path, lambda image: image.size)
     return height, width
@@ -124,20 +139,22 @@ def _decode(path: str | Path, convert: Callable[[Image.Image], _Result]) -> _Res
         raise ImageReadError(f"{path}: can't be read as an image ({error})") from error
 
 
+def _check_size(path: str | Path, labels: NDArray[Any], size: Sequence[int] | None) -> None:
+    if size is not None and labels.shape[:2] != tuple(size):
+        raise ImageReadError(f"{path}: labels of {labels.shape[:2]} pixels for an image of {tuple(size)}")
+
+
 def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit grey at 255 instead of scaling it; older releases open it as 32-bit "I".
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"grey values from {values.min()} to {values.max()}, expected at most 16 bits")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point grey values have no fixed 8-bit range")
-    if image.mode == "P" and "transparency" in image.info:
-        # Straight to RGB, Pillow warns that it ignores the transparency.
+            raise ImageReadError(f"grey values from {values.min()} to {values.max()}, expected at most 16 bits")
+        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ImageReadError("floating-point grey values have no fixed 8-bit range")
+    elif image.mode == "P" and "transparency" in image.info:
+        # When it converts these to RGB directly, Pillow warns that it ignores the transparency.
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return np.array(image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent: written beside their place, then renamed into it; and their checksums."""
+"""Files that are either complete or absent: written under a temporary name, then renamed. Checksums of files."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ from typing import IO, Any
 def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) -> Generator[IO[Any], None, None]:
     """Open a file for writing whose content appears under `path` only when the block ends without an error.
 
-    The temporary file has one fixed name per target, so that what a killed process left is overwritten by the next
-    attempt. Folders are made where they are missing.
+    The temporary file has a fixed name per target, so the next attempt overwrites what a killed process left. Missing
+    folders are created.
 
     Args:
-        path: the file to make or replace.
+        path: File to create or replace.
         mode: "w" or "wb".
-        durable: also flush to the disk, for what must survive a power failure.
+        durable: Whether the file is flushed to the disk, to survive a power failure.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = None) -> 
     """Write `content` as strict JSON (no NaN or infinity).
 
     Raises:
-        ValueError: `content` holds a number that JSON does not have.
+        ValueError: `content` contains NaN or infinity.
     """
     text = json.dumps(content, indent=indent, allow_nan=False)
     with atomic_write(path) as file:
@@ -48,7 +48,7 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = None) -> 
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

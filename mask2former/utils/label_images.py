@@ -1,6 +1,6 @@
 """Label images and masks as files: PNG, the ids in the colours of panoptic PNGs, and COCO's run-length encoding."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +62,25 @@ def colors_to_ids(colors: NDArray[np.uint8]) -> NDArray[np.uint32]:
     return padded.view("<u4")[..., 0] & np.uint32(0xFFFFFF)
 
 
+def color_to_id(color: Sequence[int]) -> int:
+    """Segment id of one RGB colour; see `ids_to_colors`."""
+    red, green, blue = color
+    return red + 256 * green + 65536 * blue
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> str:
+    """The `counts` of COCO's compressed run-length encoding of a mask [H, W], equal to pycocotools'."""
+    # The encoding goes down the columns: OpenCV transposes faster than the encoder strides over rows.
+    columns = cv2.transpose(mask.view(np.uint8)).T
+    return mask_util.encode(columns)["counts"].decode("ascii")
+
+
 def encode_masks(masks: torch.Tensor) -> list[str]:
     """The `counts` of COCO's compressed run-length encoding of each mask, equal to pycocotools'.
 
     Args:
         masks: [N, H, W] on any device; non-zero pixels belong to the mask. A few masks at a time are copied to the CPU.
     """
-    return list(_encode(masks))
-
-
-def _encode(masks: torch.Tensor) -> Iterator[str]:
     at_once = max(1, _PIXELS_AT_ONCE // max(1, masks[:1].numel()))
-    for group in masks.split(at_once):
-        for mask in group.to(torch.bool).cpu().numpy():
-            # The encoding goes down the columns: OpenCV transposes faster than the encoder strides over rows.
-            columns = cv2.transpose(mask.view(np.uint8)).T
-            yield mask_util.encode(columns)["counts"].decode("ascii")
+    groups = (group.to(torch.bool).cpu().numpy() for group in masks.split(at_once))
+    return [encode_mask(mask) for group in groups for mask in group]

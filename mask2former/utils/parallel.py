@@ -1,4 +1,4 @@
-"""Many files in several processes, with progress."""
+"""Parallel work on many files, with progress."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ _CHUNK = 8
 
 @contextmanager
 def processes(workers: int) -> Generator[Callable[..., Iterable[Any]], None, None]:
-    """A `map` that keeps the order, in so many processes; with one it runs in this."""
+    """Ordered parallel `map` in `workers` processes; runs in the calling process if `workers` is 1."""
     if workers <= 1:
         yield map
         return
@@ -44,11 +44,11 @@ def _wait_for_end_of(sentinel: int) -> None:
 
 
 def default_workers() -> int:
-    """As many processes as this one may use processors, at most 16."""
+    """Default number of processes: the processors available to this process, at most 16."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(16, available)
 
 
 def report_interval() -> float:
-    """Seconds between two reports of progress: a log file gets a line for each, a terminal is redrawn."""
+    """Seconds between two reports of progress: few on a terminal, more in a log file, where each adds a line."""
     return 0.2 if sys.stderr.isatty() else 5.0

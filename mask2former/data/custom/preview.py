@@ -18,8 +18,7 @@ from mask2former.data.custom.inspection import Inspected, Inspection
 from mask2former.data.custom.label_maps import read_class_ids
 from mask2former.data.custom.masks import to_rle
 from mask2former.data.custom.source import Content, Sample, Split
-from mask2former.data.image_io import read_image, read_label_map, read_panoptic_png
-from mask2former.data.targets import panoptic_ids
+from mask2former.data.image_io import read_image, read_label_map, read_panoptic_ids
 from mask2former.prediction.drawing import contact_sheet, draw_instances, draw_panoptic, draw_semantic
 from mask2former.utils.files import atomic_write
 from mask2former.utils.label_images import write_png
@@ -86,7 +85,7 @@ def draw(content: Content, sample: Sample) -> NDArray[np.uint8]:
         labels = contiguous_labels(read_class_ids(sample.label, content.palette)[0], categories)
         return draw_semantic(image, labels, classes, void_label(len(categories)))
     if format == "coco_panoptic":
-        ids, segments = panoptic_ids(read_panoptic_png(sample.label)), sample.annotations
+        ids, segments = read_panoptic_ids(sample.label), sample.annotations
     else:
         numbers = read_label_map(sample.numbers or "")
         ids, segments = combine(read_class_ids(sample.label, content.palette)[0], numbers, categories)

@@ -10,10 +10,8 @@ from mask2former.config import ConfigError
 from mask2former.data.custom import problems
 from mask2former.data.custom.problems import Findings
 from mask2former.data.custom.source import Content, Sample, Source, known_keys, read_class_file
-from mask2former.data.datasets.coco_layout import Category, errors_name
-from mask2former.data.datasets.custom import find_pairs, read_file_list, read_json
-from mask2former.data.datasets.custom_entry import class_entry, read_classes
-from mask2former.data.datasets.registry import AnnotationError
+from mask2former.data.datasets.custom import class_entry, find_pairs, read_classes, read_file_list, read_json
+from mask2former.data.datasets.registry import AnnotationError, Category, errors_name
 
 
 def read_source(source: Source) -> Content:

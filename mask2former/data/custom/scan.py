@@ -14,9 +14,8 @@ from mask2former.data.custom.label_maps import Palette, label_text, read_class_i
 from mask2former.data.custom.masks import bad_field, mask_area, segmentation_problems, size_text
 from mask2former.data.custom.problems import Found, Problem
 from mask2former.data.custom.source import Format, Sample
-from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_png
+from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids
 from mask2former.data.published.inspect import NOT_IN_JSON, NOT_IN_PNG, OTHER_AREA, few, segment_areas, segment_problems
-from mask2former.data.targets import panoptic_ids
 
 _PANOPTIC: Mapping[str, Problem] = {
     NOT_IN_JSON: problems.NOT_IN_JSON,
@@ -102,7 +101,7 @@ class Scanner:
             return
         try:
             if self.format == "coco_panoptic":
-                ids = panoptic_ids(read_panoptic_png(sample.label))
+                ids = read_panoptic_ids(sample.label)
                 self._check_size(scan, sample.label, ids)
                 self._scan_panoptic(sample, scan, ids)
                 return

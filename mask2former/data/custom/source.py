@@ -10,8 +10,8 @@ import yaml
 from mask2former.config import ConfigError
 from mask2former.data.custom.label_maps import Palette, pack
 from mask2former.data.custom.problems import Findings
-from mask2former.data.datasets.coco_layout import IGNORE_LABEL, Category
-from mask2former.data.datasets.custom_entry import read_classes
+from mask2former.data.datasets.custom import read_classes
+from mask2former.data.datasets.registry import IGNORE_LABEL, Category
 from mask2former.utils.errors import UserError
 
 Split = Literal["train", "val"]

@@ -1,17 +1,19 @@
-"""Every data set of the settings, registered in Detectron2's catalogs when this package is imported.
+"""All data sets of the settings. Importing this package registers them in Detectron2's catalogs.
 
-Nothing is read at that moment: annotations are loaded, and paths put together, when a data set is used.
+Nothing is read then: annotations are loaded, and paths computed, when a data set is used.
 """
 
 from mask2former.data.datasets import ade20k, cityscapes, coco, shapes
-from mask2former.data.datasets.coco_layout import Category, CocoLayout, register_coco_layout
 from mask2former.data.datasets.custom import register_custom_datasets
 from mask2former.data.datasets.registry import (
     AnnotationError,
+    Category,
+    CocoLayout,
     MissingDatasetError,
     dataset_metadata,
     datasets_root,
     predicted_metadata,
+    register_coco_layout,
     register_dataset,
 )
 

@@ -2,7 +2,7 @@
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from mask2former.data.datasets.coco_layout import CocoLayout, categories_from, register_coco_layout
+from mask2former.data.datasets.registry import CocoLayout, categories_from, register_coco_layout
 
 CATEGORIES = categories_from(COCO_CATEGORIES)
 

@@ -1,10 +1,15 @@
-"""Where data sets are looked up: names in Detectron2's catalogs, files under DETECTRON2_DATASETS.
+"""Data sets by name: where their files are, what Detectron2's catalogs know of them, and how COCO's formats are read.
 
-The variable is read when a data set is used, never when it is registered, so that it can be set at any time.
+Files are looked up under DETECTRON2_DATASETS whenever a data set is used, never when it is registered, so the variable
+can be set at any time. A data set in COCO's layout is described by its categories and a `CocoLayout`, which serve all
+three tasks; others bring a function of their own to `register_dataset`.
 """
 
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,22 +18,27 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
+from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
 
 from mask2former.config import ConfigError
+from mask2former.tasks import TASKS, Task
 from mask2former.utils.errors import UserError
 
 DatasetDict = dict[str, Any]
 
+IGNORE_LABEL = 255
+# Detectron2's encoding of a panoptic id in evaluators that number segments class by class.
+_LABEL_DIVISOR = 1000
 _ROOT_VARIABLE = "DETECTRON2_DATASETS"
 _DEFAULT_ROOT = "datasets"
 
 
 class MissingDatasetError(UserError, FileNotFoundError):
-    """Files of a data set are not where they are expected; the message says where that is and where to get them.
+    """Files of a data set are missing; the message says where they are expected and where to get them.
 
     Attributes:
-        paths: the files and folders, where they are known.
-        source: where to get them.
+        paths: Missing files and folders, if known.
+        source: Description of where to get them.
     """
 
     def __init__(self, message: str, paths: Sequence[str] = (), source: str = ""):
@@ -38,13 +48,28 @@ class MissingDatasetError(UserError, FileNotFoundError):
 
 
 class AnnotationError(UserError):
-    """Annotations that are damaged, or don't fit their images or classes; the message names the file."""
+    """Annotations that are damaged or do not fit their images or classes; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Category:
+    """A category: its id in the annotation files, its name, its RGB colour, and whether it is a thing."""
+
+    id: int
+    name: str
+    color: tuple[int, int, int]
+    isthing: bool
+
+
+def categories_from(table: Iterable[Mapping[str, Any]]) -> tuple[Category, ...]:
+    """Categories of a table in COCO's form: dicts with `id`, `name`, `color` and `isthing`."""
+    return tuple(Category(entry["id"], entry["name"], tuple(entry["color"]), bool(entry["isthing"])) for entry in table)
 
 
 class DatasetMetadata(Metadata):
     """Detectron2's metadata of a data set, with path entries that follow DETECTRON2_DATASETS.
 
-    A path entry (`json_file`, `image_root`, ...) is a string like in Detectron2's own metadata, put together anew
+    A path entry (`json_file`, `image_root`, ...) is a string, as in Detectron2's own metadata, but is computed anew
     whenever it is read.
     """
 
@@ -60,30 +85,43 @@ class DatasetMetadata(Metadata):
         return super().__getattr__(key)
 
     def as_dict(self) -> dict[str, Any]:
-        """All entries, paths included."""
+        """All entries, including the paths."""
         entries = super().as_dict()
         return {**{key: getattr(self, key) for key in entries.pop("_paths", {})}, **entries}
 
 
 def datasets_root() -> Path:
-    """The folder that holds the data sets: DETECTRON2_DATASETS, or `datasets` under the working directory."""
+    """The folder that holds the data sets: DETECTRON2_DATASETS, or `datasets` in the working directory."""
     return Path(os.environ.get(_ROOT_VARIABLE) or _DEFAULT_ROOT).expanduser()
 
 
 def dataset_metadata(name: str) -> Metadata:
-    """The metadata of a registered data set, which needs no file on disk.
-
-    Paths in it are those under the current DETECTRON2_DATASETS.
+    """Metadata of a registered data set, with paths under the current DETECTRON2_DATASETS. No file has to exist.
 
     Raises:
-        ValueError: no data set has this name.
+        ConfigError: No data set has this name.
     """
     if name not in DatasetCatalog:
-        raise ValueError(
+        raise ConfigError(
             f"unknown data set {name!r}; registered are {', '.join(sorted(DatasetCatalog))}. Data sets of your own are "
             "described in DATASETS.CUSTOM; tools/dataset.py config writes it"
         )
     return MetadataCatalog.get(name)
+
+
+def predicted_metadata(cfg: CfgNode) -> Metadata:
+    """Metadata of the data set whose classes the model of a config predicts.
+
+    Raises:
+        ConfigError: The config names no data set, or one that is not registered.
+    """
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    if not names:
+        raise ConfigError("DATASETS.TEST is empty: it names the data set whose classes the model predicts")
+    try:
+        return dataset_metadata(names[0])
+    except ConfigError as error:
+        raise ConfigError(f"DATASETS.TEST: {error}") from error
 
 
 def register_dataset(
@@ -94,14 +132,15 @@ def register_dataset(
     source: str,
     **entries: Any,
 ) -> None:
-    """Put a data set into Detectron2's catalogs, in place of one that has this name already.
+    """Add a data set to Detectron2's catalogs. A data set of the same name is replaced.
 
     Args:
-        name: the name used in configs.
-        load: reads the annotations into Detectron2's standard dicts; gets the metadata, and is called on each use.
-        paths: metadata entries that are files and folders `load` needs; relative ones are under `datasets_root()`.
-        source: where the data come from, for the message when they are missing.
-        entries: the other metadata entries.
+        name: Name of the data set in configs.
+        load: Function that reads the annotations into Detectron2's standard dicts. It is called with the metadata
+            whenever the data set is used.
+        paths: Metadata entries for the files and folders that must exist; relative paths start at `datasets_root()`.
+        source: Description of where to get the data, for the message about missing files.
+        **entries: Other metadata entries.
     """
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop(name, None)
@@ -113,9 +152,9 @@ def register_dataset(
 def _load_existing(
     load: Callable[[Metadata], list[DatasetDict]], metadata: Metadata, paths: Mapping[str, str | Path], source: str
 ) -> list[DatasetDict]:
-    missing = [path for path in (getattr(metadata, key) for key in paths) if _is_missing(path)]
+    expected = [getattr(metadata, key) for key in paths]
+    missing = [path for path in expected if _is_missing(path)]
     if missing:
-        listed = ", ".join(os.path.abspath(path) for path in missing)
         setting = os.environ.get(_ROOT_VARIABLE)
         # Absolute paths were given as such.
         hint = (
@@ -124,11 +163,11 @@ def _load_existing(
             else f"Data sets are looked for under the folder that {_ROOT_VARIABLE} names "
             f"({f'now {setting}' if setting else f'not set: ./{_DEFAULT_ROOT}'}). "
         )
+        listed = ", ".join(map(os.path.abspath, missing))
         raise MissingDatasetError(f"data set {metadata.name!r}: expected {listed}. {hint}{source}", missing, source)
     dicts = load(metadata)
     if not dicts:
-        paths = ", ".join(getattr(metadata, key) for key in paths)
-        raise ValueError(f"data set {metadata.name!r} has no images; it was read from {paths}")
+        raise AnnotationError(f"data set {metadata.name!r} has no images; it was read from {', '.join(expected)}")
     return dicts
 
 
@@ -139,16 +178,144 @@ def _is_missing(path: str) -> bool:
     return not os.path.exists(path)
 
 
-def predicted_metadata(cfg: CfgNode) -> Metadata:
-    """The metadata of the data set whose classes the model of a config predicts.
+@dataclass(frozen=True)
+class CocoLayout:
+    """Files and folders of one split in COCO's layout, absolute or relative to `datasets_root()`.
+
+    Images are `.jpg`, label images `.png` with the same stems. Semantic PNGs hold contiguous ids (positions in the list
+    of categories) and 255 for void. Paths that are given must exist when the data set is loaded.
+    """
+
+    image_root: str | Path
+    json_file: str | Path | None = None
+    panoptic_json: str | Path | None = None
+    panoptic_root: str | Path | None = None
+    sem_seg_root: str | Path | None = None
+
+    def paths(self) -> dict[str, str | Path]:
+        """The given paths, under the names that Detectron2's evaluators look for in the metadata."""
+        return {key: path for key, path in vars(self).items() if path is not None}
+
+
+def register_coco_layout(
+    name: str, task: Task, categories: Sequence[Category], layout: CocoLayout, *, source: str, **entries: Any
+) -> None:
+    """Register one split of a data set in COCO's layout for one task.
+
+    - panoptic: Dicts have `pan_seg_file_name` and `segments_info`, and `sem_seg_file_name` if the layout has a
+      `sem_seg_root`. A split on which PQ, AP and mIoU are evaluated needs all five paths.
+    - instance: Dicts have `annotations`. Only things count; their contiguous ids are 0, 1, ... in order.
+    - semantic: Dicts have `sem_seg_file_name`.
+
+    Args:
+        name: Name of the data set in configs. A data set of the same name is replaced.
+        task: Task that the dicts and the metadata are made for.
+        categories: All categories, in the order of their contiguous ids.
+        layout: Files and folders of the split.
+        source: Description of where to get the data, for the message about missing files.
+        **entries: Other metadata entries. `evaluator_type` replaces that of COCO's own data sets for the task.
 
     Raises:
-        ConfigError: The config names no data set, or one that is not registered.
+        ValueError: The layout lacks a path that the task needs.
     """
-    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-    if not names:
-        raise ConfigError("DATASETS.TEST is empty: it names the data set whose classes the model predicts")
+    spec = TASKS[task]
+    if lacking := [key for key in spec.paths if key not in layout.paths()]:
+        raise ValueError(f"data set {name!r}: the {task} task needs {', '.join(lacking)} in its layout")
+    loaders = {"panoptic": load_panoptic, "instance": load_instances, "semantic": load_semantic}
+    entries = {"evaluator_type": spec.evaluator_type, "ignore_label": IGNORE_LABEL, **entries}
+    entries |= category_entries(task, categories)
+    register_dataset(name, loaders[task], paths=layout.paths(), source=source, **entries)
+
+
+def category_entries(task: Task, categories: Sequence[Category]) -> dict[str, Any]:
+    """Metadata entries for the names, colours and ids of categories.
+
+    - panoptic: As Detectron2's "coco_panoptic_standard". All categories are listed both as things and as stuff, so that
+      a contiguous id indexes either list; only the id maps distinguish things from stuff.
+    - instance: The things alone, numbered from 0.
+    - semantic: Every category is a class of pixels, which Detectron2 calls stuff.
+    """
+    listed = [category for category in categories if category.isthing or task != "instance"]
+    entries: dict[str, Any] = {"label_divisor": _LABEL_DIVISOR} if task == "panoptic" else {}
+    for kind in ("thing", "stuff") if task == "panoptic" else (TASKS[task].class_list,):
+        mapped = {c.id: i for i, c in enumerate(listed) if task != "panoptic" or c.isthing == (kind == "thing")}
+        entries |= {
+            f"{kind}_classes": [category.name for category in listed],
+            f"{kind}_colors": [list(category.color) for category in listed],
+            f"{kind}_dataset_id_to_contiguous_id": mapped,
+        }
+    return entries
+
+
+def load_panoptic(metadata: Metadata) -> list[DatasetDict]:
+    """Dicts of a panoptic split, with contiguous category ids in `segments_info`.
+
+    Raises:
+        AnnotationError: The panoptic JSON is damaged, or has categories or files that the data set lacks.
+    """
+    # Not by Detectron2's function, which requires numbers as image ids: those of ADE20K are names.
+    with errors_name(metadata.panoptic_json):
+        annotations = json.loads(Path(metadata.panoptic_json).read_text())["annotations"]
+        stems = [os.path.splitext(annotation["file_name"])[0] for annotation in annotations]
+        images = [os.path.join(metadata.image_root, f"{stem}.jpg") for stem in stems]
+        dicts = [panoptic_dict(*pair, metadata) for pair in zip(annotations, images, strict=True)]
+    for path in (dicts[0]["file_name"], dicts[0]["pan_seg_file_name"]) if dicts else ():
+        if not os.path.isfile(path):
+            raise AnnotationError(f"{metadata.panoptic_json}: does not fit the files beside it, no {path}")
+    return dicts
+
+
+def panoptic_dict(annotation: Mapping[str, Any], image_file: str, metadata: Metadata) -> DatasetDict:
+    """The dict for one annotation of a panoptic JSON, with contiguous category ids."""
+    things, stuff = metadata.thing_dataset_id_to_contiguous_id, metadata.stuff_dataset_id_to_contiguous_id
+    segments_info = []
+    for segment in annotation["segments_info"]:
+        isthing = segment["category_id"] in things
+        category_id = (things if isthing else stuff)[segment["category_id"]]
+        segments_info.append({**segment, "category_id": category_id, "isthing": isthing})
+    record = {
+        "file_name": image_file,
+        "image_id": annotation["image_id"],
+        "pan_seg_file_name": os.path.join(metadata.panoptic_root, annotation["file_name"]),
+        "segments_info": segments_info,
+    }
+    if metadata.get("sem_seg_root") is not None:
+        record["sem_seg_file_name"] = os.path.join(metadata.sem_seg_root, annotation["file_name"])
+    return record
+
+
+def load_instances(metadata: Metadata) -> list[DatasetDict]:
+    """Dicts of an instance split, with contiguous category ids.
+
+    Raises:
+        AnnotationError: The instances JSON is damaged, or has categories that the data set lacks.
+    """
+    contiguous_id = metadata.thing_dataset_id_to_contiguous_id
+    with errors_name(metadata.json_file):
+        # Without a name: otherwise it derives the ids from the file, and a file that lacks a category shifts them.
+        dicts = load_coco_json(metadata.json_file, metadata.image_root)
+        for record in dicts:
+            for annotation in record["annotations"]:
+                annotation["category_id"] = contiguous_id[annotation["category_id"]]
+    return dicts
+
+
+def load_semantic(metadata: Metadata) -> list[DatasetDict]:
+    """Dicts of a semantic split."""
+    return load_sem_seg(metadata.sem_seg_root, metadata.image_root)
+
+
+@contextmanager
+def errors_name(json_file: str) -> Generator[None, None, None]:
+    """Turn errors raised while reading an annotation file into `AnnotationError`s that name the file."""
     try:
-        return dataset_metadata(names[0])
-    except ValueError as error:
-        raise ConfigError(f"DATASETS.TEST: {error}") from error
+        yield
+    except json.JSONDecodeError as error:
+        raise AnnotationError(f"{json_file}: not valid JSON ({error})") from error
+    except KeyError as error:
+        what = "a category id that the data set does not have" if isinstance(error.args[0], int) else "no key"
+        raise AnnotationError(f"{json_file}: has {what}: {error}") from error
+    except (AssertionError, TypeError) as error:
+        raise AnnotationError(
+            f"{json_file}: does not fit the files beside it or is not COCO's format: {error}"
+        ) from error

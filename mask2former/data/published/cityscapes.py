@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from mask2former.data.coco_format import segment_info
 from mask2former.data.datasets.cityscapes import GROUP, SOURCE
-from mask2former.data.datasets.coco_layout import IGNORE_LABEL
+from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.image_io import read_label_map
 from mask2former.data.published.jobs import Job, Part, Summary, run_parts
 from mask2former.utils.files import write_json

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mask2former.data.datasets.coco import CATEGORIES, SOURCE
-from mask2former.data.datasets.coco_layout import IGNORE_LABEL
-from mask2former.data.image_io import read_panoptic_png
+from mask2former.data.datasets.registry import IGNORE_LABEL
+from mask2former.data.image_io import read_panoptic_ids
 from mask2former.data.published.jobs import Job, Part, PreparationError, Summary, run_parts
-from mask2former.data.targets import panoptic_ids
 
 SPLITS = ("train", "val")
 
@@ -56,7 +55,7 @@ def _plan(folder: Path, split: str) -> Part:
 
 def make_semantic(job: Job) -> tuple[Sequence[NDArray[Any]], Any]:
     """The semantic map of a panoptic PNG; the job's details are pairs of a segment's id and its contiguous class."""
-    ids = panoptic_ids(read_panoptic_png(job.sources[0]))
+    ids = read_panoptic_ids(job.sources[0])
     labels = np.full(ids.shape, IGNORE_LABEL, np.uint8)
     for segment_id, class_id in job.details:
         labels[ids == segment_id] = class_id

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_png
-from mask2former.data.targets import panoptic_ids
+from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids
 
 UNREADABLE = "can't be read"
 OUTSIDE = "label ids outside of the table"
@@ -75,7 +74,7 @@ def inspect_panoptic(path: str, segments: Mapping[int, int], hidden: Collection[
         segments: id -> area in the JSON.
         hidden: ids of segments that may be smaller than the JSON says, or gone.
     """
-    ids = panoptic_ids(read_panoptic_png(path))
+    ids = read_panoptic_ids(path)
     return Inspection(_size(ids), segment_problems(segment_areas(ids), segments, hidden))
 
 

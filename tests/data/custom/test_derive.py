@@ -14,8 +14,8 @@ from mask2former.data.custom.preview import draw as draw_labels
 from mask2former.data.custom.split import SplitError, divide, split
 from mask2former.data.datasets import Category
 from mask2former.data.datasets.custom import register_custom_dataset
-from mask2former.data.image_io import read_label_map, read_panoptic_png
-from mask2former.data.targets import panoptic_ids, panoptic_targets
+from mask2former.data.image_io import read_label_map, read_panoptic_ids
+from mask2former.data.targets import panoptic_targets
 
 from .conftest import NAMES, scene
 from .test_inspection import COMBINED, INSTANCE, PANOPTIC, SEMANTIC, edit, source
@@ -40,7 +40,7 @@ def test_pairs_and_panoptic_files_become_the_same_panoptic_set(draw, tmp_path, r
         for number, record in enumerate(dicts):
             _, labels, numbers = scene(number)
             np.testing.assert_array_equal(read_label_map(record["sem_seg_file_name"]), labels)
-            ids = panoptic_ids(read_panoptic_png(record["pan_seg_file_name"]))
+            ids = read_panoptic_ids(record["pan_seg_file_name"])
             classes, masks = panoptic_targets(ids, record["segments_info"])
             made = {(int(c), mask.tobytes()) for c, mask in zip(classes, masks, strict=True)}
             drawn = {

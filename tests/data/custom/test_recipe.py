@@ -15,7 +15,7 @@ from mask2former.data.custom.recipe import fitting_dilations, make_recipe
 from mask2former.data.custom.scan import Scan
 from mask2former.data.custom.source import Content, Sample, Source
 from mask2former.data.datasets import Category, register_custom_datasets
-from mask2former.data.datasets.custom_entry import CustomDataset
+from mask2former.data.datasets.custom import CustomDataset
 
 from ...conftest import ROOT
 

@@ -13,7 +13,7 @@ from mask2former.data.datasets import (
     dataset_metadata,
     register_custom_datasets,
 )
-from mask2former.data.datasets.custom_entry import read_entries
+from mask2former.data.datasets.custom import read_entries
 
 from .conftest import COCO_IDS, NAMES, write
 

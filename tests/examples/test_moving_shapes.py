@@ -1,8 +1,7 @@
 import numpy as np
 
+from examples.moving_shapes import moving_shapes, write_moving_shapes
 from mask2former.video import VideoReader
-
-from .moving_shapes import moving_shapes, write_moving_shapes
 
 
 def test_the_things_move_and_the_video_can_be_read(tmp_path):

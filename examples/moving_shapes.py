@@ -1,4 +1,4 @@
-"""Draw a video of the shapes data set's things in motion: python -m tests.video.moving_shapes FILE.mp4 [FRAMES]."""
+"""Draw a video of moving things of the shapes data set: python examples/moving_shapes.py FILE.mp4 [FRAMES]."""
 
 import sys
 from collections.abc import Iterator
@@ -8,11 +8,10 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from mask2former.data.datasets import shapes_scene as scene
-from mask2former.data.datasets.shapes_texture import stuff_texture, vivid_color
+from mask2former.data.datasets.shapes import CATEGORIES, Thing, paint_thing, stuff_texture, vivid_color
 from mask2former.video import write_video
 
-# Class, place, movement a frame and radius, of the side of the picture: two of one class, and a pair that crosses.
+# Class, start, movement per frame and radius, as fractions of the side: two of one class, and a pair that crosses.
 THINGS = (
     (0, (0.2, 0.25), (0.012, 0.004), 0.15),
     (0, (0.8, 0.75), (-0.01, -0.006), 0.15),
@@ -26,24 +25,23 @@ def moving_shapes(frames: int, size: int = 192) -> Iterator[NDArray[np.uint8]]:
     for number in range(frames):
         image = stuff_texture(RandomState(3), "gradient", size)
         for index, (category, start, step, radius) in enumerate(THINGS):
-            center = _bounced(np.array(start) + number * np.array(step), radius) * size
+            center = bounced(np.array(start) + number * np.array(step), radius) * size
             rng = RandomState(index)
-            color = vivid_color(rng, category / 4).astype(np.float32)
-            thing = scene._Thing(scene._THINGS[category], center, radius * size, color)
-            cover = scene._cover(scene._outline(rng, thing), size)
-            scene._paint(rng, image, cover, thing.color)
+            color = vivid_color(rng, category / 4)
+            paint_thing(rng, image, Thing(CATEGORIES[category], center, radius * size, color))
         noisy = image + RandomState(number).normal(0, 0.01, image.shape)
         yield np.rint(np.clip(noisy, 0, 1) * 255).astype(np.uint8)
 
 
-def _bounced(position: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+def bounced(position: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+    """Position of a thing that turns round where it would leave the unit square."""
     free = 1 - 2 * radius
     there_and_back = (position - radius) % (2 * free)
     return radius + np.minimum(there_and_back, 2 * free - there_and_back)
 
 
 def write_moving_shapes(path: Path, frames: int, size: int = 192, rate: float = 25.0) -> None:
-    """Write the video; a large file in a codec that leaves the pixels nearly as they are."""
+    """Write the video; a large file in a codec that hardly changes the pixels."""
     with write_video(path, "MJPG" if path.suffix == ".avi" else "mp4v", rate, (size, size)) as write:
         for frame in moving_shapes(frames, size):
             write(frame)
