@@ -11,9 +11,15 @@ from typing import Any
 
 # Old module -> the modules that hold its names now.
 MOVED: dict[str, tuple[str, ...]] = {
+    "mask2former.data.agreement": ("mask2former.data.build",),
+    "mask2former.data.augmentation": ("mask2former.data.dataset_mapper",),
     "mask2former.data.checking": ("mask2former.data.published",),
+    "mask2former.data.datasets.coco_layout": ("mask2former.data.datasets.registry",),
+    "mask2former.data.datasets.custom_entry": ("mask2former.data.datasets.custom",),
+    "mask2former.data.datasets.shapes_scene": ("mask2former.data.datasets.shapes",),
     "mask2former.data.parallel": ("mask2former.utils.parallel",),
     "mask2former.data.preparation": ("mask2former.data.published",),
+    "mask2former.data.sampling": ("mask2former.data.build",),
     "mask2former.engine.checkpoint": ("mask2former.checkpoint",),
     "mask2former.engine.download": ("mask2former.checkpoint",),
     "mask2former.engine.matching": ("mask2former.checkpoint",),

@@ -149,10 +149,10 @@ class TrainingMapper:
                 f"{record['file_name']}: no {annotation!r} to make {self._task} targets from; does "
                 "INPUT.DATASET_MAPPER_NAME fit DATASETS.TRAIN?"
             )
-        sem_seg = self._read_semantic_map(dataset_dict, image.shape[:2]) if self._reads_semantic_map else None
+        sem_seg = self._read_semantic_map(dataset_dict, _size(image)) if self._reads_semantic_map else None
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self._augmentations(augmented)
-        targets, void = self._make_targets(dataset_dict, image.shape[:2], augmented, transforms)
+        targets, void = self._make_targets(dataset_dict, _size(image), augmented, transforms)
         record["image"] = _image_tensor(augmented.image, self._size_divisibility)
         record["instances"] = self._pack(targets, record)
         if void is not None:
@@ -175,7 +175,7 @@ class TrainingMapper:
             colors = read_panoptic_png(dataset_dict["pan_seg_file_name"], image_size)
             ids, segments = colors_to_ids(transforms.apply_segmentation(colors)), dataset_dict["segments_info"]
             return panoptic_targets(ids, segments), panoptic_void(ids, segments) if self._mark_void else None
-        annotated = dataset_dict["annotations"], transforms, image_size, augmented.image.shape[:2]
+        annotated = dataset_dict["annotations"], transforms, image_size, _size(augmented.image)
         try:
             targets = instance_targets(*annotated)
             void = instance_void(*annotated) & ~targets[1].any(axis=0) if self._mark_void else None
@@ -246,6 +246,10 @@ def _read_record(
 def _image_tensor(image: NDArray[np.uint8], size_divisibility: int = -1) -> torch.Tensor:
     channels_first = pad_to_multiple(image.transpose(2, 0, 1), size_divisibility, value=PADDING_VALUE)
     return torch.from_numpy(np.ascontiguousarray(channels_first))
+
+
+def _size(pixels: NDArray[Any]) -> tuple[int, int]:
+    return pixels.shape[0], pixels.shape[1]
 
 
 def pad_to_multiple(pixels: NDArray, divisor: int, value: int) -> NDArray:

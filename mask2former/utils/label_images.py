@@ -71,7 +71,7 @@ def color_to_id(color: Sequence[int]) -> int:
 def encode_mask(mask: NDArray[np.bool_]) -> str:
     """The `counts` of COCO's compressed run-length encoding of a mask [H, W], equal to pycocotools'."""
     # The encoding goes down the columns: OpenCV transposes faster than the encoder strides over rows.
-    columns = cv2.transpose(mask.view(np.uint8)).T
+    columns: Any = cv2.transpose(mask.view(np.uint8)).T
     return mask_util.encode(columns)["counts"].decode("ascii")
 
 

@@ -142,7 +142,7 @@ class Scanner:
         if shared:
             scan.add(problems.SEVERAL_CLASSES, f"{sample.numbers}: {few(shared)}")
 
-    def _scan_panoptic(self, sample: Sample, scan: Scan, ids: NDArray[np.int32]) -> None:
+    def _scan_panoptic(self, sample: Sample, scan: Scan, ids: NDArray[np.integer]) -> None:
         found = segment_areas(ids)
         for segment in sample.annotations:
             if field := bad_field(segment):
