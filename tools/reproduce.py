@@ -6,9 +6,9 @@
     python tools/reproduce.py --datasets ROOT --weights DIR --settings coco-panoptic ade20k-semantic
 
 ROOT holds the data sets (datasets/README.md), DIR the checkpoints under their published names, as .pth or .safetensors.
-Each setting is evaluated by train_net.py in a folder of its own under --output, which also gets reproduction.md, .json
-and .png after each. The same call again goes on where the last one ended; results of the same config, checkpoint and
-number of images are kept. KEY VALUE pairs set config keys in all settings.
+train_net.py evaluates each setting in its own folder under --output; after each, reproduction.md, .json and .png are
+written there. The same command continues an interrupted run and keeps results of the same config, checkpoint and number
+of images. KEY VALUE pairs set config keys in all settings.
 """
 
 import argparse
@@ -30,20 +30,27 @@ from tabulate import tabulate
 
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
 from mask2former.config import ConfigError, setup_cfg
-from mask2former.engine import CheckpointError, build_empty_state, match, read_checkpoint, report_errors
+from mask2former.engine import CheckpointError, build_empty_state, match, read_checkpoint
 from mask2former.evaluation.reproduction import Plan, Record, plan_settings, read_records, read_results, write_report
 from mask2former.model_zoo import SETTINGS
+from mask2former.utils.errors import report_errors, report_interrupt
 from mask2former.utils.files import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SET_HERE = ("MODEL.WEIGHTS", "OUTPUT_DIR")
 LIBRARIES = ("dinat-mask2former", "torch", "torchvision", "numpy", "hotcoco", "pycocotools", "cityscapesscripts")
-TAIL = 2000  # characters of an evaluation's last words that are kept
+TAIL = 2000  # characters of the end of an evaluation's errors that are kept
 
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluation to make: what is there, its config's overrides and its record as far as it is known before."""
+    """A planned evaluation.
+
+    Attributes:
+        plan: Data and weights that are available.
+        opts: Overrides of the config.
+        record: Record of the setting, as far as it is known before the evaluation.
+    """
 
     plan: Plan
     opts: tuple[str, ...]
@@ -51,10 +58,10 @@ class Run:
 
 
 def prepare(plan: Plan, options: argparse.Namespace) -> Run:
-    """Settle how a setting is evaluated.
+    """Decide how a setting is evaluated.
 
     Raises:
-        ConfigError: the overrides do not fit its config.
+        ConfigError: The overrides do not fit the config of the setting.
     """
     setting = plan.setting
     opts = [*(("TEST.AUG.ENABLED", "True") if setting.multi_scale else ()), *options.opts]
@@ -76,7 +83,7 @@ def prepare(plan: Plan, options: argparse.Namespace) -> Run:
 
 
 def check_weights(path: Path, cfg: CfgNode) -> str:
-    """What is wrong with a checkpoint for the model of a config; empty: nothing."""
+    """Reason why a checkpoint does not fit the model of a config; empty if it fits."""
     try:
         _, report = match(read_checkpoint(path)["model"], build_empty_state(cfg))
     except CheckpointError as error:
@@ -85,20 +92,20 @@ def check_weights(path: Path, cfg: CfgNode) -> str:
 
 
 def config_hash(cfg: CfgNode) -> str:
-    """SHA-256 of the whole config but for paths, which differ between machines."""
+    """SHA-256 of the config without paths, which differ between machines."""
     cfg = cfg.clone()
     cfg.merge_from_list([part for key in SET_HERE for part in (key, "")])
     return hashlib.sha256(cfg.dump().encode()).hexdigest()
 
 
 def is_kept(run: Run, earlier: Mapping[str, Record]) -> bool:
-    """Whether an earlier result stays: of the same evaluation, or of one that can't be made again."""
+    """Whether there is an earlier result of the same evaluation, or of one that can't be repeated here."""
     record = earlier.get(run.record.setting)
     return record is not None and record.status == "done" and (not run.plan.ready or record.same_run(run.record))
 
 
 def show_plan(runs: Sequence[Run], kept: Mapping[str, Record]) -> None:
-    """Print what there is to do."""
+    """Print the planned evaluations."""
     rows = []
     for run in runs:
         checkpoint = run.plan.checkpoint
@@ -113,14 +120,14 @@ def show_plan(runs: Sequence[Run], kept: Mapping[str, Record]) -> None:
 
 
 def evaluate(run: Run, options: argparse.Namespace) -> Record:
-    """Evaluate one setting in a process of its own (which continues one that was interrupted), and read its results."""
+    """Evaluate one setting in a separate process, which continues an interrupted evaluation, and read the results."""
     output = options.output / run.plan.setting.name
     command = [sys.executable, str(ROOT / "train_net.py"), "--eval-only", "--resume"]
     command += ["--config-file", str(ROOT / run.plan.setting.config_file), "--num-gpus", str(options.num_gpus)]
     command += [*run.opts, "MODEL.WEIGHTS", str(run.plan.checkpoint), "OUTPUT_DIR", str(output)]
-    status, last_words = run_process(command)
+    status, last_line = run_process(command)
     if status:
-        return replace(run.record, status="failed", reason=f"exit status {status}: {last_words} (see {output}/log.txt)")
+        return replace(run.record, status="failed", reason=f"exit status {status}: {last_line} (see {output}/log.txt)")
     try:
         ours, speed = read_results(output, run.plan.setting.name, multi_scale=run.record.multi_scale)
     except (OSError, ValueError) as error:
@@ -130,7 +137,7 @@ def evaluate(run: Run, options: argparse.Namespace) -> Record:
 
 
 def run_process(command: Sequence[str]) -> tuple[int, str]:
-    """Run a command that writes to our outputs; returns its exit status and the last line of its errors."""
+    """Run a command with its output shown; returns the exit status and the last line on stderr."""
     tail = b""
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         errors = cast(IO[bytes], process.stderr)
@@ -147,7 +154,7 @@ def run_process(command: Sequence[str]) -> tuple[int, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on, and the commit of this checkout where there is one."""
+    """Versions of the libraries that the numbers depend on, and the commit of this checkout, if known."""
     installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
     found = {"python": sys.version.split()[0], "detectron2": detectron2.__version__}
     found |= {name: installed[name] for name in LIBRARIES if name in installed}
@@ -160,10 +167,10 @@ def versions() -> dict[str, str]:
 
 
 def reproduce(options: argparse.Namespace) -> bool:
-    """Do what the command line says; returns whether everything that was evaluated has a result, and something has.
+    """Run the command line; returns whether there is a result and no evaluation failed.
 
     Raises:
-        ConfigError: the overrides do not fit a setting.
+        ConfigError: The overrides do not fit a setting.
     """
     print("Checking data and weights")
     earlier = read_records(options.output)
@@ -173,7 +180,7 @@ def reproduce(options: argparse.Namespace) -> bool:
     show_plan(runs, kept)
     if options.dry_run:
         return True
-    # All eight have a place in the report, whether asked for or not.
+    # The report lists all eight settings.
     records = {name: Record(name, "missing", reason="not among --settings") for name in SETTINGS}
     records |= earlier | {run.record.setting: run.record for run in runs} | kept
     write_report(records.values(), options.output)
@@ -188,24 +195,30 @@ def reproduce(options: argparse.Namespace) -> bool:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; exits with status 2 if it is wrong."""
+    """Parse the command line; exits with status 2 if it is invalid."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog=__doc__.split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--datasets", required=True, type=Path, metavar="ROOT", help="what DETECTRON2_DATASETS names")
-    parser.add_argument("--weights", required=True, type=Path, metavar="DIR", help="the folder of the checkpoints")
     parser.add_argument(
-        "--settings", nargs="+", default=list(SETTINGS), metavar="NAME", help=f"by default all: {', '.join(SETTINGS)}"
+        "--datasets", required=True, type=Path, metavar="ROOT", help="root of the data sets, as in DETECTRON2_DATASETS"
     )
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes of an evaluation")
+    parser.add_argument("--weights", required=True, type=Path, metavar="DIR", help="folder of the checkpoints")
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        default=list(SETTINGS),
+        metavar="NAME",
+        help=f"default: all, which are {', '.join(SETTINGS)}",
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes per evaluation")
     parser.add_argument("--output", type=Path, default=Path("output/reproduction"), metavar="DIR")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be done, with sizes, and end")
+    parser.add_argument("--dry-run", action="store_true", help="only show the planned evaluations and sizes")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set in all settings")
     options = parser.parse_intermixed_args(arguments)
-    # Overrides may follow the names, whose number nothing tells.
+    # Overrides may follow the names, whose number is not known.
     names = list(takewhile(SETTINGS.__contains__, options.settings))
     options.settings, rest = names, options.settings[len(names) :]
     if rest and not rest[0].isupper():
@@ -225,12 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     os.environ["DETECTRON2_DATASETS"] = str(options.datasets.resolve())
     options.weights, options.output = options.weights.resolve(), options.output.resolve()
-    try:
-        with report_errors((ConfigError,)):
-            return 0 if reproduce(options) else 1
-    except KeyboardInterrupt:
-        print(f"\nInterrupted; the same call goes on. What is done is in {options.output}", file=sys.stderr)
-        return 130
+    interrupted = report_interrupt(f"the same command continues; finished results are in {options.output}")
+    with interrupted, report_errors((ConfigError,)):
+        return 0 if reproduce(options) else 1
 
 
 if __name__ == "__main__":

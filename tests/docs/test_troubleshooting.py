@@ -28,7 +28,6 @@ FOR_USERS = {
     "mask2former/modeling/meta_arch/mask_former_head.py": "*",
     "mask2former/modeling/pixel_decoder/msdeformattn.py": "*",
     "mask2former/modeling/pixel_decoder/ops/ms_deform_attn.py": "check_backend _choose",
-    "mask2former/evaluation/reproduction/record.py": "*",
     "mask2former/solver.py": "*",
     "mask2former/test_time_augmentation.py": "*",
 }

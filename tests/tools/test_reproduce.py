@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from mask2former.data.published import Finding, SettingReport
-from mask2former.evaluation.reproduction import Record, chart, plan, read_records, read_results, report, write_report
+from mask2former.evaluation import reproduction
+from mask2former.evaluation.reproduction import Record, draw_chart, read_records, read_results, write_report
 from mask2former.model_zoo import SETTINGS
 from tests.conftest import ROOT, config_path, load_script
 from tests.tiny import TINY
@@ -38,7 +39,7 @@ def data(monkeypatch, tmp_path):
     """Lets the check of the data find what a test wants: setting -> findings."""
     found = {}
     reports = {name: SettingReport(name, {"val": 7}, found.setdefault(name, [])) for name in SETTINGS}
-    monkeypatch.setattr(plan, "check_settings", lambda names, splits: [reports[name] for name in names])
+    monkeypatch.setattr(reproduction, "check_settings", lambda names, splits: [reports[name] for name in names])
     monkeypatch.setenv("DETECTRON2_DATASETS", "restored after the test")
     return found
 
@@ -49,7 +50,7 @@ def evaluated(monkeypatch, request):
     calls = []
     monkeypatch.setattr(script, "check_weights", lambda path, cfg: "")
     if getattr(request, "param", None) != "chart":
-        monkeypatch.setattr(report, "draw_chart", lambda records, file: None)
+        monkeypatch.setattr(reproduction, "draw_chart", lambda records, file: None)
 
     def run_process(command):
         calls.append(command)
@@ -138,8 +139,10 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path, weights, data
     finish = script.run_process
     monkeypatch.setattr(script, "run_process", lambda command: (interrupt if evaluated else finish)(command))
     names = ["--settings", "coco-panoptic", "coco-instance"]
-    assert run(tmp_path, weights, *names) == 130
-    assert "the same call goes on" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, weights, *names)
+    assert end.value.code == 130
+    assert "the same command continues" in capsys.readouterr().err
     found = entries(tmp_path)
     assert found["coco-panoptic"]["status"] == "done" and found["coco-instance"]["status"] == "open"
     assert "not evaluated yet" in (tmp_path / "out" / "reproduction.md").read_text()
@@ -217,7 +220,7 @@ def test_records_come_back_and_unreadable_ones_count_as_none(tmp_path):
 @pytest.mark.parametrize("ours", [25.4, 50.8, None])
 def test_bars_of_the_chart_are_as_long_as_the_numbers(ours):
     file = io.BytesIO()
-    chart.draw_chart([Record("coco-instance", "done", ours={"AP": ours})], file)
+    draw_chart([Record("coco-instance", "done", ours={"AP": ours})], file)
     pixels = np.asarray(Image.open(file).convert("RGB"))
     longest = {
         name: (pixels == colour).all(axis=2).sum(axis=1).max()
