@@ -1,14 +1,14 @@
-"""Creates or updates the virtual environment of this checkout: what ``make setup`` runs.
+"""Create or update the virtual environment of this checkout; ``make setup`` runs this.
 
-Uses the standard library only, because it runs before anything is installed. Steps: a venv, the packages of
-pyproject.toml with the extras in ``EXTRAS``, Detectron2 (kept when one is already importable), NATTEN (optional), one
-import check. A stamp in the environment records what it was made from, so that a call with nothing to do returns at
-once; the stamp is written last, so an interrupted call is taken up again by the next one.
+Uses only the standard library, because it runs before anything is installed. Steps: a venv; the packages of
+pyproject.toml with the extras in ``EXTRAS``; Detectron2 (an importable one is kept); NATTEN (optional); an import
+check. A stamp in the environment records its inputs, so that a call with nothing to do returns at once. The stamp is
+written last, so that the next call continues an interrupted one.
 """
 
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036 - this script is how a user of an older Python learns it
+if sys.version_info < (3, 10):  # noqa: UP036 - users of an older Python see this message
     sys.exit(
         f"setup: Python 3.10 or newer is needed, but {sys.executable} is {sys.version_info[0]}.{sys.version_info[1]}. "
         "Choose one with: make setup PYTHON=/path/to/python3"
@@ -31,11 +31,11 @@ NO_DEPS_REQUIREMENTS = ROOT / "requirements" / "no_deps.txt"
 INPUTS = (ROOT / "pyproject.toml", DETECTRON2_REQUIREMENT, NO_DEPS_REQUIREMENTS, Path(__file__).resolve())
 EXTRAS = "demo,test,lint"
 NATTEN = "natten>=0.21"
-STAMP = "setup-stamp"  # in the environment: fingerprint of what it was set up from
-BASE = "setup-base"  # in the environment: sys.prefix of the Python that made it; marks it as made by this script
+STAMP = "setup-stamp"  # in the environment: fingerprint of its inputs
+BASE = "setup-base"  # in the environment: sys.prefix of the Python that created it; marks it as created by this script
 LAYER_FILE = "_packages_of_the_base_environment.pth"
 
-# Prints what the interpreter that runs it knows about Detectron2 and its folders, without importing torch.
+# Prints where an interpreter finds Detectron2, and its package folders, without importing torch.
 PROBE = """
 import importlib.metadata, importlib.util, json, sys, sysconfig
 spec = importlib.util.find_spec("detectron2")
@@ -51,7 +51,7 @@ print(json.dumps({
 }))
 """
 
-# The imports that fail when the parts do not fit each other (torch and torchvision, NumPy, setuptools).
+# Imports that fail if versions are incompatible (torch and torchvision, NumPy, setuptools).
 IMPORT_CHECK = """
 import torch, torchvision, numpy, detectron2
 import detectron2.data, detectron2.engine, detectron2.evaluation, detectron2.model_zoo
@@ -71,7 +71,7 @@ def say(message: str) -> None:
 
 
 def fingerprint() -> str:
-    """Hash of what the environment depends on: the inputs and the place of the checkout."""
+    """Hash of everything the environment depends on: the inputs and the location of the checkout."""
     digest = hashlib.sha256(str(ROOT).encode())
     for path in INPUTS:
         digest.update(path.read_bytes())
@@ -79,19 +79,23 @@ def fingerprint() -> str:
 
 
 def run(command: list, **kwargs) -> subprocess.CompletedProcess:
-    """Run ``command`` in the checkout and return the completed process, whatever its exit status."""
+    """Run ``command`` in the checkout and return the completed process, also if it fails."""
     environment = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **kwargs.pop("env", {})}
     return subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, text=True, check=False, **kwargs)
 
 
 def pip(python: Path, *arguments: object, what: str) -> None:
-    """Run pip's install in the environment; raise SetupError naming ``what`` if it fails."""
+    """Run pip install in the environment.
+
+    Raises:
+        SetupError: pip failed; the message names ``what``.
+    """
     if run([python, "-m", "pip", "install", *arguments]).returncode != 0:
-        raise SetupError(f"pip could not install {what} (its message is above). After mending that, run it again.")
+        raise SetupError(f"pip could not install {what} (its message is above). Solve that and run it again.")
 
 
 def probe(python: Path) -> dict:
-    """Run ``PROBE`` under ``python``."""
+    """Run ``PROBE`` with the interpreter ``python`` and return its output."""
     result = run([python, "-c", PROBE], capture_output=True)
     if result.returncode != 0:
         raise SetupError(f"{python} does not run: {result.stderr.strip()}")
@@ -99,16 +103,16 @@ def probe(python: Path) -> dict:
 
 
 def works(python: Path) -> bool:
-    """Whether the environment's interpreter starts and has pip (false after an interrupted start, or a Python gone)."""
+    """Whether the environment's interpreter starts and has pip; not so after an interruption or a removed Python."""
     command = [python, "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec('pip') is None)"]
     return python.exists() and run(command, capture_output=True).returncode == 0
 
 
 def create_environment(venv: Path) -> None:
-    """Make the virtual environment ``venv`` anew from the running Python.
+    """Create the virtual environment ``venv`` from the running Python, replacing an existing one.
 
     Raises:
-        SetupError: this Python cannot make one, or the folder holds something that is no environment.
+        SetupError: This Python cannot create one, or the folder holds something else.
     """
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
     if missing:
@@ -118,7 +122,7 @@ def create_environment(venv: Path) -> None:
         )
     if venv.exists():
         if any(venv.iterdir()) and not any((venv / name).exists() for name in (BASE, "pyvenv.cfg")):
-            raise SetupError(f"{venv} exists and is no virtual environment: choose another folder with VENV=DIR")
+            raise SetupError(f"{venv} exists and is not a virtual environment: choose another folder with VENV=DIR")
         shutil.rmtree(venv)
     say(f"creating {venv} with Python {sys.version.split()[0]} ({sys.executable})")
     venv.mkdir(parents=True)
@@ -129,7 +133,7 @@ def create_environment(venv: Path) -> None:
 
 
 def layer_on_base(python: Path) -> None:
-    """Let the environment see the packages of ``sys.executable`` if these include a Detectron2."""
+    """Make the packages of ``sys.executable`` visible in the environment if they include Detectron2."""
     base = probe(Path(sys.executable))
     own = probe(python)
     if base["detectron2"] is None or own["detectron2"] is not None:
@@ -140,41 +144,41 @@ def layer_on_base(python: Path) -> None:
 
 
 def forget_requirements(folder: Path, name: str) -> None:
-    """Empty the list of dependencies of a package in ``folder``, or pip would complain about it at every install."""
+    """Remove the dependencies from a package's metadata, because pip would complain about them at every install."""
     for metadata in folder.glob(f"{name.replace('-', '_')}-*.dist-info/METADATA"):
         metadata.write_text(re.sub(r"^Requires-Dist:.*\n", "", metadata.read_text(), flags=re.MULTILINE))
 
 
 def install_without_dependencies(python: Path) -> None:
-    """Install what requirements/no_deps.txt names."""
+    """Install the packages of requirements/no_deps.txt."""
     options = ("--quiet", "--no-deps", "--require-hashes")
-    pip(python, *options, "-r", NO_DEPS_REQUIREMENTS, what=f"what {NO_DEPS_REQUIREMENTS.name} names")
+    pip(python, *options, "-r", NO_DEPS_REQUIREMENTS, what=f"the packages of {NO_DEPS_REQUIREMENTS.name}")
     for name in re.findall(r"^([\w-]+)==", NO_DEPS_REQUIREMENTS.read_text(), re.MULTILINE):
         forget_requirements(Path(probe(python)["purelib"]), name)
 
 
 def install_detectron2(venv: Path, python: Path) -> None:
-    """Install the hash-checked snapshot, unless a Detectron2 that is not the snapshot is importable."""
+    """Install the hash-checked snapshot, unless it or another Detectron2 is importable."""
     wanted = re.search(r"^sal-detectron2==(\S+)", DETECTRON2_REQUIREMENT.read_text(), re.MULTILINE)
     if wanted is None:
         raise SetupError(f"{DETECTRON2_REQUIREMENT} has no line 'sal-detectron2==VERSION'")
     found = probe(python)
     if found["detectron2"] and found["snapshot"] in (None, wanted[1]):
-        say(f"Detectron2 is there and kept: {Path(found['detectron2']).parent}")
+        say(f"Detectron2 is already installed and kept: {Path(found['detectron2']).parent}")
         return
     say("installing Detectron2 (snapshot of its main branch, checked by hash)")
-    # Beside site-packages, so that the moves below are renames: a kill leaves the whole package or none of it.
+    # On the same file system as site-packages, so that the package appears there at once or not at all.
     staging = venv / "detectron2-staging"
     shutil.rmtree(staging, ignore_errors=True)
     options = "--no-deps --require-hashes --only-binary=:all: --python-version 3.10 --implementation cp --abi none"
     target = ("--platform", "any", "--target", staging, "-r", DETECTRON2_REQUIREMENT)
     pip(python, "--quiet", *options.split(), *target, what="Detectron2")
-    # Ops compiled for one old Python and torch; without them every Python takes the same path.
+    # Operators compiled for one old Python and torch: without them every Python uses the same code.
     for compiled in (staging / "detectron2").glob("_C*.so"):
         compiled.unlink()
-    # What it needs stands in pyproject.toml.
+    # pyproject.toml lists its dependencies.
     forget_requirements(staging, "sal-detectron2")
-    # The metadata first: without the package it counts as not installed. The wheel's top-level "tools" is left out.
+    # The metadata first: alone they do not count as installed. The wheel's top-level "tools" is left out.
     for source in [*staging.glob("sal_detectron2-*.dist-info"), staging / "detectron2"]:
         destination = Path(found["purelib"]) / source.name
         shutil.rmtree(destination, ignore_errors=True)
@@ -183,8 +187,8 @@ def install_detectron2(venv: Path, python: Path) -> None:
 
 
 def install_natten(venv: Path, python: Path) -> None:
-    """Try to install NATTEN; a failure costs speed only, so it is one line and not an error."""
-    # NATTEN compiles its kernels where it sees a GPU, which can take an hour: only on request, by its own variable.
+    """Try to install NATTEN. A failure is not an error, because it only costs speed."""
+    # NATTEN compiles its kernels if it finds a GPU, which can take an hour: only on request, by its own variable.
     asked = bool(os.environ.get("NATTEN_CUDA_ARCH"))
     environment = {} if asked else {"CUDA_VISIBLE_DEVICES": ""}
     say(f"installing NATTEN (optional; {'with its CUDA kernels' if asked else 'pure Python'})")
@@ -201,7 +205,7 @@ def set_up(venv: Path, chosen_python: bool) -> None:
 
     Args:
         venv: Folder of the environment.
-        chosen_python: Whether the user named the running Python: an environment made from another one is made anew.
+        chosen_python: Whether the user chose the running Python; an environment of another one is then replaced.
 
     Raises:
         SetupError: A step failed.
@@ -216,9 +220,9 @@ def set_up(venv: Path, chosen_python: bool) -> None:
         create_environment(venv)
     stamp.unlink(missing_ok=True)
     layer_on_base(python)
-    say("installing what pyproject.toml asks for from PyPI (1 to 10 minutes and about 6 GB of disk the first time)")
+    say("installing the packages of pyproject.toml from PyPI (1 to 10 minutes and about 6 GB of disk the first time)")
     quiet = () if sys.stdout.isatty() else ("--quiet",)
-    # wheel is for NATTEN, which is built with this environment's torch.
+    # NATTEN is built with this environment's torch and needs wheel.
     pip(python, *quiet, "wheel", "-e", f"{ROOT}[{EXTRAS}]", what="the dependencies")
     install_without_dependencies(python)
     install_detectron2(venv, python)
@@ -226,7 +230,7 @@ def set_up(venv: Path, chosen_python: bool) -> None:
     result = run([python, "-W", "ignore", "-c", IMPORT_CHECK], stdout=subprocess.PIPE)
     if result.returncode != 0:
         raise SetupError(
-            "the installed packages do not import (the reason is above). `make clean-env setup` starts afresh."
+            "the installed packages can't be imported (the reason is above). `make clean-env setup` starts over."
         )
     say(result.stdout.strip().splitlines()[-1])
     stamp.write_text(fingerprint())
@@ -237,9 +241,7 @@ def main() -> int:
     """Parse the command line and set up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment (default: .venv)")
-    parser.add_argument(
-        "--chosen-python", action="store_true", help="make the environment anew if another Python made it"
-    )
+    parser.add_argument("--chosen-python", action="store_true", help="replace an environment of another Python")
     arguments = parser.parse_args()
     try:
         set_up(arguments.venv.absolute(), arguments.chosen_python)
@@ -247,7 +249,7 @@ def main() -> int:
         print(f"setup: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("setup: interrupted; the next call goes on from here", file=sys.stderr)
+        print("setup: interrupted; the next call continues from here", file=sys.stderr)
         return 130
     return 0
 

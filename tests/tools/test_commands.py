@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-# What an outer `make test VARIABLE=...` hands down.
+# Variables that an outer `make test VARIABLE=...` passes on.
 INHERITED = {"MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "PYTHON", "VENV", "ARGS"}
 
 
@@ -37,7 +37,7 @@ def test_only_a_chosen_python_replaces_an_environment(choice, passed):
     assert ("--chosen-python" in command("make", "--dry-run", "setup", *choice).stdout) == passed
 
 
-def test_clean_env_leaves_what_it_did_not_make(tmp_path):
+def test_clean_env_leaves_foreign_folders(tmp_path):
     (tmp_path / "precious").touch()
     result = command("make", "clean-env", f"VENV={tmp_path}")
     assert result.returncode != 0 and (tmp_path / "precious").exists()
@@ -48,7 +48,7 @@ def test_clean_env_leaves_what_it_did_not_make(tmp_path):
 
 @pytest.mark.parametrize(("failing", "status"), [("none", 0), ("lint", 1), ("test", 1)])
 def test_ci_runs_everything_and_fails_if_anything_fails(tmp_path, failing, status):
-    # It may want Chromium, which is not to be installed by a test.
+    # It may install Chromium, which a test must not do.
     for name, script in (("make", f'echo "ran $1"\n[ "$1" != {failing} ]'), ("apt-get", "exit 1")):
         stand_in = tmp_path / name
         stand_in.write_text(f"#!/bin/sh\n{script}\n")

@@ -11,7 +11,7 @@ setup_env = load_script("tools/setup_env.py")
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Replaces pip, the steps after it and the import check; collects what was asked for."""
+    """Replaces pip, the steps after it and the import check; collects what they would install."""
     made = []
     monkeypatch.setattr(setup_env, "pip", lambda python, *arguments, what: made.append(what))
     monkeypatch.setattr(setup_env, "install_natten", lambda venv, python: made.append("NATTEN"))
@@ -21,7 +21,7 @@ def calls(monkeypatch):
 
 @pytest.fixture
 def detectron2(monkeypatch):
-    """Replaces the steps that install Detectron2 and what has no dependencies."""
+    """Replaces the steps that install Detectron2 and the packages without dependencies."""
     monkeypatch.setattr(setup_env, "install_detectron2", lambda venv, python: None)
     monkeypatch.setattr(setup_env, "install_without_dependencies", lambda python: None)
 
@@ -46,7 +46,7 @@ def test_a_second_call_does_nothing_and_a_change_is_noticed(tmp_path, monkeypatc
     assert len(calls) == 4
 
 
-def test_a_failed_step_is_taken_up_again_by_the_next_call(tmp_path, monkeypatch, calls, detectron2):
+def test_the_next_call_repeats_a_failed_step(tmp_path, monkeypatch, calls, detectron2):
     working = setup_env.pip
 
     def fail(python, *arguments, what):
@@ -60,7 +60,7 @@ def test_a_failed_step_is_taken_up_again_by_the_next_call(tmp_path, monkeypatch,
     assert calls == ["the dependencies", "NATTEN"]
 
 
-def test_a_broken_environment_is_made_anew_but_a_foreign_folder_is_left_alone(tmp_path, calls, detectron2):
+def test_a_broken_environment_is_replaced_but_a_foreign_folder_is_left_alone(tmp_path, calls, detectron2):
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "pyvenv.cfg").touch()
@@ -69,7 +69,7 @@ def test_a_broken_environment_is_made_anew_but_a_foreign_folder_is_left_alone(tm
     foreign = tmp_path / "photos"
     foreign.mkdir()
     (foreign / "precious.jpg").touch()
-    with pytest.raises(setup_env.SetupError, match="no virtual environment"):
+    with pytest.raises(setup_env.SetupError, match="not a virtual environment"):
         setup_env.set_up(foreign, chosen_python=False)
     assert (foreign / "precious.jpg").exists()
 
