@@ -1,7 +1,7 @@
 """How fast training images are made, and where the time goes: the published settings' inputs at full size.
 
-    python -m tests.trees --root /tmp/trees --images 8 --size 480 640     (draws data; or give --root real ones)
-    python benchmarks/data_loading.py --root /tmp/trees [--settings coco-panoptic coco-instance] [--workers 2]
+    python -m examples.miniature_datasets --root /tmp/data --images 8 --size 480 640    (or use real data sets)
+    python benchmarks/data_loading.py --root /tmp/data [--settings coco-panoptic coco-instance] [--workers 2]
 
 Prints for each setting the images per second of one process that does nothing else, the images per second and worker
 that the training loader delivers, and the milliseconds of each step, measured by Python's profiler in a second pass.

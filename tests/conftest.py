@@ -12,9 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from examples.miniature_datasets import DATASETS, draw_dataset
 from mask2former.model_zoo import SETTINGS
-
-from .trees import DATASETS, draw_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,7 +53,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for DETECTRON2_DATASETS with prepared miniature trees of all three data sets; only to be read."""
     root = tmp_path_factory.mktemp("trees")
     for dataset in DATASETS:
-        draw_tree(root, dataset)
+        draw_dataset(root, dataset)
     return root
 
 

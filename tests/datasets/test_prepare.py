@@ -7,10 +7,10 @@ import shutil
 import pytest
 from PIL import Image
 
+from examples.miniature_datasets import DATASETS, draw_dataset
 from mask2former.data.published import jobs
 
 from ..conftest import load_script
-from ..trees import DATASETS, draw_tree
 
 FOLDERS = {"coco": "coco", "ade20k": "ADEChallengeData2016", "cityscapes": "cityscapes"}
 
@@ -28,7 +28,7 @@ def copy(trees, tmp_path):
         if prepared:
             shutil.copytree(trees / FOLDERS[name], tmp_path / FOLDERS[name])
         else:
-            draw_tree(tmp_path, name, prepared=False)
+            draw_dataset(tmp_path, name, prepared=False)
         return tmp_path
 
     return copy_one

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from . import DATASETS, draw_tree
+from examples.miniature_datasets import DATASETS, draw_dataset
 
 
 def contents(root):
@@ -15,7 +15,7 @@ def contents(root):
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_a_seed_gives_the_same_files(tmp_path, dataset):
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
-        draw_tree(tmp_path / name, dataset, images=2, size=(40, 56), seed=seed, prepared=False)
+        draw_dataset(tmp_path / name, dataset, images=2, size=(40, 56), seed=seed, prepared=False)
     first = contents(tmp_path / "first")
     assert first == contents(tmp_path / "again")
     assert first.keys() == contents(tmp_path / "other").keys()

@@ -1,10 +1,10 @@
-"""ADE20K's scene parsing benchmark: JPEGs, semantic label maps from 1, instance maps of category and number."""
+"""ADE20K's scene parsing benchmark: JPEGs, semantic label maps that count from 1, instance maps."""
 
 from pathlib import Path
 
 import numpy as np
 
-from .scene import SPLITS, Item, Scene, Size, compose, paint, save, size_of, stream
+from .scene import SPLITS, Size, compose, paint, save, size_of, stream
 
 # (Semantic label 1..150, instance category 1..100).
 THINGS = ((8, 1), (13, 4), (16, 6), (20, 8), (21, 9))  # bed, person, table, chair, car
@@ -28,19 +28,17 @@ def _draw_image(folder: Path, split: str, index: int, size: Size, seed: int) -> 
     owners = scene.owners()
     labels = np.zeros(size, np.uint8)
     instances = np.zeros((*size, 3), np.uint8)
+    kinds = np.array([item.kind for item in scene.items])
     number = 0
     for i, item in enumerate(scene.items):
         if item.kind == "void":
             continue
         labels[owners == i] = STUFF[item.slot] if item.kind == "stuff" else THINGS[item.slot][0]
-        # A crowd is a class of pixels without instances.
+        # Crowds are in the label map, but have no instances.
         if item.kind == "thing":
             number += 1
-            instances[_annotated(scene, item, owners, i)] = (THINGS[item.slot][1], number, 0)
+            # The two maps disagree a little, as the published ones do: instances also cover void in front of them.
+            annotated = scene.mask(item) & ((owners == i) | (kinds[owners] == "void"))
+            instances[annotated] = (THINGS[item.slot][1], number, 0)
     save(labels, folder / f"annotations/{_FOLDERS[split]}/{name}.png")
     save(instances, folder / f"annotations_instance/{_FOLDERS[split]}/{name}.png")
-
-
-def _annotated(scene: Scene, item: Item, owners: np.ndarray, index: int) -> np.ndarray:
-    """The two maps disagree a little, as the published ones do: instances also cover void in front of them."""
-    return scene.mask(item) & ((owners == index) | (np.array([i.kind for i in scene.items])[owners] == "void"))

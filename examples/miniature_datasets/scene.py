@@ -1,4 +1,4 @@
-"""Scenes from which all trees are written: outlines from back to front, and the picture that they make."""
+"""Random scenes, from which all three data sets are written: outlines from back to front, and their picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ Size = tuple[int, int]
 Kind = Literal["stuff", "thing", "crowd", "void"]
 
 SPLITS = ("train", "val")
-# Odd sides that no stride divides; taken in turn.
+# Heights and widths that no stride divides.
 ODD_SIZES = ((75, 97), (97, 71), (63, 101), (83, 85), (121, 67))
-# The image of each split that nothing is annotated on.
+# Index of the image without annotations in each split.
 WITHOUT_ANNOTATION = 2
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something drawn: its kind, the number of its class among those of its kind, its outline, and a hole in it.
+    """An item of a scene: its kind, the index of its class among those of its kind, its outline, and a hole in it.
 
     Outlines are [N, 2] whole pixels (x, y); pixels on them belong to the item.
     """
@@ -34,20 +34,20 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """Items from back to front on an image of a size (height, width). Pixels of no item are void."""
+    """Height and width of an image, and its items from back to front. Pixels of no item are void."""
 
     size: Size
     items: Sequence[Item]
 
     def owners(self) -> NDArray[np.int64]:
-        """The index of the frontmost item at each pixel [H, W], -1 where there is none."""
+        """The index of the frontmost item at each pixel [H, W], -1 for pixels without items."""
         owners = np.full(self.size, -1, np.int64)
         for i, item in enumerate(self.items):
             owners[self.mask(item)] = i
         return owners
 
     def mask(self, item: Item) -> NDArray[np.bool_]:
-        """All pixels [H, W] of an item, hidden ones too."""
+        """All pixels [H, W] of an item, including hidden ones."""
         canvas = Image.new("L", self.size[::-1], 0)
         drawer = ImageDraw.Draw(canvas)
         drawer.polygon([tuple(point) for point in item.outline.tolist()], fill=1)
@@ -57,17 +57,17 @@ class Scene:
 
 
 def compose(rng: np.random.RandomState, index: int, size: Size, things: int, stuff: int) -> Scene:
-    """The scene of the image with this index in its split.
+    """Compose the scene of an image.
 
-    In turn: things that hide parts of each other, a crowd, nothing (the third image only), one kind of stuff with a
-    thing that has a hole.
+    Scenes alternate between things that hide parts of each other, a crowd, nothing (the third image only), and one kind
+    of stuff with a thing that has a hole.
 
     Args:
-        rng: chooses where things are and what.
-        index: from 0.
-        size: height and width.
-        things: how many classes of things there are to choose from.
-        stuff: the same of stuff.
+        rng: Source of all random numbers.
+        index: Index of the image in its split.
+        size: Height and width of the image.
+        things: Number of classes of things.
+        stuff: Number of classes of stuff.
     """
     if index == WITHOUT_ANNOTATION:
         return Scene(size, [])
@@ -85,7 +85,7 @@ def compose(rng: np.random.RandomState, index: int, size: Size, things: int, stu
 
 
 def paint(rng: np.random.RandomState, scene: Scene) -> NDArray[np.uint8]:
-    """A picture, uint8 [H, W, 3], on which every item has the colour of its class, changed a little, and noise."""
+    """A noisy picture, uint8 [H, W, 3], in which every item has about the colour of its class."""
     owners = scene.owners()
     palette = np.full((len(scene.items) + 1, 3), 100.0)  # the last is for pixels of no item
     for i, item in enumerate(scene.items):
@@ -95,12 +95,12 @@ def paint(rng: np.random.RandomState, scene: Scene) -> NDArray[np.uint8]:
 
 
 def stream(seed: int, split: str, index: int) -> np.random.RandomState:
-    """The random numbers of one image."""
+    """Source of the random numbers of one image."""
     return np.random.RandomState([seed, SPLITS.index(split), index])
 
 
 def size_of(index: int, size: Size | None) -> Size:
-    """The size of the image with this index, unless one is given."""
+    """Height and width of the image with this index: `size` if it is given."""
     return size or ODD_SIZES[index % len(ODD_SIZES)]
 
 
@@ -125,7 +125,7 @@ def _rectangle(size: Size, left: float, top: float, right: float, bottom: float)
 
 
 def _blob(rng: np.random.RandomState, size: Size, radius: float, corners: int) -> NDArray[np.int64]:
-    """An outline of this radius (of the shorter side) that lies in the image."""
+    """A random outline within the image; the radius is a fraction of the shorter side."""
     angles = 2 * np.pi * (np.arange(corners) + rng.uniform(0, 1)) / corners
     radii = min(size) * radius * rng.uniform(0.8, 1.2, corners)
     center = rng.uniform(0.15, 0.85, 2) * size[::-1]

@@ -1,9 +1,9 @@
-"""Miniature trees of COCO, ADE20K and Cityscapes in their owners' published layouts, drawn the same way every time.
+"""Miniature COCO, ADE20K and Cityscapes in their owners' published layouts, the same at every run.
 
-    python -m tests.trees --root DIR [--dataset coco] [--images 4] [--size 480 640]
+    python -m examples.miniature_datasets --root DIR [--dataset coco] [--images 4] [--size 480 640]
 
-Every tree has, in both splits: odd image sizes (Cityscapes: one size, as published), things over stuff and over each
-other, void, an image without any annotation (the third), several classes, and every form of label that its owners use.
+Both splits have odd image sizes (Cityscapes: one size, as published), things in front of stuff and of each other, void,
+an image without any annotation (the third), several classes, and every form of label that the owners use.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ _DRAW: Mapping[Dataset, Callable[[Path, int, Size | None, int], None]] = {
 DATASETS: tuple[Dataset, ...] = tuple(_DRAW)
 
 
-def draw_tree(
+def draw_dataset(
     root: Path,
     dataset: Dataset,
     *,
@@ -39,12 +39,12 @@ def draw_tree(
     """Draw a data set under `root`, the folder that DETECTRON2_DATASETS names.
 
     Args:
-        root: made where it is missing.
-        dataset: which one.
-        images: how many in each of the two splits.
-        size: height and width of every image; by default small ones that differ (Cityscapes: 64 x 128).
-        seed: chooses the pictures.
-        prepared: also run the preparation of `datasets/prepare_*.py` on it.
+        root: Folder for the data set, which is created if it is missing.
+        dataset: Name of the data set.
+        images: Number of images in each of the two splits.
+        size: Height and width of every image. Default: small sizes that differ (Cityscapes: 64 x 128).
+        seed: Seed of the pictures.
+        prepared: Whether the files that `datasets/prepare_*.py` makes are added.
     """
     _DRAW[dataset](Path(root), images, size, seed)
     if prepared:

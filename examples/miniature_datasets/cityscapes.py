@@ -35,7 +35,7 @@ def _draw_image(folder: Path, split: str, index: int, size: Size, seed: int) -> 
     content = {"imgHeight": size[0], "imgWidth": size[1], "objects": objects}
     stem.with_name(f"{stem.name}_polygons.json").write_text(json.dumps(content, indent=4))
     instances = _draw(size, objects)
-    # Instances are 1000 times their class and a number.
+    # The id of an instance is 1000 times its class plus a number.
     labels = np.where(instances >= 1000, instances // 1000, instances)
     colors = np.zeros((256, 3), np.uint8)
     for label in name2label.values():
@@ -46,7 +46,7 @@ def _draw_image(folder: Path, split: str, index: int, size: Size, seed: int) -> 
 
 
 def _objects(scene: Scene) -> list[dict]:
-    """Polygons from back to front, with those that are drawn as void, not at all, or no longer."""
+    """Polygons from back to front, including void, invisible and deleted ones."""
     height, width = scene.size
     border = [[0, 0], [width - 1, 0], [width - 1, 1], [0, 1]]
     objects = [{"label": _label(item), "polygon": item.outline.tolist()} for item in scene.items]

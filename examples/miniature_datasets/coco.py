@@ -9,6 +9,9 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from numpy.typing import NDArray
 from pycocotools import mask as mask_util
 
+from mask2former.data.coco_format import encode_rle, encode_runs, tight_box
+from mask2former.utils.label_images import ids_to_colors
+
 from .scene import SPLITS, Item, Scene, Size, compose, paint, save, size_of, stream
 
 THINGS = ("person", "dog", "car", "umbrella", "chair")
@@ -64,7 +67,7 @@ def _draw_image(folder: Path, split: str, index: int, size: Size, seed: int) -> 
         visible = owners == i
         if item.kind == "void" or not visible.any():
             continue
-        # Any number below 2 ** 24 that no other segment has.
+        # Any unused number below 2 ** 24.
         segment_id = 1_000_003 + 70_001 * i
         if item.kind == "stuff":
             segment_id = stuff_ids.setdefault(item.slot, segment_id)
@@ -76,9 +79,8 @@ def _draw_image(folder: Path, split: str, index: int, size: Size, seed: int) -> 
             segments.append({"id": segment_id, "category_id": _category(item), "iscrowd": int(item.kind == "crowd")})
     for segment in segments:
         mask = ids == segment["id"]
-        segment |= {"area": int(mask.sum()), "bbox": _box(mask)}
-    colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
-    save(colors, folder / f"panoptic_{split}2017/{name}.png")
+        segment |= {"area": int(mask.sum()), "bbox": tight_box(mask)}
+    save(ids_to_colors(ids), folder / f"panoptic_{split}2017/{name}.png")
     return {
         "image": {"license": 1, "file_name": f"{name}.jpg", "height": size[0], "width": size[1], "id": image_id},
         "instances": instances,
@@ -91,39 +93,22 @@ def _category(item: Item) -> int:
 
 
 def _instance(scene: Scene, item: Item, visible: NDArray[np.bool_]) -> dict[str, Any]:
-    """What an instance has beside its ids: a polygon, run lengths where it has a hole, a list of them for a crowd."""
+    """Annotation of an instance without its ids: a polygon, run lengths for a hole, a list of them for a crowd."""
     if item.kind == "crowd":
-        segmentation: Any = {"size": list(scene.size), "counts": _runs(visible)}
+        segmentation: Any = encode_runs(visible)
         mask = visible
     elif item.hole is not None:
         mask = scene.mask(item)
-        encoded = mask_util.encode(np.asfortranarray(mask, np.uint8))
-        segmentation = {"size": list(scene.size), "counts": encoded["counts"].decode()}
+        segmentation = encode_rle(mask)
     else:
-        # As annotators draw: between pixels, and also where something else is in front.
+        # Annotators draw between pixels, and behind what is in front.
         outline = item.outline + 0.25
         segmentation = [outline.ravel().round(2).tolist()]
         mask = mask_util.decode(mask_util.merge(mask_util.frPyObjects(segmentation, *scene.size))).astype(bool)
     return {
         "segmentation": segmentation,
         "area": float(mask.sum()),
-        "bbox": [float(value) for value in _box(mask)],
+        "bbox": [float(value) for value in tight_box(mask)],
         "iscrowd": int(item.kind == "crowd"),
         "category_id": _category(item),
     }
-
-
-def _runs(mask: NDArray[np.bool_]) -> list[int]:
-    """Lengths of runs column by column, the first of pixels outside."""
-    counts, inside = [0], False
-    for pixel in mask.ravel(order="F").tolist():
-        if pixel != inside:
-            counts.append(0)
-            inside = pixel
-        counts[-1] += 1
-    return counts
-
-
-def _box(mask: NDArray[np.bool_]) -> list[int]:
-    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-    return [int(v) for v in (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)]
