@@ -107,7 +107,7 @@ def run_camera(
         cv2.destroyAllWindows()
     if frames == 0:
         raise VideoError(f"camera {number} gives no picture")
-    return CameraSummary(frames, seconds, failed, recorder and recorder.output)
+    return CameraSummary(frames, seconds, failed, recorder.output if recorder else None)
 
 
 class _Recorder:

@@ -1,21 +1,8 @@
-"""A web page that shows what a model sees in photographs: `demo/app.py` serves it.
+"""A web page that shows what a model finds in photographs; `demo/app.py` serves it.
 
-Only `page`'s functions need Gradio.
+Only the module `page` needs Gradio, so it has to be imported by its name.
 """
 
-from mask2former.web.address import AddressError
-from mask2former.web.page import MissingGradioError, build_page, import_gradio, serve
-from mask2former.web.photos import Limits, SamplesError, find_samples
-from mask2former.web.workbench import Workbench
+from mask2former.web.workbench import Limits, PhotoError, SamplesError, Workbench, find_samples
 
-__all__ = [
-    "AddressError",
-    "Limits",
-    "MissingGradioError",
-    "SamplesError",
-    "Workbench",
-    "build_page",
-    "find_samples",
-    "import_gradio",
-    "serve",
-]
+__all__ = ["Limits", "PhotoError", "SamplesError", "Workbench", "find_samples"]

@@ -1,33 +1,77 @@
-"""What the page does, without the page: photographs of several visitors, each through the network once.
+"""Everything the web page does that does not need Gradio: photographs in, overlays and files out.
 
-Thresholds, task and classes are chosen after the network, so changing them takes a moment only.
+The network sees each photograph once. Task, thresholds and classes apply to its raw output, so changing them is fast.
 """
 
 import hashlib
 import shutil
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mask2former.data.coco_format import tight_box
+from mask2former.data.image_io import ImageReadError, image_size, read_image
 from mask2former.prediction.predictor import Analysis, Predictor, shrunk
-from mask2former.prediction.results import Prediction
+from mask2former.prediction.results import Prediction, Rgb
 from mask2former.tasks import Task
+from mask2former.utils.errors import UserError
 from mask2former.utils.files import write_json
 from mask2former.utils.label_images import write_png
-from mask2former.web.overlay import photo_html, result_html
-from mask2former.web.photos import Limits, read_photo
 
-# Longer side of what is shown; results on the page have this size, files the photograph's own.
-_SHOWN_SIDE = 1600
-# What is remembered of all visitors together; the photograph of who was away the longest is forgotten first.
+# Longer side of the picture on the page, in pixels; downloads have the size of the photograph.
+_SHOWN_SIDE = 1024
+# Memory for the photographs of all visitors together.
 _MAX_BYTES = 1_000_000_000
+# Opacity of a mask where an instance with a higher score covers it, relative to the rest of the mask.
+_COVERED = 0.3
+# Photographs that come with scikit-image.
+_SAMPLES = {
+    "astronaut.png": "astronaut",
+    "chelsea.png": "cat",
+    "coffee.png": "coffee",
+    "motorcycle_left.png": "motorcycle",
+}
+# With more thumbnails, the page would take long to load.
+_MAX_SAMPLES = 24
+
+
+class PhotoError(UserError):
+    """A photograph that the page does not accept; the message is shown there and contains no path of the server."""
+
+
+class SamplesError(UserError):
+    """A folder without sample images; the message names it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest photographs that are accepted.
+
+    Attributes:
+        megapixels: Size in millions of pixels.
+        megabytes: Size of the file in MiB.
+    """
+
+    megapixels: float = 25.0
+    megabytes: float = 50.0
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A photograph on the server, and what its owner calls it."""
+    """A photograph on the server.
+
+    Attributes:
+        path: The file.
+        name: Name that the visitor knows it by.
+    """
 
     path: str
     name: str
@@ -35,13 +79,13 @@ class Upload:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a visitor wants to see.
+    """Settings that a visitor chose.
 
     Attributes:
-        task: which result.
-        confidence: lowest score shown, 0..1; semantic results have none.
-        overlap: smallest part of its mask that a panoptic segment keeps next to others, 0..1.
-        classes: names of those shown; none: all.
+        task: Task of the result.
+        confidence: Lowest score shown, 0 to 1; ignored for semantic results, which have no scores.
+        overlap: Smallest share of its mask that a panoptic segment keeps next to others, 0 to 1.
+        classes: Names of the classes to show; empty shows all.
     """
 
     task: Task
@@ -50,42 +94,33 @@ class Choice:
     classes: Sequence[str] = ()
 
 
-@dataclass
-class _Memory:
-    """The last photograph of each visitor, as long as all together fit."""
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """A result as the page shows it.
 
-    max_bytes: int
-    kept: OrderedDict[str, tuple[Upload, Analysis]] = field(default_factory=OrderedDict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    Attributes:
+        photo: RGB photograph [H, W, 3] at the size shown.
+        masks: Opacity [H, W], 0 to 1, and name of each segment. The second "cat" is called "cat #2".
+        rows: Name, score in percent ("" if there is none), share of the area in percent, and box (x, y, width, height
+            in pixels of the whole photograph) of each segment.
+        caption: Number of segments and size of the photograph, with a hint if nothing was found.
+    """
 
-    def get(self, visitor: str, upload: Upload) -> Analysis | None:
-        with self.lock:
-            kept_upload, analysis = self.kept.get(visitor, (None, None))
-            if kept_upload != upload:
-                return None
-            self.kept.move_to_end(visitor)
-            return analysis
-
-    def keep(self, visitor: str, upload: Upload, analysis: Analysis) -> None:
-        with self.lock:
-            self.kept[visitor] = upload, analysis
-            self.kept.move_to_end(visitor)
-            while len(self.kept) > 1 and sum(analysis.nbytes for _, analysis in self.kept.values()) > self.max_bytes:
-                self.kept.popitem(last=False)
-
-    def forget(self, visitor: str) -> None:
-        with self.lock:
-            self.kept.pop(visitor, None)
+    photo: Rgb
+    masks: list[tuple[NDArray[np.float32], str]]
+    rows: list[tuple[str, str, str, str]]
+    caption: str
 
 
 class Workbench:
-    """Photographs in, HTML and files out.
+    """Results for the photographs of several visitors.
 
-    A visitor is any string that no other visitor has. What had to be forgotten of a visitor's photograph is made again.
+    A visitor is identified by any unique string. The last photograph of each visitor is remembered while all of them
+    fit in memory; one that was forgotten passes through the network again when it is needed.
 
     Attributes:
-        predictor: of all results.
-        limits: largest photographs accepted.
+        predictor: Predictor of all results.
+        limits: Largest photographs that are accepted.
     """
 
     def __init__(
@@ -100,57 +135,61 @@ class Workbench:
         """Set the parts.
 
         Args:
-            predictor: of all results.
-            limits: largest photographs accepted.
-            files: folder for the files that visitors download.
-            max_bytes: most that is remembered of all visitors together; the last photograph is always remembered.
-            shown_side: longer side of the picture on the page, in pixels.
+            predictor: Predictor of all results.
+            limits: Largest photographs that are accepted.
+            files: Folder for the files that visitors download.
+            max_bytes: Memory for the photographs of all visitors together; the newest one is always kept.
+            shown_side: Longer side of the picture on the page, in pixels.
         """
         self.predictor = predictor
         self.limits = limits
         self._files = files
+        self._max_bytes = max_bytes
         self._shown_side = shown_side
-        self._memory = _Memory(max_bytes)
+        # By visitor, the most recently used last.
+        self._kept: OrderedDict[str, tuple[Upload, Analysis]] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def preview(self, upload: Upload) -> str:
-        """The photograph alone as HTML; the network need not have seen it.
+    def preview(self, upload: Upload) -> Rgb:
+        """The photograph at the size shown; does not need the network.
 
         Raises:
-            PhotoError: the photograph is not accepted.
+            PhotoError: The photograph is not accepted.
         """
-        photo = shrunk(read_photo(upload.path, upload.name, self.limits), self._shown_side)
-        return photo_html(photo, upload.name)
+        return shrunk(read_photo(upload.path, upload.name, self.limits), self._shown_side)
 
-    def show(self, visitor: str, upload: Upload, choice: Choice) -> str:
-        """The photograph with its result as HTML.
+    def show(self, visitor: str, upload: Upload, choice: Choice, opacity: float) -> Overlay:
+        """The result of a photograph for the page, with masks of this opacity (0 to 1).
 
         Raises:
-            PhotoError: the photograph is not accepted.
+            PhotoError: The photograph is not accepted.
         """
         analysis = self._analysis(visitor, upload)
-        result = self._result(analysis.within(self._shown_side), choice)
-        if choice.classes:
-            hint = "None of the chosen classes was found: choose others, or remove all to see every class."
-        else:
+        shown = analysis.within(self._shown_side)
+        height, width = analysis.image.shape[:2]
+        masks, rows = _segments(self._result(shown, choice), opacity, width / shown.image.shape[1])
+        hint = "Hover over a name, tap it or tab to it to see its segment alone."
+        if not rows:
             hint = "Nothing was found with this confidence: lower it to see more."
-        return result_html(result, upload.name, analysis.image, hint)
+            if choice.classes:
+                hint = "None of the chosen classes was found: choose others, or remove all to see every class."
+        count = f"{len(rows)} segment{'' if len(rows) == 1 else 's'}"
+        return Overlay(shown.image, masks, rows, f"{count} in {upload.name} ({width} × {height} pixels). {hint}")
 
     def picture(self, visitor: str, upload: Upload, choice: Choice) -> Path:
         """Write NAME_TASK.png, the picture that demo.py makes of the photograph.
 
         Raises:
-            PhotoError: the photograph is not accepted.
+            PhotoError: The photograph is not accepted.
         """
         result = self._result(self._analysis(visitor, upload), choice)
-        file = self._file(visitor, upload, choice, "png")
-        write_png(file, result.draw())
-        return file
+        return write_png(self._file(visitor, upload, choice, "png"), result.draw())
 
     def data(self, visitor: str, upload: Upload, choice: Choice) -> Path:
-        """Write NAME_TASK.json, what demo.py writes of the photograph.
+        """Write NAME_TASK.json, the data that demo.py writes for the photograph.
 
         Raises:
-            PhotoError: the photograph is not accepted.
+            PhotoError: The photograph is not accepted.
         """
         result = self._result(self._analysis(visitor, upload), choice)
         file = self._file(visitor, upload, choice, "json")
@@ -159,14 +198,22 @@ class Workbench:
 
     def forget(self, visitor: str) -> None:
         """Forget a visitor who left, and delete the visitor's downloads."""
-        self._memory.forget(visitor)
+        with self._lock:
+            self._kept.pop(visitor, None)
         shutil.rmtree(self._folder(visitor), ignore_errors=True)
 
     def _analysis(self, visitor: str, upload: Upload) -> Analysis:
-        analysis = self._memory.get(visitor, upload)
-        if analysis is None:
-            analysis = self.predictor.analyze(read_photo(upload.path, upload.name, self.limits))
-            self._memory.keep(visitor, upload, analysis)
+        with self._lock:
+            kept, analysis = self._kept.get(visitor, (None, None))
+            if analysis is not None and kept == upload:
+                self._kept.move_to_end(visitor)
+                return analysis
+        analysis = self.predictor.analyze(read_photo(upload.path, upload.name, self.limits))
+        with self._lock:
+            self._kept[visitor] = upload, analysis
+            self._kept.move_to_end(visitor)
+            while len(self._kept) > 1 and sum(a.nbytes for _, a in self._kept.values()) > self._max_bytes:
+                self._kept.popitem(last=False)
         return analysis
 
     def _result(self, analysis: Analysis, choice: Choice) -> Prediction:
@@ -182,7 +229,104 @@ class Workbench:
         return self._files / hashlib.sha256(visitor.encode()).hexdigest()[:32]
 
     def _file(self, visitor: str, upload: Upload, choice: Choice, ending: str) -> Path:
-        """A file for this visitor to download, in place of the last one of its kind."""
+        """Path of a download for this visitor; the previous one with this ending is deleted."""
         for old in self._folder(visitor).glob(f"*.{ending}"):
             old.unlink(missing_ok=True)
         return self._folder(visitor) / f"{Path(upload.name).stem}_{choice.task}.{ending}"
+
+
+def _segments(result: Prediction, opacity: float, scale: float) -> tuple[list[Any], list[Any]]:
+    """`Overlay.masks` and `Overlay.rows`; `scale` is the size of the photograph relative to the result."""
+    covered = np.zeros(result.size, bool)
+    seen: Counter[str] = Counter()
+    masks, rows = [], []
+    for entry, mask in result.entries_and_masks():
+        if not mask.any():
+            continue
+        name = entry["category_name"]
+        seen[name] += 1
+        label = segment_label(name, seen[name] - 1)
+        # The best instances come first, and stay visible where others overlap them.
+        masks.append((opacity * mask * np.where(covered, np.float32(_COVERED), np.float32(1)), label))
+        covered |= mask
+        score = f"{100 * entry['score']:.1f}" if "score" in entry else ""
+        box = ", ".join(f"{scale * side:.0f}" for side in tight_box(mask))
+        rows.append((label, score, f"{100 * mask.mean():.1f}", box))
+    return masks, rows
+
+
+def segment_label(name: str, index: int) -> str:
+    """Name of the segment with this index (from 0) among those whose class has this name."""
+    return f"{name} #{index + 1}" if index else name
+
+
+def read_photo(path: str | Path, name: str, limits: Limits) -> Rgb:
+    """Read a photograph within the limits as RGB [H, W, 3]; its size is checked before it is decoded.
+
+    Args:
+        path: The file.
+        name: Name that the visitor knows it by.
+        limits: Largest photographs that are accepted.
+
+    Raises:
+        PhotoError: The file is gone, too large, damaged or not an image.
+    """
+    path = Path(path)
+    try:
+        megabytes = path.stat().st_size / 2**20
+    except OSError as error:
+        raise PhotoError(f"{name} is no longer on the server. Upload it again.") from error
+    if megabytes > limits.megabytes:
+        raise PhotoError(
+            f"{name} is too large: {_rounded(megabytes)} MB, at most {_rounded(limits.megabytes)} MB are accepted."
+        )
+    try:
+        height, width = image_size(path)
+        if height * width > limits.megapixels * 1e6:
+            raise PhotoError(
+                f"{name} is too large: {width} × {height} pixels are {_rounded(height * width / 1e6)} megapixels, "
+                f"at most {_rounded(limits.megapixels)} are accepted. Make it smaller and try again."
+            )
+        return read_image(path)
+    except ImageReadError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            message = f"{name} is too large: at most {_rounded(limits.megapixels)} megapixels are accepted."
+            raise PhotoError(message) from error
+        raise PhotoError(
+            f"{name} can't be read as an image. Use a JPEG, PNG, WebP or TIFF file that opens in other programs."
+        ) from error
+
+
+def _rounded(value: float) -> str:
+    return f"{round(value, 2):g}"
+
+
+def find_samples(folder: str | Path | None = None) -> dict[Path, str]:
+    """Sample photographs for the page, and their names.
+
+    Args:
+        folder: Folder whose images are used; None uses the photographs of scikit-image, if that is installed.
+
+    Raises:
+        SamplesError: The folder does not exist, or contains no image.
+    """
+    if folder is None:
+        package = find_spec("skimage")
+        places = [] if package is None else package.submodule_search_locations or []
+        files = {Path(place, "data", file): name for place in places for file, name in _SAMPLES.items()}
+        return {file: name for file, name in files.items() if file.is_file()}
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise SamplesError(f"{folder}: expected a folder with sample images")
+    samples = {file: file.stem for file in sorted(folder.iterdir()) if file.is_file() and _is_image(file)}
+    if not samples:
+        raise SamplesError(f"{folder}: no image in it")
+    return dict(list(samples.items())[:_MAX_SAMPLES])
+
+
+def _is_image(file: Path) -> bool:
+    try:
+        image_size(file)
+    except ImageReadError:
+        return False
+    return True
