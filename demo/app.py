@@ -5,7 +5,7 @@
 The page takes uploads or samples, and shows what was found as an overlay with names and as a table; task, thresholds
 and classes can be changed, and picture and JSON downloaded. It works without a network, and only on this machine
 unless --host says otherwise. Ctrl-C ends it. Needs Gradio: pip install -e '.[app]'.
-Exit status: 0 after Ctrl-C or SIGTERM; 2 the command line, the config or the address can't be used.
+Exit status: 0 after Ctrl-C or SIGTERM; 2 if the command line, the config or the address can't be used.
 """
 
 import argparse
@@ -20,27 +20,13 @@ from typing import NoReturn
 
 from detectron2.utils.logger import setup_logger
 
-from mask2former import ConfigError
-from mask2former.engine import CheckpointError, DeviceError
-from mask2former.prediction.predictor import Predictor
-from mask2former.web import (
-    AddressError,
-    Limits,
-    MissingGradioError,
-    SamplesError,
-    Workbench,
-    build_page,
-    find_samples,
-    import_gradio,
-    serve,
-)
-
-# What a user can mend.
-_USER_ERRORS = (ConfigError, CheckpointError, DeviceError, MissingGradioError, SamplesError, AddressError)
+from mask2former import Predictor
+from mask2former.utils.errors import UserError
+from mask2former.web import Limits, Workbench, find_samples
 
 
 def positive(text: str) -> float:
-    """A number larger than zero, of the command line."""
+    """Parse a number larger than zero."""
     number = float(text)
     if not number > 0:
         raise argparse.ArgumentTypeError(f"{text}: expected a number larger than 0")
@@ -85,17 +71,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def serve_model(options: argparse.Namespace, files: Path) -> NoReturn:
-    """Serve the page until Ctrl-C; temporary files go to a folder."""
+    """Serve the page until Ctrl-C; `files` is a folder for temporary files."""
+    # Here, so that a missing Gradio is reported like any other UserError, and before the model is built.
+    from mask2former.web.page import build_page, serve
+
     samples = find_samples(options.samples)
-    import_gradio()
     predictor = Predictor.from_config(options.config_file, opts=options.opts)
-    workbench = Workbench(predictor, Limits(options.max_megapixels, options.max_megabytes), files)
-    page = build_page(workbench, samples)
+    bench = Workbench(predictor, Limits(options.max_megapixels, options.max_megabytes), files)
+    page = build_page(bench, samples)
     try:
-        print(f"open {serve(page, workbench, options.host, options.port)} (Ctrl-C ends it)", flush=True)
+        print(f"open {serve(page, bench, options.host, options.port)} (Ctrl-C ends it)", flush=True)
         if options.host not in ("127.0.0.1", "localhost"):
             print("whoever reaches this machine over the network can use the page", file=sys.stderr, flush=True)
-        # Waiting in pieces lets Python see signals on every system.
+        # Python handles signals between short waits on every system.
         while True:
             time.sleep(1)
     finally:
@@ -109,13 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setup_logger(name="dinat_backbone")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="dinat-app-") as files:
-        # Gradio keeps uploads there.
+        # Gradio stores uploads and pictures there.
         os.environ["GRADIO_TEMP_DIR"] = files
         try:
             serve_model(options, Path(files))
         except KeyboardInterrupt:
             return 0
-        except _USER_ERRORS as error:
+        except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
 

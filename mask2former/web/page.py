@@ -6,7 +6,7 @@ The page loads nothing from other servers: no fonts, no scripts, no usage statis
 import html
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ _COLORED_PER_CLASS = 10
 _FILE_LIFETIME = (600, 3600)
 # Number of visitors who may wait; others are asked to come back.
 _LONGEST_QUEUE = 32
+# On a phone, the result is below the visible part of the page.
+_SCROLL = """() => {
+    const status = document.getElementById("m2f-status");
+    if (status.getBoundingClientRect().top > window.innerHeight / 2) status.scrollIntoView();
+}"""
 # Photograph and settings on the left, the result on the right; in one column on narrow screens.
 _LAYOUT = """
 .gradio-container { max-width: 1400px !important; }
@@ -61,7 +66,7 @@ class Handlers:
 
         Args:
             bench: Workbench that makes the results.
-            samples: Files in the gallery, in its order.
+            samples: Photographs to try, in the order of the gallery.
         """
         self._bench = bench
         self._samples = samples
@@ -70,9 +75,9 @@ class Handlers:
         """Values after a photograph was uploaded: the upload, empty drop area, picture, status, table, two buttons."""
         return self._received(Upload(path, Path(path).name))
 
-    def sample_chosen(self, event: gr.SelectData) -> list[Any]:
-        """Values after a sample was chosen, see `uploaded`."""
-        file = self._samples[event.index]
+    def sample_chosen(self, index: int) -> list[Any]:
+        """Values after the sample with an index was chosen, see `uploaded`."""
+        file = self._samples[index]
         return self._received(Upload(str(file), file.name))
 
     def _received(self, upload: Upload) -> list[Any]:
@@ -134,30 +139,27 @@ def _explain(error: Exception) -> str:
     return str(error) if isinstance(error, PhotoError) else _NO_MEMORY
 
 
-def build_page(bench: Workbench, samples: Mapping[Path, str]) -> gr.Blocks:
+def build_page(bench: Workbench, samples: Sequence[Path]) -> gr.Blocks:
     """Build the page of a model.
 
     Args:
         bench: Workbench that makes the results.
-        samples: Photographs to try, and their names.
+        samples: Photographs to try.
     """
     predictor = bench.predictor
-    handlers = Handlers(bench, list(samples))
+    handlers = Handlers(bench, samples)
     with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=_FILE_LIFETIME) as page:
         gr.Markdown(f"# {_TITLE}\n{_about(predictor)}")
         upload = gr.State(None)  # of one visitor
         with gr.Row(elem_id="m2f-columns"):
             with gr.Column(elem_id="m2f-photo"):
                 drop = gr.File(label="Photograph", file_types=["image"], height=140, elem_id="m2f-upload")
-                gallery = gr.Gallery(
-                    [(shrunk(read_image(file), _THUMBNAIL_SIDE), name) for file, name in samples.items()],
+                gallery = gr.Dataset(
                     label="Or choose a sample",
-                    columns=4,
-                    height="auto",
-                    object_fit="cover",
-                    allow_preview=False,
-                    interactive=False,
-                    buttons=[],
+                    components=["image"],
+                    samples=[[shrunk(read_image(file), _THUMBNAIL_SIDE)] for file in samples],
+                    type="index",
+                    samples_per_page=len(samples),
                     visible=bool(samples),
                     elem_id="m2f-samples",
                 )
@@ -194,9 +196,10 @@ def build_page(bench: Workbench, samples: Mapping[Path, str]) -> gr.Blocks:
         received = [upload, drop, view, status, table, png, json]
         for event in (
             drop.upload(handlers.uploaded, drop, received, **private),
-            gallery.select(handlers.sample_chosen, None, received, **private),
+            gallery.click(handlers.sample_chosen, gallery, received, **private),
         ):
-            event.then(**show, scroll_to_output=True)
+            event.then(**show)
+            event.then(None, None, None, js=_SCROLL, **private)
         changed = task.input(handlers.task_changed, [task, classes], [confidence, overlap, classes], **private)
         changed.then(**show, show_progress="minimal")
         moved = [control.input for control in (confidence, overlap, classes, opacity)]
@@ -278,12 +281,14 @@ def serve(page: gr.Blocks, bench: Workbench, host: str, port: int | None) -> str
     # Gradio requests its own page at the start, which a proxy of the environment would answer.
     direct = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "localhost", "127.0.0.1", host]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, direct))
-    fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
+    theme = gr.themes.Default(
+        primary_hue=gr.themes.colors.teal, font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+    )
     try:
         _, address, _ = page.queue(max_size=_LONGEST_QUEUE).launch(
             server_name=host,
             server_port=port,
-            theme=gr.themes.Default(primary_hue=gr.themes.colors.teal, **fonts),
+            theme=theme,
             css=_LAYOUT,
             # The browser refuses larger files before it sends them.
             max_file_size=int(2**20 * bench.limits.megabytes),

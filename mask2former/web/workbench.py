@@ -33,12 +33,7 @@ _MAX_BYTES = 1_000_000_000
 # Opacity of a mask where an instance with a higher score covers it, relative to the rest of the mask.
 _COVERED = 0.3
 # Photographs that come with scikit-image.
-_SAMPLES = {
-    "astronaut.png": "astronaut",
-    "chelsea.png": "cat",
-    "coffee.png": "coffee",
-    "motorcycle_left.png": "motorcycle",
-}
+_SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png")
 # With more thumbnails, the page would take long to load.
 _MAX_SAMPLES = 24
 
@@ -301,8 +296,8 @@ def _rounded(value: float) -> str:
     return f"{round(value, 2):g}"
 
 
-def find_samples(folder: str | Path | None = None) -> dict[Path, str]:
-    """Sample photographs for the page, and their names.
+def find_samples(folder: str | Path | None = None) -> list[Path]:
+    """Sample photographs for the page.
 
     Args:
         folder: Folder whose images are used; None uses the photographs of scikit-image, if that is installed.
@@ -313,15 +308,14 @@ def find_samples(folder: str | Path | None = None) -> dict[Path, str]:
     if folder is None:
         package = find_spec("skimage")
         places = [] if package is None else package.submodule_search_locations or []
-        files = {Path(place, "data", file): name for place in places for file, name in _SAMPLES.items()}
-        return {file: name for file, name in files.items() if file.is_file()}
+        return [file for place in places for name in _SAMPLES if (file := Path(place, "data", name)).is_file()]
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise SamplesError(f"{folder}: expected a folder with sample images")
-    samples = {file: file.stem for file in sorted(folder.iterdir()) if file.is_file() and _is_image(file)}
+    samples = sorted(file for file in folder.iterdir() if file.is_file() and _is_image(file))
     if not samples:
         raise SamplesError(f"{folder}: no image in it")
-    return dict(list(samples.items())[:_MAX_SAMPLES])
+    return samples[:_MAX_SAMPLES]
 
 
 def _is_image(file: Path) -> bool:

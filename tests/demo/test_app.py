@@ -64,6 +64,7 @@ def test_what_cannot_be_used_is_one_line_and_status_2(arguments, message, capsys
 
 def test_without_gradio_the_extra_is_named_before_the_model_is_built(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "mask2former.web.page", raising=False)
     monkeypatch.setattr(app.Predictor, "from_config", lambda *_, **__: pytest.fail("built"))
     assert app.main(["--config-file", str(CONFIG)]) == 2
     assert "'.[app]'" in capsys.readouterr().err
@@ -130,16 +131,6 @@ def chromium(server):
         browser.close()
 
 
-_FIND_REGION = """() => {
-    const stage = document.querySelector(".m2f-stage");
-    stage.scrollIntoView();
-    const box = stage.getBoundingClientRect();
-    for (let i = 1; i < 400; i++) {
-        const [x, y] = [box.left + box.width * (i % 20) / 20, box.top + box.height * Math.floor(i / 20) / 20];
-        const path = document.elementFromPoint(x, y)?.closest("path[data-region]");
-        if (path) return [x, y, path.getAttribute("aria-label")];
-    }
-}"""
 # The sign of work is there for moments only, so it is watched for.
 _WATCH_BUSY = """() => new MutationObserver(() => {
     const sign = document.querySelector("#m2f-view > [data-testid=status-tracker]:not(.hide)");
@@ -163,37 +154,44 @@ class Visit:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address)
-        self.page.wait_for_selector("#m2f-view .m2f-message")
+        self.page.wait_for_selector("#m2f-samples .gallery-item")
 
     def upload(self, path):
         self.page.set_input_files("#m2f-upload input[type=file]", str(path))
 
     def choose_sample(self, number):
-        self.page.click(f"#m2f-samples .thumbnail-item >> nth={number}")
+        self.page.click(f"#m2f-samples .gallery-item >> nth={number}")
 
     def wait_for_result(self, of):
         self.wait_for_caption("segment", of)
 
     def wait_for_caption(self, *texts):
         self.page.wait_for_function(
-            "texts => texts.every(text => document.querySelector('.m2f-caption')?.innerText.includes(text))",
-            arg=texts,
+            "texts => texts.every(text => document.querySelector('#m2f-status').innerText.includes(text))", arg=texts
         )
 
-    def regions(self):
-        """Names of the regions in the picture, and the rows of the table in the same order."""
-        names = "paths => Object.fromEntries(paths.map(path => [path.dataset.region, path.getAttribute('aria-label')]))"
-        labels = self.page.locator("#m2f-view path[data-region]").evaluate_all(names)
-        rows = self.page.locator("#m2f-view tbody tr").all_inner_texts()
-        return [labels[str(number)] for number in range(len(labels))], rows
+    def wait_for_alert(self, text):
+        self.page.wait_for_selector(f'#m2f-status [role=alert]:has-text("{text}")')
 
-    def place_of_a_region(self):
-        """A point of the screen where a region can be seen, and its name."""
-        x, y, name = self.page.evaluate(_FIND_REGION)
-        return (x, y), name
+    def segments(self):
+        """Names under the picture, and in the rows of the table that are in view."""
+        self.page.wait_for_selector("#m2f-table [role=gridcell]")
+        names = self.page.locator("#m2f-view .legend-item").all_inner_texts()
+        return names, self.column(0)
 
-    def tip(self):
-        return self.page.locator("#m2f-view .m2f-tip.m2f-shown").inner_text()
+    def column(self, number):
+        return self.page.locator(f"#m2f-table [role=gridcell][data-col='{number}']").all_inner_texts()
+
+    def wait_for_masks(self, count):
+        """Wait until masks are drawn: all of them, and those that are seen."""
+        self.page.wait_for_function(
+            """count => {
+                const masks = [...document.querySelectorAll("#m2f-view .mask")];
+                const seen = masks.filter(mask => getComputedStyle(mask).opacity > 0.1);
+                return masks.every(mask => mask.complete && mask.naturalWidth) && seen.length === count;
+            }""",
+            arg=count,
+        )
 
     def set_confidence(self, percent):
         box = self.page.locator("#m2f-confidence input[type=number]")
@@ -235,15 +233,18 @@ def test_a_photograph_from_sample_to_download(visit, server, tmp_path):
     visitor.choose_sample(0)
     visitor.wait_for_result("sample0.png (80 × 48 pixels)")
     assert visitor.page.evaluate("window.wasBusy")
-    names, rows = visitor.regions()
-    assert len(names) > 1 and len(rows) == len(names)
-    assert all(row.startswith(name.rsplit(" ", 1)[0]) for name, row in zip(names, rows, strict=True))
-
-    place, name = visitor.place_of_a_region()
-    visitor.page.mouse.move(*place)
-    assert visitor.tip() == name
-    visitor.page.hover("#m2f-view tbody tr >> nth=1")
-    assert visitor.tip() == names[1]
+    names, rows = visitor.segments()
+    assert len(names) > 1 and rows == names[: len(rows)] and len(rows) > 1
+    assert f"{len(names)} segments" in visitor.page.inner_text("#m2f-status") and all(visitor.column(1))
+    visitor.wait_for_masks(len(names))
+    visitor.page.hover("#m2f-view .legend-item >> nth=1")
+    visitor.wait_for_masks(1)
+    visitor.page.mouse.move(0, 0)
+    visitor.page.focus("#m2f-view .legend-item >> nth=0")
+    visitor.wait_for_masks(1)
+    visitor.page.keyboard.press("Tab")
+    visitor.wait_for_masks(1)
+    assert visitor.page.evaluate("document.activeElement.innerText") == names[1]
     visitor.page.screenshot(path=tmp_path / "desktop.png", full_page=True)
     assert not visitor.overflows()
 
@@ -251,8 +252,9 @@ def test_a_photograph_from_sample_to_download(visit, server, tmp_path):
     visitor.set_confidence(100)
     visitor.wait_for_caption("0 segments", "lower it")
     visitor.page.click("#m2f-task >> text=Semantic")
-    visitor.wait_for_caption("Point at")
-    assert "Score" not in visitor.page.inner_text("#m2f-view thead")
+    visitor.wait_for_caption("Hover over")
+    visitor.page.wait_for_selector("#m2f-table [role=gridcell]")
+    assert not any(visitor.column(1)), "semantic results have no scores"
     _downloaded_segments(visitor, "semantic", (80, 48))
 
     assert list(server[1].rglob("sample0_semantic.*"))
@@ -275,15 +277,15 @@ def _downloaded_segments(visitor, task, size):
 
 
 @pytest.mark.browser
-def test_on_a_phone_nothing_overflows_and_tapping_names_a_region(visit, tmp_path):
+def test_on_a_phone_nothing_overflows_and_tapping_a_name_shows_its_segment(visit, tmp_path):
     visitor = visit("phone")
     assert not visitor.overflows()
     photo = draw_photo(tmp_path / f"{'long_name_' * 12}.jpg", size=(60, 90))
     visitor.upload(photo)
     visitor.wait_for_result("(60 × 90 pixels)")
-    place, name = visitor.place_of_a_region()
-    visitor.page.touchscreen.tap(*place)
-    assert visitor.tip() == name
+    visitor.page.wait_for_function("document.getElementById('m2f-view').getBoundingClientRect().top < innerHeight")
+    visitor.page.tap("#m2f-view .legend-item >> nth=0")
+    visitor.wait_for_masks(1)
     visitor.page.screenshot(path=tmp_path / "phone.png", full_page=True)
     assert not visitor.overflows()
     visitor.page.tap("text=More settings")
@@ -296,10 +298,10 @@ def test_bad_files_are_explained_and_the_page_goes_on(visit, tmp_path):
     visitor = visit()
     (tmp_path / "notes.jpg").write_text("no image")
     visitor.upload(tmp_path / "notes.jpg")
-    visitor.page.wait_for_selector('#m2f-view [role=alert]:has-text("notes.jpg can\'t be read as an image")')
+    visitor.wait_for_alert("notes.jpg can't be read as an image")
     visitor.upload(draw_photo(tmp_path / "large.jpg", size=(400, 400)))
     message = "large.jpg is too large: 400 × 400 pixels are 0.16 megapixels, at most 0.1 are accepted"
-    visitor.page.wait_for_selector(f"#m2f-view [role=alert]:has-text('{message}')")
+    visitor.wait_for_alert(message)
     assert visitor.page.locator("#m2f-png").is_disabled()
     (tmp_path / "heavy.jpg").write_bytes(bytes(200_000))
     visitor.upload(tmp_path / "heavy.jpg")
@@ -315,15 +317,19 @@ def test_classes_are_chosen_for_one_visitor_alone(visit):
     mine.wait_for_result("sample0.png")
     yours.choose_sample(1)
     yours.wait_for_result("sample1.png")
-    all_of_yours = yours.regions()
-    name = mine.regions()[0][0].rsplit(" ", 1)[0]
+    yours.wait_for_masks(len(yours.segments()[0]))
+    all_of_yours = yours.segments()
+    name = mine.segments()[0][0]
     mine.page.fill("#m2f-classes input", name)
     mine.page.keyboard.press("Enter")
     mine.page.wait_for_function(
-        "name => [...document.querySelectorAll('#m2f-view td:first-child')].every(cell => cell.innerText === name)",
+        """name => {
+            const names = [...document.querySelectorAll("#m2f-view .legend-item")].map(item => item.innerText);
+            return names.length && names.every(text => text === name || text.startsWith(`${name} #`));
+        }""",
         arg=name,
     )
-    assert mine.regions()[0]
-    assert yours.regions() == all_of_yours
+    assert mine.segments()[1]
+    assert yours.segments() == all_of_yours
     yours.set_confidence(1)
     yours.wait_for_result("sample1.png")

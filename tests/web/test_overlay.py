@@ -1,126 +1,79 @@
-import re
-from html.parser import HTMLParser
+"""Overlays of results that are given, not predicted."""
 
-import cv2
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from mask2former.data.classes import ClassTable
 from mask2former.prediction.results import InstancePrediction, PanopticPrediction, SemanticPrediction
-from mask2former.web.overlay import message_html, outline, photo_html, regions, result_html
+from mask2former.web import Limits, Workbench
+from mask2former.web.workbench import Choice, Upload
 
-IMAGE = np.full((100, 120, 3), 90, np.uint8)
-NASTY = "<script>alert('{{x}} ${y}')</script>"
-
-
-class Tags(HTMLParser):
-    """All elements of a page, and its text."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.elements, self.text = [], ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
+PHOTO = np.full((100, 120, 3), 90, np.uint8)
 
 
-def panoptic(names=("cat", "sky", "grass")):
+@pytest.fixture
+def show(tmp_path):
+    """The overlay of a result."""
+    path = tmp_path / "my photo.png"
+    Image.fromarray(PHOTO).save(path)
+
+    def show(result, opacity=0.5):
+        analysis = SimpleNamespace(image=PHOTO, nbytes=0)
+        analysis.within = lambda side: analysis
+        predictor = SimpleNamespace(analyze=lambda image: analysis, result=lambda analysis, **choice: result)
+        bench = Workbench(predictor, Limits(), tmp_path / "files")
+        return bench.show("me", Upload(str(path), "my photo.png"), Choice(result.task, 0.0, 0.0), opacity)
+
+    return show
+
+
+def test_a_result_names_its_segments_in_picture_and_table(show):
     ids = np.zeros((100, 120), np.int32)
-    ids[:, :60], ids[:50, 60:] = 1, 2
+    ids[:, :60], ids[:50, 60:], ids[90:, 90:] = 1, 2, 4
     info = [
         {"id": 1, "category_id": 0, "isthing": True, "score": 0.912},
         {"id": 2, "category_id": 1, "isthing": False, "score": 0.8},
         {"id": 3, "category_id": 2, "isthing": False, "score": 0.7},  # without a pixel
+        {"id": 4, "category_id": 0, "isthing": True, "score": 0.65},
     ]
-    return PanopticPrediction(classes=ClassTable(names), image=IMAGE, ids=ids, segments_info=info)
+    classes = ClassTable(("cat", "sky", "grass"))
+    shown = show(PanopticPrediction(classes=classes, image=PHOTO, ids=ids, segments_info=info))
+    assert [name for _, name in shown.masks] == [name for name, *_ in shown.rows] == ["cat", "sky", "cat #2"]
+    for (mask, _), segment_id in zip(shown.masks, (1, 2, 4), strict=True):
+        np.testing.assert_array_equal(mask, 0.5 * (ids == segment_id))
+    assert shown.rows[0] == ("cat", "91.2", "50.0", "0, 0, 60, 100")
+    assert shown.rows[2] == ("cat #2", "65.0", "2.5", "90, 90, 30, 10")
+    assert shown.caption.startswith("3 segments in my photo.png (120 × 100 pixels). ")
+    assert "lower it" not in shown.caption
+    np.testing.assert_array_equal(shown.photo, PHOTO)
 
 
-def fill(path, shape, scale=1):
-    """The pixels whose centres an SVG path holds, by the rule of even and odd."""
-    counts = np.zeros((shape[0] * scale, shape[1] * scale), np.int32)
-    for ring in re.findall(r"M([^Z]*)Z", path):
-        points = np.array([[float(v) for v in point.split()] for point in ring.split("L")])
-        layer = np.zeros_like(counts, dtype=np.uint8)
-        cv2.fillPoly(layer, [np.round((points * scale - 0.5) * 16).astype(np.int32)], 1, shift=4)
-        counts += layer
-    return counts % 2 == 1
+def test_without_segments_the_caption_says_what_to_do(show):
+    empty = PanopticPrediction(classes=ClassTable(), image=PHOTO, ids=np.zeros((100, 120), np.int32), segments_info=[])
+    shown = show(empty)
+    assert "0 segments" in shown.caption and "lower it" in shown.caption and shown.masks == shown.rows == []
 
 
-@pytest.mark.parametrize("size", [(90, 120), (900, 1200)])
-def test_outlines_hold_their_masks_holes_and_islands_included(size):
-    y, x = np.mgrid[0 : size[0], 0 : size[1]] / size[0]
-    ring = (np.hypot(y - 0.5, x - 0.5) < 0.4) & (np.hypot(y - 0.5, x - 0.5) > 0.2)
-    mask = ring | (np.hypot(y - 0.5, x - 0.5) < 0.1) | ((x > 1.1) & (y > 0.8))
-    filled = fill(outline(mask), size)
-    assert (filled & mask).sum() / (filled | mask).sum() > 0.95
-    assert not fill(outline(np.zeros(size, bool)), size).any()
-
-
-def test_a_result_names_its_regions_in_picture_and_table():
-    page = Tags(result_html(panoptic(), "my photo.jpg", IMAGE.repeat(2, 0).repeat(2, 1), "lower it"))
-    paths = page.all("path")
-    assert [path["aria-label"] for path in paths] == ["cat 91%", "sky 80%"]
-    assert [row["data-region"] for row in page.all("tr")[1:]] == [path["data-region"] for path in paths] == ["0", "1"]
-    assert "2 segments in my photo.jpg (240 × 200 pixels)" in page.text
-    assert "cat91.2%50.0%0, 0, 120, 200" in page.text and "lower it" not in page.text
-    (picture,) = page.all("img")
-    assert picture["src"].startswith("data:image/jpeg;base64,") and picture["alt"] == "my photo.jpg"
-
-
-def test_without_regions_the_page_says_what_to_do():
-    page = Tags(result_html(panoptic().filter(classes=[]), "photo.jpg", IMAGE, "lower it"))
-    assert "0 segments" in page.text and "lower it" in page.text
-    assert not page.all("path") and not page.all("table")
-
-
-def test_regions_have_the_colours_of_the_picture():
-    result = panoptic()
-    picture = result.draw(enlarge=False)
-    for region, (y, x) in zip(regions(result), [(90, 10), (40, 115)], strict=True):
-        np.testing.assert_allclose(picture[y, x], (IMAGE[y, x] + np.array(region.color)) / 2, atol=1)
-
-
-def test_the_best_instance_lies_on_top_and_is_listed_first():
-    masks = np.ones((2, 100, 120), bool)
+def test_the_best_instance_is_listed_first_and_stays_visible_under_others(show):
+    masks = np.zeros((2, 100, 120), bool)
+    masks[0, :, :60], masks[1] = True, True
     result = InstancePrediction(
         classes=ClassTable(["cat", "dog"]),
-        image=IMAGE,
+        image=PHOTO,
         masks=masks,
         category_ids=np.array([1, 0]),
         scores=np.array([0.9, 0.6], np.float32),
     )
-    page = Tags(result_html(result, "photo.jpg", IMAGE, ""))
-    assert [path["aria-label"] for path in page.all("path")] == ["cat 60%", "dog 90%"]
-    assert page.text.index("dog") < page.text.index("cat")
+    (best, best_name), (other, other_name) = show(result, opacity=0.6).masks
+    assert (best_name, other_name) == ("dog", "cat")
+    assert best[0, 0] == pytest.approx(0.6) and best[0, 119] == 0
+    assert 0 < other[0, 0] < 0.5 * other[0, 119] and other[0, 119] == pytest.approx(0.6)
 
 
-def test_semantic_results_have_no_column_of_scores():
+def test_semantic_results_have_no_scores(show):
     labels = np.zeros((100, 120), np.int32)
-    page = Tags(
-        result_html(SemanticPrediction(classes=ClassTable(["sky"]), image=IMAGE, labels=labels), "p", IMAGE, "")
-    )
-    assert page.all("path")[0]["aria-label"] == "sky" and "Score" not in page.text and "1 segment in p" in page.text
-
-
-def test_names_are_text_wherever_they_stand():
-    for page in (
-        result_html(panoptic([NASTY] * 3), NASTY, IMAGE, NASTY),
-        result_html(panoptic().filter(classes=[]), NASTY, IMAGE, NASTY),
-        photo_html(IMAGE, NASTY),
-        message_html(NASTY, error=True),
-    ):
-        tags = Tags(page)
-        assert "script" not in {name for name, _ in tags.elements} and NASTY in tags.text
-
-
-def test_a_result_that_forgot_its_image_is_an_error():
-    result = panoptic()
-    with pytest.raises(ValueError, match="does not remember"):
-        result_html(PanopticPrediction(classes=result.classes, ids=result.ids, segments_info=[]), "p", IMAGE, "")
+    shown = show(SemanticPrediction(classes=ClassTable(["sky"]), image=PHOTO, labels=labels))
+    assert shown.rows == [("sky", "", "100.0", "0, 0, 120, 100")] and "1 segment in" in shown.caption

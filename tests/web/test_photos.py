@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.web.photos import Limits, PhotoError, SamplesError, find_samples, read_photo
+from mask2former.web import Limits, PhotoError, SamplesError, find_samples
+from mask2former.web.workbench import read_photo
 
 LIMITS = Limits(megapixels=0.01, megabytes=0.1)
 
@@ -54,7 +55,7 @@ def test_what_pillow_takes_for_a_bomb_is_too_large(photo, monkeypatch):
 
 def test_a_large_photograph_is_refused_before_it_is_decoded(photo, monkeypatch):
     path = photo(height=400, width=400)
-    monkeypatch.setattr("mask2former.web.photos.read_image", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr("mask2former.web.workbench.read_image", lambda _: pytest.fail("decoded"))
     with pytest.raises(PhotoError, match="too large"):
         read_photo(path, "photo.png", LIMITS)
 
@@ -63,7 +64,7 @@ def test_samples_are_the_images_of_a_folder(photo, tmp_path):
     for name in ("samples/b.png", "samples/a.jpg"):
         photo(name)
     (tmp_path / "samples" / "notes.txt").write_text("no image")
-    assert [sample.name for sample in find_samples(tmp_path / "samples")] == ["a", "b"]
+    assert [sample.name for sample in find_samples(tmp_path / "samples")] == ["a.jpg", "b.png"]
 
 
 def test_folders_without_samples_are_refused(tmp_path):
@@ -75,7 +76,7 @@ def test_folders_without_samples_are_refused(tmp_path):
 
 def test_without_a_folder_samples_come_with_an_installed_package(monkeypatch):
     samples = find_samples()
-    assert [sample.name for sample in samples] == ["astronaut", "cat", "coffee", "motorcycle"]
-    assert all(read_photo(sample.file, sample.name, Limits()).shape[2] == 3 for sample in samples)
-    monkeypatch.setattr("mask2former.web.photos.find_spec", lambda _: None)
+    assert [sample.stem for sample in samples] == ["astronaut", "chelsea", "coffee", "motorcycle_left"]
+    assert all(read_photo(sample, sample.name, Limits()).shape[2] == 3 for sample in samples)
+    monkeypatch.setattr("mask2former.web.workbench.find_spec", lambda _: None)
     assert find_samples() == []

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.web.photos import Limits, PhotoError
-from mask2former.web.workbench import Choice, Upload, Workbench
+from mask2former.web import Limits, PhotoError, Workbench
+from mask2former.web.workbench import Choice, Upload
 
 ALL = Choice("panoptic", confidence=0.0, overlap=0.0)
+OTHERS = [("panoptic", 1.0), ("instance", 0.0), ("semantic", 0.0)]
 
 
 @pytest.fixture
@@ -31,15 +32,11 @@ def upload(photo):
 
 def test_the_network_sees_a_photograph_once_whatever_is_chosen(bench, network, upload):
     mine = upload()
-    pages = {
-        bench.show("me", mine, ALL),
-        bench.show("me", mine, Choice("panoptic", 1.0, 0.0)),
-        bench.show("me", mine, Choice("instance", 0.0, 0.0)),
-        bench.show("me", mine, Choice("semantic", 0.0, 0.0)),
-    }
+    choices = [ALL, *(Choice(task, confidence, 0.0) for task, confidence in OTHERS)]
+    results = {str(bench.show("me", mine, choice, 0.5).rows) for choice in choices}
     bench.picture("me", mine, ALL), bench.data("me", mine, ALL)
-    assert len(pages) == 4 and network == [(48, 80, 3)]
-    bench.show("me", upload("other.png", seed=1), ALL)
+    assert len(results) == 4 and network == [(48, 80, 3)]
+    bench.show("me", upload("other.png", seed=1), ALL, 0.5)
     assert len(network) == 2
 
 
@@ -55,8 +52,11 @@ def test_files_are_what_the_demo_writes(bench, predictor, upload):
 def test_a_large_photograph_is_shown_smaller_and_saved_whole(predictor, upload, tmp_path):
     bench = Workbench(predictor, Limits(), tmp_path / "files", shown_side=40)
     mine = upload()
-    assert 'viewBox="0 0 40 24"' in bench.show("me", mine, ALL) and 'viewBox="0 0 40 24"' in bench.preview(mine)
-    assert "(80 × 48 pixels)" in bench.show("me", mine, ALL)
+    shown = bench.show("me", mine, ALL, 0.5)
+    assert shown.photo.shape == bench.preview(mine).shape == (24, 40, 3)
+    assert {mask.shape for mask, _ in shown.masks} == {(24, 40)}
+    assert "(80 × 48 pixels)" in shown.caption
+    assert max(int(box.split(", ")[2]) for *_, box in shown.rows) > 40, "boxes are those of the photograph"
     assert json.loads(bench.data("me", mine, ALL).read_text())["width"] == 80
 
 
@@ -68,23 +68,23 @@ def test_only_chosen_classes_are_shown_and_saved(bench, upload):
     only = Choice("panoptic", 0.0, 0.0, classes=(name,))
     segments = json.loads(bench.data("me", mine, only).read_text())["segments_info"]
     assert {segment["category_name"] for segment in segments} == {name}
-    page = bench.show("me", mine, only)
-    assert page.count("<path") == len(segments)
-    assert "None of the chosen classes" in bench.show("me", mine, Choice("panoptic", 0.0, 0.0, classes=("",)))
-    assert "lower it" in bench.show("me", mine, Choice("panoptic", 1.0, 0.0))
+    assert len(bench.show("me", mine, only, 0.5).masks) == len(segments)
+    nothing = bench.show("me", mine, Choice("panoptic", 0.0, 0.0, classes=("",)), 0.5)
+    assert "None of the chosen classes" in nothing.caption and not nothing.masks and not nothing.rows
+    assert "lower it" in bench.show("me", mine, Choice("panoptic", 1.0, 0.0), 0.5).caption
 
 
 def test_visitors_do_not_get_each_others_results(bench, network, upload):
     mine, yours = upload("a/same.png"), upload("b/same.png", seed=1)
-    my_page, your_page = bench.show("me", mine, ALL), bench.show("you", yours, ALL)
-    assert my_page != your_page and bench.show("me", mine, ALL) == my_page and len(network) == 2
+    rows = {visitor: bench.show(visitor, photo, ALL, 0.5).rows for visitor, photo in [("me", mine), ("you", yours)]}
+    assert rows["me"] != rows["you"] and bench.show("me", mine, ALL, 0.5).rows == rows["me"] and len(network) == 2
     my_file, your_file = bench.data("me", mine, ALL), bench.data("you", yours, ALL)
     assert my_file != your_file
     bench.forget("you")
     assert my_file.exists() and not your_file.exists()
-    bench.show("me", mine, ALL)
+    bench.show("me", mine, ALL, 0.5)
     assert len(network) == 2
-    bench.show("you", yours, ALL)
+    bench.show("you", yours, ALL, 0.5)
     assert len(network) == 3
 
 
@@ -106,20 +106,24 @@ def test_memory_is_bounded_and_who_was_away_longest_is_forgotten(predictor, netw
     network.clear()
     bench = Workbench(predictor, Limits(), tmp_path / "files", max_bytes=2 * size)
     for visitor, photo in [("me", mine), ("you", yours), ("me", mine), ("they", mine), ("me", mine)]:
-        bench.show(visitor, photo, ALL)
+        bench.show(visitor, photo, ALL, 0.5)
     assert len(network) == 3
-    bench.show("you", yours, ALL)
+    bench.show("you", yours, ALL, 0.5)
     assert len(network) == 4, "forgotten, and made again"
     tight = Workbench(predictor, Limits(), tmp_path / "files", max_bytes=1)
     network.clear()
-    tight.show("me", mine, ALL), tight.show("me", mine, Choice("semantic", 0.0, 0.0))
+    tight.show("me", mine, ALL, 0.5), tight.show("me", mine, Choice("semantic", 0.0, 0.0), 0.5)
     assert len(network) == 1, "the last photograph is always remembered"
 
 
 def test_photographs_that_are_not_accepted_never_reach_the_network(bench, network, tmp_path):
     (tmp_path / "x.png").write_text("text")
     bad = Upload(str(tmp_path / "x.png"), "x.png")
-    for call in (lambda: bench.preview(bad), lambda: bench.show("me", bad, ALL), lambda: bench.data("me", bad, ALL)):
+    for call in (
+        lambda: bench.preview(bad),
+        lambda: bench.show("me", bad, ALL, 0.5),
+        lambda: bench.data("me", bad, ALL),
+    ):
         with pytest.raises(PhotoError, match=r"x\.png"):
             call()
     assert network == []
