@@ -4,12 +4,13 @@
     python demo/demo.py --config-file F --video-input VIDEO --output OUT MODEL.WEIGHTS CHECKPOINT
     python demo/demo.py --config-file F --webcam MODEL.WEIGHTS CHECKPOINT
 
-Photographs: OUT gets NAME_TASK.png for each, with class names and scores, and, with --json, NAME_TASK.json: file name,
-size, task and `segments_info` with names, scores, areas, boxes and masks (COCO's compressed RLE).
+Photographs: OUT gets NAME_TASK.png, with class names and scores, and, with --json, NAME_TASK.json: file name, size,
+task and `segments_info` with names, scores, areas, boxes and masks (COCO's compressed RLE).
 Videos: OUT gets NAME_TASK.mp4 (without sound), in which an object keeps its number and colour, and, with --json,
-NAME_TASK.jsonl, a line of JSON a frame. After an interruption the same command goes on where it ended.
+NAME_TASK.jsonl, with one line of JSON per frame. After an interruption, the same command continues where it ended.
 No data set is needed.
-Exit status: 0 all done; 1 some failed, or there was nothing to do; 2 the command line or the config can't be used.
+Exit status: 0 if all inputs succeeded; 1 if some failed or there was nothing to do; 2 if the command line or the config
+can't be used; 130 after Ctrl-C.
 """
 
 import argparse
@@ -23,10 +24,11 @@ import torch
 from detectron2.utils.logger import setup_logger
 
 from mask2former import ConfigError, Predictor
-from mask2former.engine import CheckpointError, DeviceError
 from mask2former.evaluation import peak_memory
 from mask2former.prediction.files import FileFailed, Refine, find_images, output_stems, predict_files
 from mask2former.prediction.results import InstancePrediction, Prediction
+from mask2former.tasks import TASKS
+from mask2former.utils.errors import UserError
 from mask2former.video import CODECS, VideoError, predict_video, run_camera
 
 
@@ -34,7 +36,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Parse the command line; exits with status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        epilog="Exit status: 0 all done; 1 some failed, or there was nothing to do; 2 wrong command line or config.",
+        epilog="Exit status: 0 all inputs succeeded; 1 some failed or there was nothing to do; 2 wrong command line or "
+        "config; 130 interrupted.",
     )
     parser.add_argument("--config-file", required=True, metavar="F", help="a file of configs/")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -44,13 +47,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--webcam",
         type=int,
         metavar="[N]",
-        help="a camera (default: the first), shown in a window where there is one; with --output, also in a video",
+        help="a camera (default: the first), shown in a window if possible; with --output, also recorded as a video",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for what is written")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument(
         "--task",
-        choices=["panoptic", "instance", "semantic"],
-        help="what to show; default: the richest one that the config has on",
+        choices=list(TASKS),
+        help="kind of result; default: the richest one that the config turns on",
     )
     parser.add_argument(
         "--confidence-threshold",
@@ -63,41 +66,44 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--nms",
         type=float,
         metavar="IOU",
-        help="leave out instances that cover a better one of their class by more than this, 0 to 1",
+        help="drop instances whose mask overlaps a better one of their class by more than this IoU, 0 to 1",
     )
     parser.add_argument(
-        "--class", action="append", dest="classes", metavar="NAME", help="a class to show, once for each; default: all"
+        "--class",
+        action="append",
+        dest="classes",
+        metavar="NAME",
+        help="a class to show, may be repeated; default: all",
     )
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="images or frames at once; default: 4 on a GPU, 1 on a CPU"
     )
     parser.add_argument(
-        "--codec", choices=list(CODECS), help="of videos; default: mp4v in .mp4, for odd sizes MJPG in .avi"
+        "--codec", choices=list(CODECS), help="codec of videos; default: mp4v in .mp4, for odd sizes MJPG in .avi"
     )
     parser.add_argument("--json", action="store_true", help="also write the results as JSON")
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config keys to set, e.g. MODEL.WEIGHTS model.pth MODEL.DEVICE cpu"
     )
-    parsed = parser.parse_intermixed_args(_with_camera_number(sys.argv[1:] if arguments is None else arguments))
-    for name in ("input", "video_input"):
-        files, keys = _split_keys(getattr(parsed, name) or [])
-        setattr(parsed, name, files)
-        parsed.opts = [*keys, *parsed.opts]
-    if parsed.output is None and parsed.webcam is None:
+    options = parser.parse_intermixed_args(_with_camera_number(sys.argv[1:] if arguments is None else arguments))
+    options.input, keys = _split_keys(options.input or [])
+    options.video_input, more_keys = _split_keys(options.video_input or [])
+    options.opts = [*keys, *more_keys, *options.opts]
+    if options.output is None and options.webcam is None:
         parser.error("--output is needed: a folder for what is written")
-    if parsed.output is not None and parsed.output.exists() and not parsed.output.is_dir():
-        parser.error(f"--output {parsed.output} is a file, expected a folder")
-    if parsed.json and parsed.webcam is not None:
+    if options.output is not None and options.output.exists() and not options.output.is_dir():
+        parser.error(f"--output {options.output} is a file, expected a folder")
+    if options.json and options.webcam is not None:
         parser.error("--json is for images and videos")
-    if parsed.batch_size is not None and parsed.batch_size < 1:
-        parser.error(f"--batch-size {parsed.batch_size}: expected at least 1")
-    if parsed.nms is not None and not 0 <= parsed.nms <= 1:
-        parser.error(f"--nms {parsed.nms}: expected a number from 0 to 1")
-    return parsed
+    if options.batch_size is not None and options.batch_size < 1:
+        parser.error(f"--batch-size {options.batch_size}: expected at least 1")
+    if options.nms is not None and not 0 <= options.nms <= 1:
+        parser.error(f"--nms {options.nms}: expected a number from 0 to 1")
+    return options
 
 
 def _with_camera_number(arguments: Sequence[str]) -> list[str]:
-    """The command line with a number after --webcam, where argparse would else take a config key for one."""
+    """Insert the number 0 after a --webcam without one; argparse would take a config key for the number."""
     numbered = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         numbered += [argument, "0"] if argument == "--webcam" and not following.isdecimal() else [argument]
@@ -105,7 +111,7 @@ def _with_camera_number(arguments: Sequence[str]) -> list[str]:
 
 
 def _split_keys(values: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Files, and the config keys and values that follow them."""
+    """Split a list into files and the config keys and values that follow them."""
     for position, value in enumerate(values):
         if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", value) and not Path(value).exists():
             return values[:position], values[position:]
@@ -113,10 +119,10 @@ def _split_keys(values: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def selection(predictor: Predictor, options: argparse.Namespace) -> Refine:
-    """What leaves segments out of results, as --class, --min-area and --nms ask.
+    """Return the function that drops segments according to --class, --min-area and --nms.
 
     Raises:
-        ConfigError: there is no such class, or results of the task do not overlap.
+        ConfigError: A class does not exist, or results of the task do not overlap.
     """
     known = predictor.classes().names
     unknown = [name for name in options.classes or [] if name not in known]
@@ -136,7 +142,7 @@ def selection(predictor: Predictor, options: argparse.Namespace) -> Refine:
 
 
 def run_images(predictor: Predictor, refine: Refine, options: argparse.Namespace) -> int:
-    """Predict the images with a line of progress each; return how many inputs failed."""
+    """Predict the images, printing a line for each; return the number of inputs that failed."""
     images, empty = find_images(options.input)
     for text in empty:
         print(f"no image found: {text}", file=sys.stderr)
@@ -169,7 +175,7 @@ def run_images(predictor: Predictor, refine: Refine, options: argparse.Namespace
 
 
 def run_videos(predictor: Predictor, refine: Refine, options: argparse.Namespace) -> int:
-    """Predict the videos one after the other; return how many failed, whole or in a frame."""
+    """Predict the videos one by one; return the number of those that failed, entirely or in some frames."""
     videos = [Path(video) for video in options.video_input]
     failed = 0
     for video, stem in zip(videos, output_stems(videos, options.output, predictor.task), strict=True):
@@ -197,7 +203,7 @@ def run_videos(predictor: Predictor, refine: Refine, options: argparse.Namespace
 
 
 def run_webcam(predictor: Predictor, refine: Refine, options: argparse.Namespace) -> int:
-    """Show a camera until it ends; return how many of its pictures failed."""
+    """Show a camera's pictures until the end; return the number of those that failed."""
     stem = options.output and options.output / f"webcam_{predictor.task}"
     try:
         done = run_camera(predictor, options.webcam, stem, codec=options.codec, refine=refine)
@@ -210,7 +216,7 @@ def run_webcam(predictor: Predictor, refine: Refine, options: argparse.Namespace
 
 
 def memory_text() -> str:
-    """The largest memory this process had, in words."""
+    """Peak memory of this process, as text."""
     text = f"peak memory {peak_memory(torch.device('cpu')) / 2**30:.2f} GiB"
     if torch.cuda.is_available():
         text += f", on the GPU {peak_memory(torch.device('cuda')) / 2**30:.2f} GiB"
@@ -230,14 +236,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             confidence_threshold=options.confidence_threshold,
         )
         refine = selection(predictor, options)
-    except (ConfigError, CheckpointError, DeviceError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
         run = run_images if options.input else run_videos if options.video_input else run_webcam
         failed = run(predictor, refine, options)
     except KeyboardInterrupt:
-        print("interrupted; what is reported above is done, and a video goes on with the same command", file=sys.stderr)
+        print("interrupted; what is reported above is done, and the same command continues a video", file=sys.stderr)
         return 130
     return 1 if failed else 0
 

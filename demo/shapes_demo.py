@@ -1,9 +1,9 @@
-"""What `make demo` runs: a small DiNAT Mask2Former learns panoptic segmentation of drawn shapes, from nothing.
+"""Train a small DiNAT Mask2Former for panoptic segmentation of drawn shapes, from scratch (`make demo`).
 
 Draws the data, trains and evaluates with train_net.py, writes metrics, a table and pictures to output/shapes/, then
 runs the full-size DiNAT-L setting of COCO on a photograph. The long steps are commands that a user could type; each is
 printed before it runs. Further arguments are config keys for the training, e.g. SOLVER.MAX_ITER 100.
-Exit status: 0; 1 if a step failed or a metric is below its target.
+Exit status: 0; 1 if a step failed or a metric is below its target; 130 after Ctrl-C.
 """
 
 import argparse
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAINING_CONFIG = "configs/shapes/panoptic-segmentation/dinat/maskformer2_dinat_pico_shapes.yaml"
 FULL_SIZE_CONFIG = "configs/coco/panoptic-segmentation/dinat/maskformer2_dinat_large_IN21k_384_bs16_100ep.yaml"
 
-# Metric -> (its task in the evaluation's results, target in percent; None: no target).
+# Metric -> (task in the results of the evaluation, target in percent or None).
 METRICS: Mapping[str, tuple[str, float | None]] = {
     "PQ": ("panoptic_seg", 60.0),
     "PQ_th": ("panoptic_seg", 50.0),
@@ -47,7 +47,7 @@ METRICS: Mapping[str, tuple[str, float | None]] = {
     "AP": ("segm", 40.0),
     "mIoU": ("sem_seg", 75.0),
 }
-# Random class weights this many times larger make some segments confident enough to be drawn.
+# Scales the class weights so that some segments are confident enough to be drawn.
 CLASS_EMBED_SCALE = 6
 
 
@@ -61,10 +61,10 @@ def say(message: str) -> None:
 
 
 def run(*command: object) -> None:
-    """Print a command and run it in the checkout, its output on this console.
+    """Print a Python command and run it in the repository, with its output on this console.
 
     Raises:
-        DemoError: it failed.
+        DemoError: The command failed.
     """
     words = [str(word) for word in command]
     print("$ python " + " ".join(words), flush=True)
@@ -74,16 +74,16 @@ def run(*command: object) -> None:
 
 
 def train(folder: Path, opts: Sequence[str]) -> None:
-    """Train and evaluate from scratch; the run's files go to ``folder``, in place of an earlier run's."""
+    """Train and evaluate from scratch; the files replace those of an earlier run in `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     run("train_net.py", "--config-file", TRAINING_CONFIG, "OUTPUT_DIR", folder, *opts)
 
 
 def read_metrics(results_file: Path) -> dict[str, float]:
-    """The demo's metrics in percent, out of those that train_net.py's last evaluation wrote; NaN for null.
+    """Read the demo's metrics, in percent, from the file that train_net.py's last evaluation wrote; NaN for null.
 
     Raises:
-        DemoError: they are not there.
+        DemoError: The file or one of the metrics is missing.
     """
     try:
         (results,) = json.loads(results_file.read_text()).values()
@@ -94,7 +94,7 @@ def read_metrics(results_file: Path) -> dict[str, float]:
 
 
 def results_table(metrics: Mapping[str, float]) -> str:
-    """Metrics beside their targets, as a Markdown table."""
+    """Format metrics and their targets as a Markdown table."""
     rows = [
         (name, f"{metrics[name]:.1f}", "" if target is None else f">= {target:.0f}", _verdict(metrics[name], target))
         for name, (_, target) in METRICS.items()
@@ -104,7 +104,7 @@ def results_table(metrics: Mapping[str, float]) -> str:
 
 
 def missed_targets(metrics: Mapping[str, float]) -> list[str]:
-    """The metrics that miss their targets, in words."""
+    """Describe each metric that misses its target."""
     return [
         f"{name} is {metrics[name]:.1f}, expected at least {target:.0f}"
         for name, (_, target) in METRICS.items()
@@ -115,7 +115,7 @@ def missed_targets(metrics: Mapping[str, float]) -> list[str]:
 def _verdict(value: float, target: float | None) -> str:
     if target is None:
         return ""
-    # Written so that a metric that is not a number misses its target too.
+    # NaN counts as missed: every comparison with it is false.
     return "reached" if value >= target else "missed"
 
 
@@ -123,13 +123,13 @@ def draw_pictures(weights: Path, folder: Path, count: int, opts: Sequence[str]) 
     """Draw image, ground truth and prediction of the first validation images; a contact sheet comes first.
 
     Args:
-        weights: checkpoint of the training.
-        folder: where the pictures go.
-        count: how many images.
-        opts: config keys of the training.
+        weights: Checkpoint of the training.
+        folder: Folder for the pictures.
+        count: Number of images.
+        opts: Config keys and values of the training.
 
     Returns:
-        The files.
+        Paths of the contact sheet and the pictures.
     """
     cfg = setup_cfg(ROOT / TRAINING_CONFIG, [*opts, "MODEL.WEIGHTS", str(weights)])
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in opts)
@@ -148,7 +148,7 @@ def draw_pictures(weights: Path, folder: Path, count: int, opts: Sequence[str]) 
 
 
 def comparison(record: Mapping[str, Any], predictor: Predictor, classes: ClassTable) -> NDArray[Any]:
-    """Image, ground truth and prediction of one panoptic dataset dict, side by side (RGB)."""
+    """Draw image, ground truth and prediction of one panoptic dataset dict side by side (RGB)."""
     image = read_image(record["file_name"])
     ids = read_panoptic_ids(record["pan_seg_file_name"])
     return side_by_side(
@@ -161,7 +161,7 @@ def comparison(record: Mapping[str, Any], predictor: Predictor, classes: ClassTa
 
 
 def run_full_size(folder: Path) -> None:
-    """Run DiNAT-L, COCO panoptic, on a photograph with weights made from names; the checkpoint is removed after."""
+    """Run DiNAT-L for COCO panoptic on a photograph, with a temporary checkpoint of weights made from their names."""
     folder.mkdir(parents=True, exist_ok=True)
     photo = folder / "astronaut.png"
     write_png(photo, skimage.data.astronaut())
@@ -184,7 +184,7 @@ def write_results(folder: Path, metrics: Mapping[str, float], pictures: Iterable
 
 
 def demo(options: argparse.Namespace) -> list[str]:
-    """Run all steps and return the targets that were missed, in words.
+    """Run all steps and describe each metric that misses its target.
 
     Raises:
         DemoError: A step failed.
@@ -203,8 +203,8 @@ def demo(options: argparse.Namespace) -> list[str]:
     if not options.skip_full_size:
         say("4/4  the full-size model (DiNAT-L, COCO panoptic, 220 million parameters) on a photograph")
         print(
-            "Its weights are made from the names of its parameters, not trained: the picture has no meaning. This only "
-            "shows that the full-size model runs here, how long it takes and how much memory."
+            "Its weights are made from the names of its parameters, not trained: the picture has no meaning. This step "
+            "only shows that the full-size model runs here, and how much time and memory it takes."
         )
         run_full_size(folder / "full_size")
     say(f"done in {(time.monotonic() - start) / 60:.1f} minutes")
@@ -218,12 +218,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "shapes", help="default: output/shapes")
     parser.add_argument("--pictures", type=int, default=8, metavar="N", help="validation images to draw; default: 8")
-    parser.add_argument("--skip-full-size", action="store_true", help="leave the full-size model out")
+    parser.add_argument("--skip-full-size", action="store_true", help="skip the full-size model")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys for the training")
     options = parser.parse_intermixed_args(arguments)
     options.output = options.output.resolve()
     setup_logger(name="mask2former")
-    os.chdir(ROOT)  # where the commands below run, and what the folder of the data sets is relative to
+    os.chdir(ROOT)  # the commands run here, and the folder of the data sets is relative to it
     try:
         missed = demo(options)
     except DemoError as error:

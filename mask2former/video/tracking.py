@@ -37,7 +37,10 @@ class _Track:
         """The mask where the object should be in the next frame."""
         return _shifted(self.mask, np.rint(self.velocity * (self.missed + 1)).astype(int))
 
-    def found(self, mask: Mask) -> None:
+    def lose(self) -> None:
+        self.missed += 1
+
+    def follow(self, mask: Mask) -> None:
         center = _center(mask)
         velocity = (center - self.center) / (self.missed + 1)
         self.velocity += _NEWEST * (velocity - self.velocity)
@@ -82,11 +85,11 @@ class Tracker:
         matched = {int(column): tracks[row] for row, column in pairs if overlap[row, column] >= self._min_iou}
         for track in tracks:
             if track not in matched.values():
-                track.missed += 1
+                track.lose()
         numbers = {}
         for column, (mask, segment_id) in enumerate(zip(masks, segment_ids, strict=True)):
             if column in matched:
-                matched[column].found(mask)
+                matched[column].follow(mask)
             else:
                 matched[column] = _Track(self._next, category, mask, _center(mask))
                 self._tracks.append(matched[column])

@@ -146,7 +146,7 @@ def test_an_interrupted_video_is_status_130_and_goes_on(weights, tmp_path, capsy
 
         patch.setattr("mask2former.video.Tracker.update", stop)
         assert run(*arguments, opts=weights) == 130
-    assert "goes on with the same command" in capsys.readouterr().err
+    assert "the same command continues a video" in capsys.readouterr().err
     assert run(*arguments, opts=weights) == 0
     assert "4 frames (1 frames in" in capsys.readouterr().out
 
