@@ -1,119 +1,155 @@
-"""Drawn scenes with ground truth in COCO's three formats, and what a model that is mostly right says of them."""
+"""Ground truth in COCO's three formats, and drawn scenes with the predictions of a model that is mostly right."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.structures import Instances
 from numpy.typing import NDArray
 from panopticapi.utils import id2rgb
 from PIL import Image
 from pycocotools import mask as mask_util
 
-NAME = "drawn_by_benchmarks_evaluate"
-IDS = [category["id"] for category in COCO_CATEGORIES]
-_IS_THING = [bool(category["isthing"]) for category in COCO_CATEGORIES]
 _THINGS, _STUFF = 15, 5
-_NUM_THINGS = sum(_IS_THING)
 _VOID = 255
 
-
-class Scene:
-    """One image: what is there, and what a model that is mostly right says of it."""
-
-    def __init__(self, index: int, size: tuple[int, int], instances: int):
-        """Draw image number `index` with so many predicted instances."""
-        self._rng = np.random.default_rng(index)
-        self.size = size
-        self.stem = f"{index + 1:012d}"
-        self.inputs: dict[str, Any] = {"image_id": index + 1, "file_name": f"{self.stem}.jpg"}
-        height, width = size
-        bands = np.arange(height) * _STUFF // height
-        stuff = self._rng.choice(np.arange(_NUM_THINGS, len(IDS)), _STUFF, replace=False)
-        self.classes = stuff[bands][:, None].repeat(width, axis=1)
-        self.ids = (bands + 1)[:, None].repeat(width, axis=1)
-        self.segments = {i + 1: int(c) for i, c in enumerate(stuff)}
-        for thing in range(_THINGS):
-            mask, category = self._ellipse(), int(self._rng.integers(_NUM_THINGS))
-            self.ids[mask], self.classes[mask] = 1000 + thing, category
-            self.segments[1000 + thing] = category
-        self.segments = {i: c for i, c in self.segments.items() if (self.ids == i).any()}
-        self.outputs = self._predict(instances)
-
-    def _ellipse(self) -> NDArray[np.bool_]:
-        height, width = self.size
-        y, x = np.ogrid[:height, :width]
-        cy, cx = self._rng.uniform(0, height), self._rng.uniform(0, width)
-        ry, rx = self._rng.uniform(0.03, 0.2, 2) * height
-        return ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1
-
-    def _predict(self, count: int) -> dict[str, Any]:
-        shift = tuple(self._rng.integers(-3, 4, 2))
-        ids, classes = (np.roll(labels, shift, axis=(0, 1)) for labels in (self.ids, self.classes))
-        found = [(ids == i, c) for i, c in self.segments.items() if _IS_THING[c]][:count]
-        while len(found) < count:
-            found.append((self._ellipse(), int(self._rng.integers(_NUM_THINGS))))
-        instances = Instances(self.size)
-        instances.pred_masks = torch.from_numpy(np.stack([mask for mask, _ in found]))
-        instances.pred_classes = torch.tensor([category for _, category in found])
-        instances.scores = torch.from_numpy(self._rng.random(count).astype(np.float32))
-        segments = [{"id": i, "category_id": c, "isthing": _IS_THING[c]} for i, c in self.segments.items()]
-        return {
-            "instances": instances,
-            "panoptic_seg": (torch.from_numpy(ids.astype(np.int32)), segments),
-            "sem_seg": torch.from_numpy(classes.astype(np.int64)),
-        }
+Category = Mapping[str, Any]
 
 
-def write_ground_truth(root: Path, scenes: Sequence[Scene]) -> None:
-    """Write annotations in COCO's three formats, and register them."""
-    images, panoptic, instances = [], [], []
+@dataclass(frozen=True)
+class LabeledImage:
+    """The segments of one image.
+
+    Attributes:
+        ids: Segment ids [H, W], 0 is void.
+        classes: Contiguous class of each segment that the annotations list.
+        crowd: Ids of the segments that are crowds.
+    """
+
+    ids: NDArray[np.int64]
+    classes: Mapping[int, int]
+    crowd: frozenset[int] = frozenset()
+
+
+def register(name: str, root: Path, images: Sequence[LabeledImage], categories: Sequence[Category]) -> None:
+    """Write annotations in COCO's panoptic, instance and semantic formats, and register them as a panoptic data set.
+
+    Image number i has the id i + 50 and the file name image<i>.jpg, which is not written.
+
+    Args:
+        name: Name of the data set.
+        root: Folder of the files.
+        images: Segments of the images.
+        categories: COCO's categories in the order of their contiguous classes, with `id`, `name` and `isthing`.
+    """
+    rows, panoptic, instances, dicts = [], [], [], []
     for folder in ("panoptic", "labels"):
-        (root / folder).mkdir()
-    for scene in scenes:
-        key, stem = scene.inputs["image_id"], scene.stem
-        images.append({"id": key, "file_name": f"{stem}.jpg", "height": scene.size[0], "width": scene.size[1]})
-        Image.fromarray(id2rgb(scene.ids)).save(root / "panoptic" / f"{stem}.png")
-        Image.fromarray(scene.classes.astype(np.uint8)).save(root / "labels" / f"{stem}.png")
+        (root / folder).mkdir(parents=True)
+    for index, image in enumerate(images):
+        key, stem, (height, width) = index + 50, f"image{index}", image.ids.shape
+        common = {"file_name": f"{stem}.jpg", "height": height, "width": width}
+        Image.fromarray(id2rgb(image.ids)).save(root / "panoptic" / f"{stem}.png")
+        labels = np.full(image.ids.shape, _VOID, np.uint8)
         segments = []
-        for i, category in scene.segments.items():
-            mask = scene.ids == i
-            common = {"category_id": IDS[category], "area": int(mask.sum()), "iscrowd": 0}
-            segments.append({"id": i, "bbox": [0, 0, 1, 1], **common})
-            if _IS_THING[category]:
+        for i, class_id in image.classes.items():
+            mask, category = image.ids == i, categories[class_id]
+            labels[mask] = class_id
+            facts = {"category_id": category["id"], "area": int(mask.sum()), "iscrowd": int(i in image.crowd)}
+            segments.append({"id": i, "bbox": [0, 0, 1, 1], **facts})
+            if category["isthing"]:
                 rle = encode(mask)
-                box = mask_util.toBbox(rle).tolist()
-                rle["counts"] = rle["counts"].decode()
-                found = {"id": len(instances) + 1, "image_id": key, "segmentation": rle, "bbox": box}
-                instances.append({**found, **common})
+                found = {"id": len(instances) + 1, "image_id": key, "bbox": mask_util.toBbox(rle).tolist(), **facts}
+                instances.append({**found, "segmentation": {**rle, "counts": rle["counts"].decode()}})
+        Image.fromarray(labels).save(root / "labels" / f"{stem}.png")
+        rows.append({"id": key, **common})
         panoptic.append({"image_id": key, "file_name": f"{stem}.png", "segments_info": segments})
-    categories = [{"id": c["id"], "name": c["name"], "isthing": c["isthing"]} for c in COCO_CATEGORIES]
-    for name, annotations in (("panoptic", panoptic), ("instances", instances)):
-        kinds = [c for c in categories if name == "panoptic" or c["isthing"]]
-        content = {"images": images, "annotations": annotations, "categories": kinds}
-        (root / f"{name}.json").write_text(json.dumps(content))
-    _register(root, scenes)
-
-
-def _register(root: Path, scenes: Sequence[Scene]) -> None:
-    records = [{**s.inputs, "sem_seg_file_name": str(root / "labels" / f"{s.stem}.png")} for s in scenes]
-    DatasetCatalog.register(NAME, lambda: records)
-    contiguous = {category: i for i, category in enumerate(IDS)}
-    MetadataCatalog.get(NAME).set(
+        files = {"sem_seg_file_name": "labels", "pan_seg_file_name": "panoptic"}
+        paths = {entry: str(root / folder / f"{stem}.png") for entry, folder in files.items()}
+        listed = [{**segment, "category_id": image.classes[segment["id"]]} for segment in segments]
+        dicts.append({"image_id": key, **common, **paths, "segments_info": listed})
+    for kind, annotations in (("panoptic", panoptic), ("instances", instances)):
+        listed = [dict(category) for category in categories if kind == "panoptic" or category["isthing"]]
+        content = {"images": rows, "annotations": annotations, "categories": listed}
+        (root / f"{kind}.json").write_text(json.dumps(content))
+    contiguous = {category["id"]: i for i, category in enumerate(categories)}
+    names = [category["name"] for category in categories]
+    DatasetCatalog.register(name, lambda: dicts)
+    MetadataCatalog.get(name).set(
+        evaluator_type="coco_panoptic_seg",
         json_file=str(root / "instances.json"),
         panoptic_json=str(root / "panoptic.json"),
         panoptic_root=str(root / "panoptic"),
         sem_seg_root=str(root / "labels"),
-        stuff_classes=[category["name"] for category in COCO_CATEGORIES],
-        thing_dataset_id_to_contiguous_id={c: i for c, i in contiguous.items() if _IS_THING[i]},
-        stuff_dataset_id_to_contiguous_id=contiguous,  # Detectron2's evaluator of class maps wants things here, too
+        thing_classes=names,
+        stuff_classes=names,
+        thing_dataset_id_to_contiguous_id={c["id"]: contiguous[c["id"]] for c in categories if c["isthing"]},
+        stuff_dataset_id_to_contiguous_id=contiguous,  # Detectron2's evaluator of class maps needs things here, too
         ignore_label=_VOID,
     )
+
+
+def draw(index: int, size: tuple[int, int], count: int, categories: Sequence[Category]) -> "Scene":
+    """Draw a scene, and predict it: segments are moved a little, and false instances fill up the given number.
+
+    Args:
+        index: Number of the scene.
+        size: Height and width.
+        count: Number of predicted instances.
+        categories: Categories as in `register`, things first.
+    """
+    rng = np.random.default_rng(index)
+    (height, width), things = size, sum(bool(category["isthing"]) for category in categories)
+
+    def ellipse() -> NDArray[np.bool_]:
+        y, x = np.ogrid[:height, :width]
+        cy, cx = rng.uniform(0, height), rng.uniform(0, width)
+        ry, rx = rng.uniform(0.03, 0.2, 2) * height
+        return ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1
+
+    bands = np.arange(height) * _STUFF // height
+    stuff = rng.choice(np.arange(things, len(categories)), _STUFF, replace=False)
+    classes, ids = (values[:, None].repeat(width, axis=1) for values in (stuff[bands], bands + 1))
+    segments = {i + 1: int(c) for i, c in enumerate(stuff)}
+    for thing in range(_THINGS):
+        mask, category = ellipse(), int(rng.integers(things))
+        ids[mask], classes[mask] = 1000 + thing, category
+        segments[1000 + thing] = category
+    segments = {i: c for i, c in segments.items() if (ids == i).any()}
+
+    shift = tuple(rng.integers(-3, 4, 2))
+    moved_ids, moved_classes = (np.roll(labels, shift, axis=(0, 1)) for labels in (ids, classes))
+    found = [(moved_ids == i, c) for i, c in segments.items() if c < things][:count]
+    while len(found) < count:
+        found.append((ellipse(), int(rng.integers(things))))
+    instances = Instances(size)
+    instances.pred_masks = torch.from_numpy(np.stack([mask for mask, _ in found]))
+    instances.pred_classes = torch.tensor([category for _, category in found])
+    instances.scores = torch.from_numpy(rng.random(count).astype(np.float32))
+    infos = [{"id": i, "category_id": c, "isthing": c < things} for i, c in segments.items()]
+    outputs = {
+        "instances": instances,
+        "panoptic_seg": (torch.from_numpy(moved_ids.astype(np.int32)), infos),
+        "sem_seg": torch.from_numpy(moved_classes.astype(np.int64)),
+    }
+    return Scene(LabeledImage(ids, segments), outputs)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image.
+
+    Attributes:
+        truth: Its segments.
+        outputs: Output of a model for it.
+    """
+
+    truth: LabeledImage
+    outputs: dict[str, Any]
 
 
 def encode(mask: NDArray[np.bool_]) -> dict[str, Any]:

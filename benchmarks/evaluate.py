@@ -3,10 +3,10 @@
 
     python benchmarks/evaluate.py [--images 200] [--instances 100] [--size 480 640] [--output STEM]
 
-Ground truth and predictions are drawn; 133 classes, 15 things and 5 regions of stuff an image. "all" is the whole time
-from predictions to numbers; "alone" is that without encoding predictions and writing them in the submission formats,
-which every tool has to do. References: pycocotools (masks encoded one image at a time, as Detectron2 does), panopticapi
-(PNGs as Detectron2 writes them, one process), and Detectron2's evaluator of class maps. Results are compared, too.
+Ground truth and predictions are drawn: 133 classes, 15 things and 5 regions of stuff per image. "all" is the time from
+predictions to numbers; "alone" excludes encoding the predictions and writing them in the submission formats, which
+every tool does. References: pycocotools (masks encoded one image at a time, as by Detectron2), panopticapi (PNGs as
+Detectron2 writes them, one process), and Detectron2's evaluator of class maps. The results are compared as well.
 """
 
 import argparse
@@ -24,7 +24,9 @@ from unittest import mock
 import numpy as np
 import torch
 from _measure import describe, machine, save, table
-from _scenes import IDS, NAME, Scene, encode, write_ground_truth
+from _scenes import Scene, draw, encode, register
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.evaluation import SemSegEvaluator
 from numpy.typing import NDArray
 from panopticapi.evaluation import pq_compute_single_core
@@ -38,11 +40,19 @@ from mask2former.evaluation.metric import Metric
 from mask2former.tasks import TASKS
 
 RESULTS = Path(__file__).resolve().parent / "results"
+NAME = "drawn_by_benchmarks_evaluate"
+IDS = [category["id"] for category in COCO_CATEGORIES]
 
 
 @dataclass
 class Times:
-    """Seconds of one tool for one metric, all and of the metric alone, and what it found, in percent."""
+    """One tool and one metric.
+
+    Attributes:
+        all: Seconds from predictions to the number.
+        metric: Seconds without encoding and writing the predictions.
+        result: The number, in percent.
+    """
 
     all: float
     metric: float
@@ -54,7 +64,8 @@ def ours(metric: Metric, result: str, scenes: Sequence[Scene], folder: Path) -> 
     output = TASKS[metric.task].output
 
     def records() -> list[tuple[int, Any]]:
-        return [(s.inputs["image_id"], metric.record(s.inputs, s.outputs[output], folder)[0]) for s in scenes]
+        pairs = zip(DatasetCatalog.get(NAME), scenes, strict=True)
+        return [(i["image_id"], metric.record(i, scene.outputs[output], folder)[0]) for i, scene in pairs]
 
     found, writing = _timed(records)
     results, comparing = _timed(lambda: metric.evaluate(found, folder))
@@ -71,12 +82,12 @@ def reference_ap(root: Path, scenes: Sequence[Scene], folder: Path) -> Times:
     """AP by pycocotools."""
     start = time.perf_counter()
     detections = []
-    for scene in scenes:
+    for inputs, scene in zip(DatasetCatalog.get(NAME), scenes, strict=True):
         found = scene.outputs["instances"]
         rles = [encode(mask) for mask in found.pred_masks.numpy()]
         for rle, score, category in zip(rles, found.scores.tolist(), found.pred_classes.tolist(), strict=True):
             rle["counts"] = rle["counts"].decode()
-            image = scene.inputs["image_id"]
+            image = inputs["image_id"]
             detections.append({"image_id": image, "category_id": IDS[category], "score": score, "segmentation": rle})
     middle = time.perf_counter()
     (folder / "results.json").write_text(json.dumps(detections))
@@ -94,12 +105,12 @@ def reference_pq(root: Path, scenes: Sequence[Scene], folder: Path) -> Times:
     """PQ by panopticapi."""
     start = time.perf_counter()
     predicted = []
-    for scene in scenes:
+    for inputs, scene in zip(DatasetCatalog.get(NAME), scenes, strict=True):
         ids, segments = scene.outputs["panoptic_seg"]
-        name = f"{scene.stem}.png"
+        name = Path(inputs["pan_seg_file_name"]).name
         Image.fromarray(id2rgb(ids.numpy())).save(folder / name)
         infos = [{"id": segment["id"], "category_id": IDS[segment["category_id"]]} for segment in segments]
-        predicted.append({"image_id": scene.inputs["image_id"], "file_name": name, "segments_info": infos})
+        predicted.append({"image_id": inputs["image_id"], "file_name": name, "segments_info": infos})
     middle = time.perf_counter()
     truth = json.loads((root / "panoptic.json").read_text())
     categories = {category["id"]: category for category in truth["categories"]}
@@ -121,8 +132,8 @@ def reference_miou(root: Path, scenes: Sequence[Scene], folder: Path) -> Times:
 
     def evaluate() -> float:
         evaluator.reset()
-        for scene in scenes:
-            evaluator.process([scene.inputs], [{"sem_seg": _Scores(scene.outputs["sem_seg"])}])
+        for inputs, scene in zip(DatasetCatalog.get(NAME), scenes, strict=True):
+            evaluator.process([inputs], [{"sem_seg": _Scores(scene.outputs["sem_seg"])}])
         return evaluator.evaluate()["sem_seg"]["mIoU"]
 
     found, whole = _timed(evaluate)
@@ -132,7 +143,7 @@ def reference_miou(root: Path, scenes: Sequence[Scene], folder: Path) -> Times:
 
 
 class _Scores:
-    """Stands for scores whose highest class is known: finding it is the model's work and does not count here."""
+    """Scores whose best class is known: finding it is the work of the model and is not measured."""
 
     def __init__(self, classes: torch.Tensor):
         self._classes = classes
@@ -150,7 +161,7 @@ COMPARED: tuple[tuple[str, type[Metric], Reference], ...] = (
 
 
 def compare(scenes: Sequence[Scene], root: Path) -> Iterator[dict[str, Any]]:
-    """Rows of the table: metric, seconds of both tools and their ratio, and how far apart the results are."""
+    """Rows of the table: metric, seconds of both tools, their ratio, and the difference of the results."""
     totals = np.zeros(4)
     for name, metric, reference in COMPARED:
         folders = [root / f"{tool}_{name}" for tool in ("ours", "reference")]
@@ -178,17 +189,17 @@ def _row(name: str, seconds: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Draw, measure, print, save."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--instances", type=int, default=100, help="predicted in each image")
+    parser.add_argument("--instances", type=int, default=100, help="predicted instances per image")
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--output", type=Path, metavar="STEM", help="default: benchmarks/results/evaluate-cpu")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        scenes = [Scene(index, tuple(args.size), args.instances) for index in range(args.images)]
-        write_ground_truth(root, scenes)
+        scenes = [draw(index, tuple(args.size), args.instances, COCO_CATEGORIES) for index in range(args.images)]
+        register(NAME, root, [scene.truth for scene in scenes], COCO_CATEGORIES)
         rows = list(compare(scenes, root))
     height, width = args.size
     title = f"Evaluation of {args.images} images of {height} x {width}, {args.instances} instances each"

@@ -1,4 +1,4 @@
-"""What a mediocre model would say about the images of a data set: moved borders, swapped classes, forgotten things."""
+"""Predictions of a mediocre model for the images of a data set: moved borders, swapped classes, forgotten things."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ def predict(dataset_name, rng):
 
 
 def size(image):
+    if "height" in image:
+        return image["height"], image["width"]
     with Image.open(image["file_name"]) as file:
         return file.size[::-1]
 

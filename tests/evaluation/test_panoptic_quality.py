@@ -13,7 +13,7 @@ from PIL import Image
 
 from mask2former.evaluation import EvaluationError, PanopticQuality, StreamingEvaluator
 
-from .conftest import CONTIGUOUS, NAMES, THINGS, LabeledImage
+from .conftest import CAT, DOG, NAMES, drawing
 from .predictions import SEGMENT_IDS
 
 
@@ -23,9 +23,8 @@ def draw(rng):
     cells = names[rng.integers(0, len(names), rng.integers(1, 9, 2))]
     listed = [int(i) for i in np.unique(cells) if i and rng.random() < 0.9]
     crowd = frozenset(i for i in listed if rng.random() < 0.25)
-    return LabeledImage(
-        cells.repeat(3, axis=0).repeat(4, axis=1), {i: int(rng.choice(list(NAMES))) for i in listed}, crowd
-    )
+    classes = {i: int(rng.integers(len(NAMES))) for i in listed}
+    return drawing.LabeledImage(cells.repeat(3, axis=0).repeat(4, axis=1), classes, crowd)
 
 
 def add_false_segment(output, rng):
@@ -79,7 +78,7 @@ def test_segments_are_paired_as_by_panopticapi(make_dataset, tmp_path):
     predicted = sum(len(output["panoptic_seg"][1]) for output in dataset.outputs)
     seen["ignored"] = predicted - seen["matched"] - seen["wrong"]
     seen["nothing predicted"] = sum(not output["panoptic_seg"][1] for output in dataset.outputs)
-    several = (Counter(image.categories[i] for i in image.crowd) for image in dataset.images)
+    several = (Counter(image.classes[i] for i in image.crowd) for image in dataset.images)
     seen["several crowds of one category"] = sum(any(n > 1 for n in crowds.values()) for crowds in several)
     assert len(seen) == 6 and min(seen.values()) >= 10, seen
     assert {segment["id"] for output in dataset.outputs for segment in output["panoptic_seg"][1]} >= set(SEGMENT_IDS)
@@ -91,9 +90,8 @@ def test_segments_without_pixels_and_areas_that_cannot_be_are_named(dataset):
     with pytest.raises(EvaluationError, match=r"image3\.png: image 53: predicted segment 77 is in segments_info but"):
         evaluate(dataset)
     # All right, so that a segment has more pixels in common with its prediction than its area says.
-    right = [
-        {"id": i, "category_id": CONTIGUOUS[c], "isthing": c in THINGS} for i, c in dataset.images[3].categories.items()
-    ]
+    classes = dataset.images[3].classes
+    right = [{"id": i, "category_id": c, "isthing": c in (CAT, DOG)} for i, c in classes.items()]
     dataset.outputs[3]["panoptic_seg"] = torch.from_numpy(dataset.images[3].ids), right
     rows = json.loads((dataset.root / "panoptic.json").read_text())
     for segment in rows["annotations"][3]["segments_info"]:
