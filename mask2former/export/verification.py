@@ -34,7 +34,7 @@ from .network import ExportedNetwork, ExportError
 from .numpy_postprocessing import Floats, ImageSizes, NumpyMasks, Size
 
 # Class logits [Q, K + 1] and mask logits [Q, h, w] of one image.
-Outputs = tuple[Floats, Floats]
+ImageOutputs = tuple[Floats, Floats]
 Results = Mapping[str, NDArray[Any]]
 
 # Largest difference of mask logits, relative to the range of all mask logits of an image.
@@ -145,8 +145,8 @@ def measure_in_process(command: Sequence[str], folder: str) -> Results:
 
 def compare(
     name: str,
-    got: Outputs,
-    expected: Outputs,
+    got: ImageOutputs,
+    expected: ImageOutputs,
     sizes: ImageSizes,
     settings: InferenceSettings,
     description: Mapping[str, Any],

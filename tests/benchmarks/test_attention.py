@@ -1,25 +1,21 @@
-"""The benchmark of the attention op: that it asks for what a model asks for, and that all programs compute the same."""
+"""The attention benchmark measures the calls of a model, and all programs compute the same."""
 
 import json
 
 import pytest
 import torch
 
-from ..conftest import ROOT, load_script
-
 
 @pytest.fixture
-def script(monkeypatch):
-    # As Python does it for a script that is run.
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return load_script("benchmarks/attention.py")
+def script(load_benchmark):
+    return load_benchmark("attention")
 
 
 def test_cases_are_the_layers_of_the_settings(script):
     cases = list(script.cases("large", (640, 640)))
     assert sum(case.layers for case in cases) == 30
     assert [str(case) for case in cases[:3]] == ["large 160x160 d1", "large 160x160 d14", "large 80x80 d1"]
-    # Padded to kernel size * dilation.
+    # The map is padded to kernel size * dilation.
     assert str(next(c for c in script.cases("large", (512, 512)) if c.dilation == 14)) == "large 154x154 d14"
 
 
@@ -31,20 +27,8 @@ def test_programs_compute_the_same(script, name):
 
 
 def test_a_run_saves_table_numbers_and_chart(script, tmp_path):
-    arguments = [
-        "--models",
-        "mini",
-        "--images",
-        "64",
-        "64",
-        "--dilations",
-        "28",
-        "--dtypes",
-        "float32",
-        "--repeats",
-        "1",
-    ]
-    arguments += ["--passes", "forward", "--peers", "tiled", "natten", "--output", str(tmp_path / "a")]
+    arguments = "--models mini --images 64 64 --dilations 28 --dtypes float32 --repeats 1 --passes forward".split()
+    arguments += ["--peers", "tiled", "natten", "--output", str(tmp_path / "a")]
     assert script.main([*arguments, "--threads", str(torch.get_num_threads())]) == 0
     (row,) = json.loads((tmp_path / "a.json").read_text())["rows"]
     assert row["case"] == "mini 196x196 d28"

@@ -1,17 +1,13 @@
-"""The benchmark of deformable attention: that a run compares all programs and saves what it found."""
+"""The benchmark of deformable attention compares all programs and saves its results."""
 
 import json
 
 import pytest
 import torch
 
-from ..conftest import ROOT, load_script
 
-
-def test_a_run_saves_table_numbers_and_chart(monkeypatch, tmp_path):
-    # As Python does it for a script that is run.
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = load_script("benchmarks/deformable_attention.py")
+def test_a_run_saves_table_numbers_and_chart(load_benchmark, monkeypatch, tmp_path):
+    script = load_benchmark("deformable_attention")
     options = ["--size", "32", "64", "--repeats", "1", "--no-compile", "--output", str(tmp_path / "a")]
     options += ["--threads", str(torch.get_num_threads())]
     # Measuring the machine takes seconds.

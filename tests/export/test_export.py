@@ -32,7 +32,7 @@ EXPORTABLE = (
 ).split()
 # A dilation, and thresholds that keep some segments of random weights.
 OPTS = [*TINY, "MODEL.DINAT.DILATIONS", "[[3],[2],[1],[1]]", "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.05"]
-# Differences of sums in another order, in logits of a range of about 10.
+# Rounding differences of sums in another order, for logits with a range of about 10.
 TOLERANCE = {"rtol": 0, "atol": 2e-4}
 
 
@@ -75,7 +75,7 @@ def onnx_file(program, description, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory):
-    """A drawn picture of the size that the model takes, so that nothing is resized."""
+    """A drawn picture of the model's input size, so that nothing is resized."""
     path = tmp_path_factory.mktemp("photos") / "photo.png"
     picture = load_script("tools/export.py").drawn_images((96, 96))["drawn 1"][: SIZE[0]]
     Image.fromarray(picture).save(path)
@@ -179,7 +179,7 @@ def test_outputs_must_be_close_and_maps_equal(difference, panoptic, semantic, pa
 
 
 def test_pixels_that_rounding_decides():
-    """Three queries at four pixels: one wins clearly, two are equal, a mask is as likely as not, none of these."""
+    """Three queries at four pixels: a clear winner, two equal ones, a mask probability of 1/2, none of these."""
     logits = np.log(np.array([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]], dtype=np.float32))
     masks = np.array([[5, 1, 1e-5, 0.3], [-5, 1, -5, -5], [9, 9, 9, 9]], dtype=np.float32)[:, None]
     about, sizes = {"object_mask_threshold": 0.8}, ImageSizes((1, 4), (1, 4), (1, 4))
@@ -188,7 +188,7 @@ def test_pixels_that_rounding_decides():
         assert count_undecided(logits, masks, sizes, about, where) == undecided
 
 
-def test_a_segment_less_is_a_difference_of_the_whole_map():
+def test_a_missing_segment_counts_as_a_difference_of_the_whole_map():
     expected = np.zeros((100, 200), dtype=np.int32)
     expected[0, 0] = 1
     found = count_differences({"panoptic": np.zeros_like(expected)}, {"panoptic": expected})
@@ -293,7 +293,7 @@ def test_wrong_calls_get_a_message(command, words, status, message, tmp_path, ca
 
 
 def test_the_command_exports_and_verifies(command, program, onnx_file, description, tmp_path, monkeypatch, capsys):
-    """With what the other tests have traced and translated, which takes a while."""
+    """Reuses the traced and translated program of the other tests, because making one takes a while."""
 
     def save(given, path, about):
         assert given is program and about == description
@@ -310,5 +310,5 @@ def test_the_command_exports_and_verifies(command, program, onnx_file, descripti
         for row in out.splitlines()
         if row.count("|") == 5 and "." in row
     }
-    # Without PyTorch in it, the process is far smaller.
+    # A process without PyTorch is far smaller.
     assert 30 < memory["onnxruntime"] < memory["PyTorch"] / 2

@@ -1,4 +1,4 @@
-"""Post-processing in NumPy gives what the model's own gives."""
+"""Post-processing in NumPy gives the same results as the model's own."""
 
 import ast
 import subprocess
@@ -16,7 +16,7 @@ from mask2former.modeling.inference import InferenceSettings, Queries, make_resu
 from ..conftest import ROOT
 
 QUERIES, CLASSES, THINGS = 12, 5, frozenset({0, 2})
-# Mask, padded input, image in it, result: enlarged, shrunk, of one size throughout.
+# Mask, padded input, image in it, result: enlarged, reduced, the same size throughout.
 SIZES = [
     ((16, 24), (64, 96), (50, 90), (75, 135)),
     ((16, 24), (64, 96), (64, 96), (33, 41)),
