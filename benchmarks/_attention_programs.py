@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from dinat_backbone import neighborhood_attention_2d
-from dinat_backbone.ops.natten import why_unavailable
-from dinat_backbone.ops.windows import window_start
+from dinat_backbone.ops.dispatch import BACKENDS
+from dinat_backbone.ops.reference import Call, window_start
 
 PEERS = ("tiled", "flex-tiles", "flex-groups", "flex-rows", "gather", "dense", "natten")
 ROOT = Path(__file__).resolve().parents[1]
@@ -226,14 +226,16 @@ class Inputs:
         return Flex(geometry, self.rpb, name.removeprefix("flex-"))
 
     def _natten(self, tokens: int) -> Callable[..., Tensor]:
-        reason = why_unavailable(None)
+        case = self.case
+        query, key, value = self.maps
+        call = Call(query, key, value, None, case.kernel_size, case.dilation, HEAD_DIM**-0.5)
+        reason = BACKENDS["natten"].why_not(call)
         if reason:
             raise ValueError(reason)
         if self.device.type == "cpu":
             # It has no kernels for CPUs: it calls uncompiled FlexAttention, which holds all scores.
-            self._need(3 * self.case.heads * tokens**2 * 4)
-        kernel_size, dilation = self.case.kernel_size, self.case.dilation
-        return lambda q, k, v: neighborhood_attention_2d(q, k, v, None, kernel_size, dilation, None, "natten")
+            self._need(3 * case.heads * tokens**2 * 4)
+        return lambda q, k, v: neighborhood_attention_2d(q, k, v, None, case.kernel_size, case.dilation, None, "natten")
 
     def _need(self, size: int) -> None:
         if size > 0.6 * available_memory(self.device):

@@ -1,8 +1,14 @@
-"""DiNAT as a Detectron2 backbone, and the neighborhood attention it is made of."""
+"""DiNAT as a Detectron2 backbone, and the neighborhood attention that it is built from."""
 
-from .config import add_dinat_config
-from .dinat import D2DiNAT, DiNAT
-from .neighborhood_attention import NeighborhoodAttention2D
+from .config import BackboneConfigError, add_dinat_config
+from .dinat import D2DiNAT, DiNAT, NeighborhoodAttention2D
 from .ops import neighborhood_attention_2d
 
-__all__ = ["D2DiNAT", "DiNAT", "NeighborhoodAttention2D", "add_dinat_config", "neighborhood_attention_2d"]
+__all__ = [
+    "BackboneConfigError",
+    "D2DiNAT",
+    "DiNAT",
+    "NeighborhoodAttention2D",
+    "add_dinat_config",
+    "neighborhood_attention_2d",
+]

@@ -1,12 +1,15 @@
 """The DiNAT backbone (Hassani and Shi, "Dilated Neighborhood Attention Transformer", arXiv 2209.15001).
 
-Maps are kept channels last, [B, H, W, C], between the tokenizer and the outputs.
+Shapes:
+    B: images; H, W: height and width of an image or map; C: channels of a map, embed_dim at the first level
+    Maps are channels last, [B, H, W, C], between the tokenizer and the outputs.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -14,7 +17,83 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from .neighborhood_attention import NeighborhoodAttention2D
+from .config import BackboneConfigError
+from .ops import check_settings, neighborhood_attention_2d
+from .ops.exportable import pad_map
+
+
+class NeighborhoodAttention2D(nn.Module):
+    """Multi-head neighborhood attention over a map (DiNAT, arXiv 2209.15001, section 3).
+
+    Maps smaller than kernel_size * dilation are padded with zeros at the bottom and right before the projection to
+    query, key and value, and cropped afterwards, so that padding tokens take part as keys. Published models were
+    trained with this padding: an image side of 512 pixels gives 128 rows at the first level, fewer than 11 * 14.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: int,
+        dilation: int = 1,
+        *,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        rel_pos_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        """Create the module; `MODEL.DINAT` in config.py describes the settings.
+
+        Raises:
+            BackboneConfigError: `dim` is not a multiple of `num_heads`, or a setting is invalid.
+        """
+        super().__init__()
+        check_settings(kernel_size, dilation, backend)
+        if dim % num_heads:
+            raise BackboneConfigError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.kernel_size = kernel_size
+        self.dilation = dilation
+        self.scale = qk_scale
+        self.attn_drop = attn_drop
+        self.backend = backend
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        if rel_pos_bias:
+            self.rpb = nn.Parameter(torch.zeros(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+            nn.init.trunc_normal_(self.rpb, std=0.02)
+        else:
+            self.register_parameter("rpb", None)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, H, W, dim] to [B, H, W, dim]."""
+        height, width = x.shape[1:3]
+        smallest = self.kernel_size * self.dilation
+        if isinstance(height, int) and isinstance(width, int):
+            x = F.pad(x, (0, 0, 0, max(0, smallest - width), 0, max(0, smallest - height)))
+        else:  # symbolic sizes, in an export
+            x = pad_map(x, smallest)
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
+        x = neighborhood_attention_2d(
+            query,
+            key,
+            value,
+            self.rpb,
+            self.kernel_size,
+            self.dilation,
+            self.scale,
+            self.backend,
+            dropout_p=self.attn_drop if self.training else 0.0,
+        )
+        x = x[:, :height, :width].flatten(-2)
+        return self.proj_drop(self.proj(x))
+
+    def extra_repr(self) -> str:
+        """Return the settings that the submodules do not show."""
+        return f"num_heads={self.num_heads}, kernel_size={self.kernel_size}, dilation={self.dilation}"
 
 
 class ConvTokenizer(nn.Module):
@@ -47,7 +126,7 @@ class ConvDownsampler(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between."""
+    """Two linear layers with a GELU between them."""
 
     def __init__(self, dim: int, hidden_dim: int, drop: float) -> None:
         super().__init__()
@@ -62,7 +141,7 @@ class Mlp(nn.Module):
 
 
 class DiNATBlock(nn.Module):
-    """Neighborhood attention and MLP, each behind a LayerNorm, with residual connections."""
+    """Neighborhood attention and an MLP, each preceded by a LayerNorm and with a residual connection."""
 
     gamma1: Tensor | None
     gamma2: Tensor | None
@@ -97,7 +176,7 @@ class DiNATBlock(nn.Module):
 
 
 class DiNATLevel(nn.Module):
-    """Blocks of one resolution, then the step to the next level (none after the last)."""
+    """Blocks of one resolution, followed by the step to the next level, except after the last one."""
 
     def __init__(self, blocks: Sequence[DiNATBlock], downsample: ConvDownsampler | None, use_checkpoint: bool) -> None:
         super().__init__()
@@ -106,7 +185,7 @@ class DiNATLevel(nn.Module):
         self.use_checkpoint = use_checkpoint
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [B, H, W, C] to the level's output, and to the next level's input (the same after the last)."""
+        """Map [B, H, W, C] to the output of the level and the input of the next one (the output, after the last)."""
         for block in self.blocks:
             if self.use_checkpoint and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
@@ -116,7 +195,7 @@ class DiNATLevel(nn.Module):
 
 
 class DiNAT(Backbone):
-    """Four levels of neighborhood attention; maps of strides 4, 8, 16, 32, each behind a LayerNorm of its own."""
+    """Up to four levels of neighborhood attention; their maps of strides 4, 8, 16, 32 are normalized by LayerNorms."""
 
     FEATURES = ("res2", "res3", "res4", "res5")
 
@@ -143,19 +222,21 @@ class DiNAT(Backbone):
         attention_backend: str = "auto",
         use_checkpoint: bool = False,
     ) -> None:
-        """Make the backbone; `MODEL.DINAT` in config.py says what the settings mean.
+        """Create the backbone; `MODEL.DINAT` in config.py describes the settings.
 
         `freeze_at` counts as in Detectron2's ResNet: 1 freezes the tokenizer, 2 also the first level, up to 5.
 
         Raises:
-            ValueError: settings that contradict each other, naming them.
+            BackboneConfigError: Settings contradict each other; the message names them.
         """
         super().__init__()
         dilations = dilations or [[1] * depth for depth in depths]
         kernel_sizes = kernel_sizes or [kernel_size] * len(depths)
         _check_levels(depths, num_heads, kernel_sizes, dilations, out_features)
         if not 0 <= freeze_at <= len(depths) + 1:
-            raise ValueError(f"freeze_at must be from 0 (nothing) to {len(depths) + 1} (everything), got {freeze_at}")
+            raise BackboneConfigError(
+                f"freeze_at must be from 0 (nothing) to {len(depths) + 1} (everything), got {freeze_at}"
+            )
         blocks_before = [sum(depths[:level]) for level in range(len(depths))]
         drop_path_step = drop_path_rate / max(1, sum(depths) - 1)
         dims = [embed_dim * 2**level for level in range(len(depths))]
@@ -189,7 +270,7 @@ class DiNAT(Backbone):
                     )
                 )
             downsample = ConvDownsampler(dim) if level + 1 < len(dims) else None
-            # A frozen level keeps nothing for a backward pass; checkpoints would keep the inputs of its blocks.
+            # A frozen level keeps no activations for a backward pass; checkpoints would keep the inputs of its blocks.
             self.levels.append(DiNATLevel(blocks, downsample, use_checkpoint and level >= freeze_at - 1))
 
         self._out_features = list(out_features)
@@ -202,7 +283,7 @@ class DiNAT(Backbone):
         self._frozen = self._freeze(freeze_at)
 
     def _freeze(self, freeze_at: int) -> list[nn.Module]:
-        """Turn off gradients of the first `freeze_at` stages, and return them."""
+        """Turn off the gradients of the first `freeze_at` stages and return the modules of these stages."""
         frozen: list[nn.Module] = [self.patch_embed, self.pos_drop] if freeze_at >= 1 else []
         for level in range(freeze_at - 1):
             frozen.append(self.levels[level])
@@ -213,16 +294,16 @@ class DiNAT(Backbone):
         return frozen
 
     def train(self, mode: bool = True) -> "DiNAT":
-        """Set the mode, except that frozen stages stay in evaluation mode (without dropout)."""
+        """Set the mode; frozen stages stay in evaluation mode, without dropout."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:  # ty: ignore[incompatible-method-override]
-        """Map a normalised image [B, 3, H, W] to {"res2": [B, C, H/4, W/4], ..., "res5": [B, 8C, H/32, W/32]}.
+        """Map a normalized image [B, 3, H, W] to {"res2": [B, C, H/4, W/4], ..., "res5": [B, 8C, H/32, W/32]}.
 
-        Sides need not divide 32; they are rounded up at each step.
+        Sides need not be multiples of 32; they are rounded up at each step.
         """
         outputs = {}
         x = self.pos_drop(self.patch_embed(image))
@@ -236,7 +317,7 @@ class DiNAT(Backbone):
 
 @BACKBONE_REGISTRY.register()
 class D2DiNAT(DiNAT):
-    """`DiNAT` made from a Detectron2 config (`MODEL.DINAT`, `MODEL.BACKBONE.FREEZE_AT`)."""
+    """`DiNAT` built from a Detectron2 config (`MODEL.DINAT`, `MODEL.BACKBONE.FREEZE_AT`)."""
 
     @configurable
     def __init__(self, **settings: Any) -> None:
@@ -245,7 +326,7 @@ class D2DiNAT(DiNAT):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Every key of `MODEL.DINAT` is the argument of `DiNAT` with its name in lower case."""
+        """Pass each key of `MODEL.DINAT` to the argument of `DiNAT` with the same name in lower case."""
         settings: dict[str, Any] = {key.lower(): value for key, value in cfg.MODEL.DINAT.items()}
         return settings | {"in_channels": input_shape.channels, "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT}
 
@@ -259,15 +340,17 @@ def _check_levels(
 ) -> None:
     levels = len(depths)
     if not 1 <= levels <= len(DiNAT.FEATURES):
-        raise ValueError(f"depths must name 1 to {len(DiNAT.FEATURES)} levels, got {list(depths)}")
+        raise BackboneConfigError(f"depths must list 1 to {len(DiNAT.FEATURES)} levels, got {list(depths)}")
     for name, entries in (("num_heads", num_heads), ("kernel_sizes", kernel_sizes)):
         if len(entries) != levels:
-            raise ValueError(f"{name} must have one entry a level ({levels}), got {list(entries)}")
+            raise BackboneConfigError(f"{name} must have one entry per level ({levels}), got {list(entries)}")
     if [len(level) for level in dilations] != list(depths):
-        raise ValueError(f"dilations must have one entry a block: lengths {list(depths)}, got {list(dilations)}")
+        raise BackboneConfigError(
+            f"dilations must have one entry per block: lengths {list(depths)}, got {list(dilations)}"
+        )
     unknown = set(out_features) - set(DiNAT.FEATURES[:levels])
     if unknown or not out_features:
-        raise ValueError(f"out_features must be among {DiNAT.FEATURES[:levels]}, got {list(out_features)}")
+        raise BackboneConfigError(f"out_features must be among {DiNAT.FEATURES[:levels]}, got {list(out_features)}")
 
 
 def _initialize(module: nn.Module) -> None:

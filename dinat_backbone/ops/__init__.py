@@ -1,5 +1,5 @@
-"""Neighborhood attention with dilation and relative position bias: one function over several backends."""
+"""Neighborhood attention with dilation and relative position bias: one function, several backends."""
 
-from .dispatch import BACKENDS, neighborhood_attention_2d
+from .dispatch import check_settings, neighborhood_attention_2d
 
-__all__ = ["BACKENDS", "neighborhood_attention_2d"]
+__all__ = ["check_settings", "neighborhood_attention_2d"]

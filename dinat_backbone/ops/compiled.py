@@ -1,7 +1,7 @@
-"""Neighborhood attention on a CPU by a small C++ kernel that is built at first use; optional, see `cpu/build.py`.
+"""Neighborhood attention on a CPU by a C++ kernel that is built at first use; see `cpp/build.py`.
 
-The forward pass works on rows of queries in registers, without tiles' masked keys; the backward pass computes
-probabilities again, from one number per query that the forward pass kept. bfloat16 is computed in float32.
+The forward pass keeps rows of queries in registers and computes no masked keys. The backward pass recomputes the
+probabilities from one number per query that the forward pass kept. bfloat16 inputs are computed in float32.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .cpp.build import library, why_not_buildable
+from .reference import Call, why_no_dropout
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _MAPS = (
@@ -25,13 +26,13 @@ _logger = logging.getLogger(__name__)
 
 
 class _Map(ctypes.Structure):
-    """A tensor [B, H, W, n, D] with contiguous channels, as in `cpu/common.h`."""
+    """The struct `Map` of `cpp/common.h`: a tensor [B, H, W, n, D] with contiguous channels."""
 
     _fields_ = (("data", ctypes.c_void_p), ("strides", ctypes.c_int64 * 4))
 
 
 class _Problem(ctypes.Structure):
-    """All arguments of the kernel, as in `cpu/common.h`."""
+    """The struct `Problem` of `cpp/common.h`: all arguments of the kernel."""
 
     _fields_ = (
         *((name, _Map) for name in _MAPS),
@@ -41,37 +42,42 @@ class _Problem(ctypes.Structure):
     )
 
 
-def why_unavailable(query: Tensor, kernel_size: int) -> str | None:
-    """Say why the kernel can't serve a call, or None if it can (it is built then)."""
-    if query.device.type != "cpu":
-        return f"it computes on the CPU alone, got a tensor on {query.device}"
-    if query.dtype not in _DTYPES:
-        return f"it computes float32 and bfloat16, got {query.dtype}"
-    return _why_not_built(kernel_size)
+def why_not(call: Call) -> str | None:
+    """Return the reason why the kernel can't serve a call, or None if it can; the kernel is built if necessary."""
+    return _why_unsuitable(call) or _why_not_built(call.kernel_size, log=False)
 
 
-def is_best(query: Tensor, kernel_size: int) -> bool:
-    """Whether `auto` should take the kernel; logs one line where the machine could use it but can't build it."""
-    if query.device.type != "cpu" or query.dtype not in _DTYPES:
-        return False
-    return _why_not_built(kernel_size) is None or _say_so(kernel_size)
+def why_not_auto(call: Call) -> str | None:
+    """Do the same as `why_not`, and log one line if the kernel suits the call but can't be built."""
+    return _why_unsuitable(call) or _why_not_built(call.kernel_size, log=True)
 
 
-# A constant for torch.compile, which must not look into it.
+def _why_unsuitable(call: Call) -> str | None:
+    if call.query.device.type != "cpu":
+        return f"it computes on the CPU alone, got a tensor on {call.query.device}"
+    if call.query.dtype not in _DTYPES:
+        return f"it computes float32 and bfloat16, got {call.query.dtype}"
+    return why_no_dropout(call)
+
+
+# A constant for torch.compile, which must not trace into it.
 @torch.compiler.assume_constant_result
-def _why_not_built(kernel_size: int) -> str | None:
-    return why_not_buildable(kernel_size)
-
-
-@torch.compiler.assume_constant_result
-def _say_so(kernel_size: int) -> bool:
-    _log_once(why_not_buildable(kernel_size))
-    return False
+def _why_not_built(kernel_size: int, log: bool) -> str | None:
+    reason = why_not_buildable(kernel_size)
+    if log and reason is not None:
+        warn_once(reason)
+    return reason
 
 
 @cache
-def _log_once(reason: str | None) -> None:
+def warn_once(reason: str) -> None:
+    """Log that attention is slow, once for each reason."""
     _logger.warning("Neighborhood attention runs in plain PyTorch, several times slower than compiled: %s", reason)
+
+
+def forward(call: Call) -> Tensor:
+    """Compute the attention of [B, H, W, n, D] tensors."""
+    return forward_operator(*call[:7], torch.is_grad_enabled())[0]
 
 
 @torch.library.custom_op(
@@ -81,43 +87,22 @@ def _log_once(reason: str | None) -> None:
     schema="(Tensor query, Tensor key, Tensor value, Tensor? rpb, int kernel_size, int dilation, float scale,"
     " bool keep) -> (Tensor, Tensor)",
 )
-def compiled_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    kernel_size: int,
-    dilation: int,
-    scale: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """Neighborhood attention of [B, H, W, n, D] tensors; see `neighborhood_attention_2d`.
+def forward_operator(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Compute the output, and what the backward pass needs.
 
     Returns:
-        The output, and what the backward pass needs: base-2 logarithms of the sums of exponentials, [B, H, W, n], in
-        float32; empty unless `keep`.
+        The output, and the base-2 logarithms of the sums of exponentials, [B, H, W, n] in float32; the latter are
+        empty unless `keep` is set.
     """
-    query, key, value = (_channels_contiguous(x) for x in (query, key, value))
-    output, sums = _empty_results(query, keep)
-    maps = {"query": query, "key": key, "value": value, "output": output}
-    bias = None if rpb is None else rpb.detach().float().contiguous()
-    problem = _problem(maps, {"bias": bias, "logsumexp": sums if keep else None}, dilation, scale)
-    _call("forward", problem, kernel_size)
+    call, keep = _readable(Call(*arguments[:7])), arguments[7]
+    output, sums = _empty_results(call.query, keep)
+    _run("forward", call.kernel_size, _problem(call, {"output": output}, {"logsumexp": sums if keep else None}))
     return output, sums
 
 
-@compiled_forward.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    kernel_size: int,
-    dilation: int,
-    scale: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    return _empty_results(query, keep)
+@forward_operator.register_fake
+def _(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _empty_results(query, rest[-1])
 
 
 @torch.library.custom_op(
@@ -127,70 +112,41 @@ def _(
     schema="(Tensor query, Tensor key, Tensor value, Tensor? rpb, Tensor sums, Tensor gradient,"
     " int kernel_size, int dilation, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def compiled_backward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    sums: Tensor,
-    gradient: Tensor,
-    kernel_size: int,
-    dilation: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and rpb (empty without one), given the sums kept and the output's gradient."""
-    query, key, value = (_channels_contiguous(x) for x in (query, key, value))
-    results = [torch.empty_like(query, memory_format=torch.contiguous_format) for _ in range(3)]
-    maps = {"query": query, "key": key, "value": value, "output_gradient": gradient.contiguous()}
-    maps |= dict(zip(("query_gradient", "key_gradient", "value_gradient"), results, strict=True))
-    bias = None if rpb is None else rpb.detach().float().contiguous()
-    problem = _problem(maps, {"bias": bias, "logsumexp": sums}, dilation, scale)
-    rpb_gradient = query.new_empty(0)
-    parts = None
-    if rpb is not None:
-        # Threads write to tables of their own, which are summed in a fixed order.
-        count = library(kernel_size).backward_parts(ctypes.byref(problem))
-        parts = torch.empty(rpb.shape[0], count, *rpb.shape[1:])
-        problem.bias_gradient = parts.data_ptr()
-    _call("backward", problem, kernel_size)
-    if rpb is not None and parts is not None:
-        rpb_gradient = parts.sum(1).to(rpb.dtype)
-    return results[0], results[1], results[2], rpb_gradient
+def backward_operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the gradients of query, key, value and rpb (empty without `rpb`) from the gradient of the output."""
+    *tensors, sums, gradient = arguments[:6]
+    call = _readable(Call(*tensors, *arguments[6:]))
+    results = _empty_gradients(call.query, tensors[3])
+    maps = {"output_gradient": gradient.contiguous()}
+    maps |= dict(zip(("query_gradient", "key_gradient", "value_gradient"), results, strict=False))
+    tables: dict[str, Tensor | None] = {"logsumexp": sums}
+    if call.rpb is None:
+        _run("backward", call.kernel_size, _problem(call, maps, tables))
+    else:
+        # Threads write to tables of their own, which are then summed in a fixed order.
+        count = library(call.kernel_size).backward_parts(ctypes.byref(_problem(call, maps, tables)))
+        parts = torch.empty(call.rpb.shape[0], count, *call.rpb.shape[1:])
+        _run("backward", call.kernel_size, _problem(call, maps, tables | {"bias_gradient": parts}))
+        results[3].copy_(parts.sum(1))
+    return results
 
 
-@compiled_backward.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    sums: Tensor,
-    gradient: Tensor,
-    kernel_size: int,
-    dilation: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    results = [torch.empty_like(query, memory_format=torch.contiguous_format) for _ in range(3)]
-    return results[0], results[1], results[2], query.new_empty(0) if rpb is None else torch.empty_like(rpb)
+@backward_operator.register_fake
+def _(query: Tensor, _key: Tensor, _value: Tensor, rpb: Tensor | None, *_rest: Any) -> tuple[Tensor, ...]:
+    return _empty_gradients(query, rpb)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, rpb, *ctx.settings = inputs
-    ctx.save_for_backward(query, key, value, rpb, output[1])
+    *tensors, ctx.kernel_size, ctx.dilation, ctx.scale, _keep = inputs
+    ctx.save_for_backward(*tensors, output[1])
 
 
 def _differentiate(ctx: Any, gradient: Tensor, _gradient_of_sums: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, rpb, sums = ctx.saved_tensors
-    gradients = compiled_backward(query, key, value, rpb, sums, gradient, *ctx.settings[:3])
-    return *gradients[:3], None if rpb is None else gradients[3], None, None, None, None
+    *gradients, of_rpb = backward_operator(*ctx.saved_tensors, gradient, ctx.kernel_size, ctx.dilation, ctx.scale)
+    return *gradients, of_rpb if ctx.needs_input_grad[3] else None, None, None, None, None
 
 
-compiled_forward.register_autograd(_differentiate, setup_context=_keep_for_backward)
-
-
-def _channels_contiguous(x: Tensor) -> Tensor:
-    x = x.detach()
-    return x if x.stride(-1) == 1 else x.contiguous()
+forward_operator.register_autograd(_differentiate, setup_context=_keep_for_backward)
 
 
 def _empty_results(query: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
@@ -198,18 +154,29 @@ def _empty_results(query: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     return torch.empty_like(query, memory_format=torch.contiguous_format), sums
 
 
-def _problem(maps: dict[str, Tensor], tables: dict[str, Tensor | None], dilation: int, scale: float) -> _Problem:
-    problem = _Problem(dilation=dilation, threads=torch.get_num_threads(), scale=scale)
-    problem.bfloat16 = maps["query"].dtype == torch.bfloat16
-    for name, x in maps.items():
-        setattr(problem, name, _Map(x.data_ptr(), (ctypes.c_int64 * 4)(*x.stride()[:4])))
-    for name, x in tables.items():
-        setattr(problem, name, None if x is None else x.data_ptr())
-    for name, size in zip(_SIZES[:5], maps["query"].shape, strict=True):
-        setattr(problem, name, size)
-    return problem
+def _empty_gradients(query: Tensor, rpb: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_query, of_key, of_value = (torch.empty_like(query, memory_format=torch.contiguous_format) for _ in range(3))
+    return of_query, of_key, of_value, query.new_empty(0) if rpb is None else torch.empty_like(rpb)
 
 
-def _call(function: str, problem: _Problem, kernel_size: int) -> None:
+def _readable(call: Call) -> Call:
+    """Copy what the kernel can't read as it is: it expects contiguous channels and a bias in float32."""
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (call.query, call.key, call.value))
+    rpb = None if call.rpb is None else call.rpb.float().contiguous()
+    return call._replace(query=query, key=key, value=value, rpb=rpb)
+
+
+def _problem(call: Call, maps: dict[str, Tensor], tables: dict[str, Tensor | None]) -> _Problem:
+    """Describe a call to the kernel; the tensors must outlive the result."""
+    maps = {"query": call.query, "key": call.key, "value": call.value} | maps
+    tables = {"bias": call.rpb} | tables
+    sizes = (*call.query.shape, call.dilation, torch.get_num_threads(), call.query.dtype == torch.bfloat16)
+    fields: dict[str, Any] = dict(zip(_SIZES, sizes, strict=True))
+    fields |= {name: _Map(x.data_ptr(), (ctypes.c_int64 * 4)(*x.stride()[:4])) for name, x in maps.items()}
+    fields |= {name: x.data_ptr() for name, x in tables.items() if x is not None}
+    return _Problem(**fields, scale=call.scale)
+
+
+def _run(function: str, kernel_size: int, problem: _Problem) -> None:
     if getattr(library(kernel_size), function)(ctypes.byref(problem)):
         raise MemoryError(f"no memory for the CPU kernel of neighborhood attention ({function})")

@@ -1,17 +1,18 @@
-"""Neighborhood attention as one fixed graph of common operators, for export: the size of the map may be symbolic.
+"""Neighborhood attention as one fixed graph of common operators, for export; the size of the map may be symbolic.
 
 Queries are cut into tiles inside their residue groups, as in `tiled`, but all tiles are computed together: one gather
-makes tiles of queries, one makes their windows of keys, and two matrix products with a softmax between them attend.
-All tiles of an axis have one size; the last one is moved inwards and computes some queries a second time. Tiles with
-the same relation to the border share a kind, and each pair of kinds has its bias, with -inf at the keys that a query
-does not attend.
+collects the tiles of queries, one collects their windows of keys, and two matrix products with a softmax between them
+compute the attention. All tiles of an axis have the same size; the last one is shifted inwards and computes some
+queries twice. Tiles with the same relation to the border are of one kind, and each pair of kinds has its own bias, with
+-inf for the keys to which a query does not attend.
 
-Nothing depends on the values of tensors, and sizes only go through integer arithmetic, so that ONNX and torch.export
-can keep them as unknowns. Memory grows with H * W * (tile + k)**2, less than `reference` needs for its copies of keys.
+Nothing depends on the values of tensors, and sizes are only used in integer arithmetic, so that ONNX and torch.export
+can keep them symbolic. Memory grows with H * W * (tile + k)**2, less than `reference` needs for its copies of keys.
 
 Shapes:
-    B: batch; n: heads; D: channels of a head; S: size of an axis, k: kernel size
-    Y, X: tiles of a column and a row, of all residue groups; T: queries of a tile; w: keys of a window
+    B: images; n: heads; D: channels of a head; S: size of an axis; k: kernel size
+    Y, X: tiles of a column and a row, of all residue groups; T, U: queries of a tile along Y and X; w, v: keys of its
+    window along Y and X; L: distinct lengths of residue groups
 """
 
 from typing import NamedTuple
@@ -19,20 +20,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .reference import Call, window_start
 from .tiled import bias_table
-from .windows import window_start
 
 
 class _Axis(NamedTuple):
     """Tiles of one axis.
 
     Attributes:
-        queries: positions [Y, T].
-        keys: positions [Y, w].
-        bias: kinds of tiles, as rows (or columns) of the bias table, 2k - 1 where masked: [kinds, T, w].
-        kind: of each tile [Y].
-        tile: which computes each position [S].
-        place: of each position in its tile [S].
+        queries: Positions of the queries of each tile [Y, T].
+        keys: Positions of the keys of each tile [Y, w].
+        bias: Rows (or columns) of the bias table for each kind of tile, 2k - 1 for masked keys: [kinds, T, w].
+        kind: Kind of each tile [Y].
+        tile: Tile that computes each position [S].
+        place: Index of each position in its tile [S].
     """
 
     queries: Tensor
@@ -43,18 +44,17 @@ class _Axis(NamedTuple):
     place: Tensor
 
 
-def exportable_forward(
-    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, kernel_size: int, dilation: int, scale: float
-) -> Tensor:
-    """Neighborhood attention of [B, H, W, n, D] tensors; see `neighborhood_attention_2d`."""
+def forward(call: Call) -> Tensor:
+    """Compute the attention of [B, H, W, n, D] tensors."""
+    query, kernel_size = call.query, call.kernel_size
     height, width, heads, channels = query.shape[1:]
-    rows = _axis(height, kernel_size, dilation, query.device)
-    columns = _axis(width, kernel_size, dilation, query.device)
-    queries = _tiles(query * scale, rows.queries, columns.queries)
-    keys, values = (_tiles(x, rows.keys, columns.keys) for x in (key, value))
-    # Plus a zero that depends on the data: otherwise programs that fold constants would store the bias of all tiles.
+    rows = _axis(height, kernel_size, call.dilation, query.device)
+    columns = _axis(width, kernel_size, call.dilation, query.device)
+    queries = _tiles(query * call.scale, rows.queries, columns.queries)
+    keys, values = (_tiles(x, rows.keys, columns.keys) for x in (call.key, call.value))
+    # Adding a zero that depends on the data keeps programs that fold constants from storing the bias of all tiles.
     zero = (query[0, 0, 0, 0, :1] > float("inf")).to(query.dtype)
-    bias = _bias(bias_table(rpb, kernel_size, query) + zero, rows, columns)
+    bias = _bias(bias_table(call) + zero, rows, columns)
     attended = (queries @ keys.transpose(-1, -2) + bias).softmax(-1) @ values
     tile = rows.tile[:, None] * columns.keys.shape[0] + columns.tile
     place = rows.place[:, None] * columns.queries.shape[1] + columns.place
@@ -66,7 +66,7 @@ def exportable_forward(
 def pad_map(x: Tensor, smallest: int) -> Tensor:
     """Pad a map [B, H, W, C] with zeros at the bottom and right to `smallest` rows and columns; sizes may be symbolic.
 
-    `F.pad` would decide while it is traced whether there is anything to pad.
+    `F.pad` would decide during tracing whether the map needs padding.
     """
     for axis in (1, 2):
         size = x.shape[axis]
@@ -77,7 +77,7 @@ def pad_map(x: Tensor, smallest: int) -> Tensor:
 
 
 def _axis(size: int, kernel_size: int, dilation: int, device: torch.device) -> _Axis:
-    length = (size + dilation - 1) // dilation  # of the first groups; the others have one position less, or as many
+    length = (size + dilation - 1) // dilation  # of the first groups; the others have as many positions or one less
     tile, count, window, kinds = _cut(length, kernel_size)
     number = torch.arange(count, device=device)
     first_query = (number * tile).clamp(max=length - tile)
@@ -87,11 +87,11 @@ def _axis(size: int, kernel_size: int, dilation: int, device: torch.device) -> _
     group = torch.arange(dilation, device=device)
     group_lengths = (size - group + dilation - 1) // dilation
 
-    # Kinds: the first two tiles and the last two (fewer where there are fewer), the second standing for all between.
+    # The kinds are the first two and the last two tiles, or fewer; the second one stands for all tiles between them.
     kind = torch.arange(kinds, device=device)
     examples = torch.where(kind < 2, kind, kind + count - kinds).clamp(min=0, max=count - 1)
     kind_of_tile = torch.where(number < count - 2, number.clamp(max=1), number - count + kinds)
-    # Both lengths of groups, unless there is only one for sure.
+    # There are two lengths of groups, unless the size is known to give a single one.
     one_length = dilation == 1 or (isinstance(size, int) and size % dilation == 0)
     lengths = group_lengths[:1] if one_length else torch.stack([group_lengths[0], group_lengths[-1]])
     is_shorter = (group_lengths < length).long()
@@ -110,38 +110,41 @@ def _axis(size: int, kernel_size: int, dilation: int, device: torch.device) -> _
 
 
 def _cut(length: int, kernel_size: int) -> tuple[int, int, int, int]:
-    """Queries of a tile, tiles, keys of a window and kinds of tiles for groups of `length` >= `kernel_size` positions.
+    """Cut groups of `length` >= `kernel_size` positions into tiles.
 
-    The last tile and the windows of the outer tiles are moved inwards where they would reach outside.
+    The last tile and the windows of the outer tiles are shifted inwards if they would reach outside.
+
+    Returns:
+        Queries per tile, number of tiles, keys per window and number of kinds of tiles.
     """
     half = kernel_size // 2
-    # Small tiles waste few scores on keys outside a query's window, and copy keys more often. No smaller than this, so
-    # that a border reaches into two tiles at most.
+    # Small tiles waste few scores on keys outside the window of a query, but copy keys more often. Tiles of at least
+    # this size see a border in the first and last two tiles only.
     largest = max(1, min(kernel_size - 1, max(half + 2, -(-3 * half // 2))))
     count = (length + largest - 1) // largest
     if not isinstance(length, int):
-        # Of a symbolic length only the number of tiles depends: unknowns in products of sizes make an export slow.
-        # Windows may reach beyond a short axis then, where keys are masked.
+        # Only the number of tiles depends on a symbolic length, because symbols in products of sizes slow down an
+        # export. Windows may then reach beyond a short axis, where keys are masked.
         return largest, count, largest + 2 * half, 4
     tile = (length + count - 1) // count
     return tile, count, min(tile + 2 * half, length), min(count, 4)
 
 
 def _positions(coordinates: Tensor, group: Tensor, size: int, dilation: int) -> Tensor:
-    """Turn coordinates in groups [tiles, N] into positions [groups * tiles, N]; those outside into the last one."""
+    """Turn coordinates in groups [tiles, N] into positions [groups * tiles, N], clamped to the last position."""
     return (coordinates * dilation + group[:, None, None]).flatten(0, 1).clamp(max=size - 1)
 
 
 def _relative_index(queries: Tensor, keys: Tensor, lengths: Tensor, kernel_size: int) -> Tensor:
-    """Entry of the bias table for queries [kinds, T] and keys [kinds, w] in groups of some lengths [L].
+    """Entries of the bias table for queries [kinds, T] and keys [kinds, w] in groups of the lengths [L].
 
     Returns:
-        [L * kinds, T, w], 2k - 1 outside a query's window.
+        Indices [L * kinds, T, w], 2k - 1 outside the window of a query.
     """
     query, key, length = queries[:, :, None], keys[:, None, :], lengths[:, None, None, None]
     start = window_start(query, length, kernel_size)
     inside = (key >= start) & (key < start + kernel_size)
-    # A query that a shorter group does not have would look before the table; nobody reads its result.
+    # Queries beyond the end of a shorter group would give negative indices; their results are not used.
     index = (key - query + kernel_size - 1).clamp(min=0)
     return torch.where(inside, index, 2 * kernel_size - 1).flatten(0, 1)
 

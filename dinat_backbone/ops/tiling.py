@@ -1,39 +1,113 @@
 """Tiles over the residue groups of a map: which queries and keys are computed together, as views without copies.
 
+`TilePlan` cuts one axis of a residue group, `Tiling` combines the plans of both axes. Windows are those of
+`reference.window_start`.
+
 Shapes:
-    B: batch; N: batch x residue groups; n: heads; D: channels of a head
-    h, w: height and width of a residue group
+    B: images; N: images x residue groups; n: heads; D: channels of a head
+    gy, gx: residue groups along an axis; h, w: height and width of a residue group
     Ny, Nx: tiles per column and row; Ty, Tx: queries of a tile; Wy, Wx: keys of its window
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
 
-from .windows import TilePattern, TilePlan, tile_plans
+from .reference import window_start
 
-# Larger tiles waste more on keys outside a query's window than they save on keys copied.
+# Larger tiles waste more time on keys outside the windows of their queries than they save on copies.
 _LARGEST_TILE_SIDE = 16
 # Copying a key and its value into a window takes about as long as computing this many scores.
 _SCORES_PER_COPIED_KEY = 12
 
 
-def chunk_scores(device: torch.device) -> int:
-    """Scores computed at a time: enough to occupy a device; on a CPU few enough for its cache."""
-    return 1 << 18 if device.type == "cpu" else 1 << 26
+def residue_groups(size: int, dilation: int) -> list[range]:
+    """Return the groups of an axis of `size` positions, as one or two ranges of groups with equally many positions."""
+    longer = size % dilation
+    return [groups for groups in (range(longer), range(longer, dilation)) if groups]
 
 
-def chunk_elements(device: torch.device) -> int:
-    """Map elements copied at a time: on a CPU so few that the allocator keeps the memory instead of asking for more."""
-    return 1 << 20 if device.type == "cpu" else 1 << 28
+@dataclass(frozen=True)
+class TilePlan:
+    """Division of one axis with `length` queries into `count` tiles of `tile` queries.
+
+    Tile t holds the queries t * tile - shift + (0 .. tile - 1); its keys lie in a window of `window` coordinates that
+    begins `margin` before its first query. Queries and keys outside the axis are padding.
+    """
+
+    length: int
+    kernel_size: int
+    tile: int
+    count: int
+    shift: int
+    window: int
+    margin: int
+
+    @property
+    def keys(self) -> int:
+        """Number of keys that are copied into windows."""
+        return self.count * self.window
+
+    @property
+    def scores(self) -> int:
+        """Number of pairs of a query and a key that are computed, including padding."""
+        return self.count * self.tile * self.window
+
+    def patterns(self) -> list[range]:
+        """Return ranges of tiles whose queries see their keys in the same relative places.
+
+        The first and the last tile see a border; all tiles between them are alike.
+        """
+        edges = sorted({0, min(1, self.count), max(1, self.count - 1), self.count})
+        return [range(*edge) for edge in pairwise(edges)]
+
+    def relative_index(self, tile: int) -> Tensor:
+        """Row (or column) of the bias table for each query and key of a tile: [tile, window].
+
+        The index is y - x + k - 1 inside the window of a query, and the extra index 2k - 1 ("masked") outside. Padding
+        queries are given all keys so that their softmax, which is never read, stays finite.
+        """
+        first = tile * self.tile - self.shift
+        query = torch.arange(first, first + self.tile)[:, None]
+        key = torch.arange(first - self.margin, first - self.margin + self.window)[None, :]
+        start = window_start(query, self.length, self.kernel_size)
+        inside = (key >= start) & (key < start + self.kernel_size)
+        index = torch.where(inside, key - query + self.kernel_size - 1, 2 * self.kernel_size - 1)
+        padding = (query < 0) | (query >= self.length)
+        return index.masked_fill(padding, self.kernel_size - 1)
+
+
+@lru_cache(maxsize=1024)
+def tile_plans(length: int, kernel_size: int, largest_tile: int = _LARGEST_TILE_SIDE) -> tuple[TilePlan, ...]:
+    """Return all plans for an axis of `length` >= `kernel_size` queries with tiles of at most `largest_tile` queries.
+
+    The plan with a single tile is always among them. With several tiles, a window of tile + 2 * (k // 2) keys around a
+    tile contains all its keys, also at the border, where windows are shifted inwards, provided that the first and the
+    last tile have more than k // 2 queries that are not padding.
+    """
+    half = kernel_size // 2
+    plans = [TilePlan(length, kernel_size, length, 1, 0, length, 0)]
+    for count in range(2, length // (half + 1) + 1):
+        tile = -(-length // count)
+        padding = count * tile - length
+        shift = padding // 2
+        if tile <= largest_tile and tile - (padding - shift) > half:
+            plans.append(TilePlan(length, kernel_size, tile, count, shift, tile + 2 * half, half))
+    return tuple(plans)
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles over residue groups of one size; groups come as views [B, gy, gx, n, h, w, D], copies are [N, n, ...]."""
+    """Tiles over residue groups of one size.
+
+    Groups are views [B, gy, gx, n, h, w, D] of a map. Padded copies of them, [N, n, ...], hold whole tiles of queries,
+    or, with margins around them, all keys that the windows cover.
+    """
 
     vertical: TilePlan
     horizontal: TilePlan
@@ -42,48 +116,32 @@ class Tiling:
 
     @classmethod
     def choose(cls, groups: Tensor, kernel_size: int) -> "Tiling":
-        """Take the pair of plans that computes least, counting scores and keys copied."""
-        height, width = groups.shape[4:6]
-        pairs = [
-            (y, x)
-            for y in tile_plans(height, kernel_size, _LARGEST_TILE_SIDE)
-            for x in tile_plans(width, kernel_size, _LARGEST_TILE_SIDE)
-        ]
+        """Choose the pair of plans with the least work, counting scores and copied keys."""
+        pairs = product(*(tile_plans(side, kernel_size) for side in groups.shape[4:6]))
         y, x = min(pairs, key=lambda p: p[0].scores * p[1].scores + _SCORES_PER_COPIED_KEY * p[0].keys * p[1].keys)
         return cls(y, x, batch=math.prod(groups.shape[:3]), heads=groups.shape[3])
 
-    def empty_queries(self, groups: Tensor) -> Tensor:
-        """Memory [N, n, Ny * Ty, Nx * Tx, D] for whole tiles of queries like `groups`."""
-        y, x = self.vertical, self.horizontal
-        return groups.new_empty(self.batch, self.heads, y.count * y.tile, x.count * x.tile, groups.shape[-1])
-
-    def crop_queries(self, padded: Tensor, groups: Tensor) -> Tensor:
-        """The part of padded queries that is not padding, as [B, gy, gx, n, h, w, D]."""
-        y, x = self.vertical, self.horizontal
-        cropped = padded[:, :, y.shift : y.shift + y.length, x.shift : x.shift + x.length]
-        return cropped.unflatten(0, groups.shape[:3])
-
-    def pad_queries(self, groups: Tensor) -> Tensor:
-        """Copy queries into whole tiles."""
-        padded = self.empty_queries(groups)
-        return _copy_between_zeros(groups, padded, self.crop_queries(padded, groups))
-
-    def empty_keys(self, groups: Tensor, dtype: torch.dtype) -> Tensor:
-        """Memory [N, n, Ny * Ty + margins, Nx * Tx + margins, D] for all that windows reach into."""
-        y, x = self.vertical, self.horizontal
-        rows, columns = y.count * y.tile + 2 * y.margin, x.count * x.tile + 2 * x.margin
+    def empty(self, groups: Tensor, *, margins: bool, dtype: torch.dtype | None = None) -> Tensor:
+        """Allocate a padded copy [N, n, Ny * Ty + margins, Nx * Tx + margins, D]."""
+        rows, columns = (
+            plan.count * plan.tile + 2 * plan.margin * margins for plan in (self.vertical, self.horizontal)
+        )
         return groups.new_empty(self.batch, self.heads, rows, columns, groups.shape[-1], dtype=dtype)
 
-    def crop_keys(self, padded: Tensor, groups: Tensor) -> Tensor:
-        """The part of padded keys that is not padding, as [B, gy, gx, n, h, w, D]."""
+    def crop(self, padded: Tensor, groups: Tensor, *, margins: bool) -> Tensor:
+        """View the part of a padded copy that is not padding as [B, gy, gx, n, h, w, D]."""
         y, x = self.vertical, self.horizontal
-        top, left = y.shift + y.margin, x.shift + x.margin
+        top, left = y.shift + y.margin * margins, x.shift + x.margin * margins
         return padded[:, :, top : top + y.length, left : left + x.length].unflatten(0, groups.shape[:3])
 
-    def pad_keys(self, groups: Tensor) -> Tensor:
-        """Copy keys between the margins."""
-        padded = self.empty_keys(groups, groups.dtype)
-        return _copy_between_zeros(groups, padded, self.crop_keys(padded, groups))
+    def pad(self, groups: Tensor, *, margins: bool) -> Tensor:
+        """Copy groups into a padded copy, with zeros around them."""
+        padded = self.empty(groups, margins=margins)
+        inner = self.crop(padded, groups, margins=margins)
+        if inner.numel() < padded.numel():
+            padded.zero_()
+        inner.copy_(groups)
+        return padded
 
     def queries(self, padded: Tensor) -> Tensor:
         """View padded queries as tiles [N, Ny, Nx, n, Ty, Tx, D]."""
@@ -97,7 +155,7 @@ class Tiling:
         return padded.unfold(2, y.window, y.tile).unfold(3, x.window, x.tile).permute(0, 2, 3, 1, 5, 6, 4)
 
     def add_windows(self, windows: Tensor, gradient: Tensor) -> None:
-        """Add to overlapping `windows` (a view of a padded map) in place."""
+        """Add to overlapping `windows`, a view of a padded copy, in place."""
         # Windows this many tiles apart do not overlap, so each addition writes an element at most once.
         apart_y, apart_x = (-(-plan.window // plan.tile) for plan in (self.vertical, self.horizontal))
         for row in range(min(apart_y, windows.shape[1])):
@@ -105,29 +163,24 @@ class Tiling:
                 windows[:, row::apart_y, column::apart_x] += gradient[:, row::apart_y, column::apart_x]
 
     def chunks(self, device: torch.device) -> Iterator[tuple[tuple[Tensor, Tensor], Iterator[tuple[slice, ...]]]]:
-        """For each kind of border: the bias-table indices (rows [Ty, Wy], columns [Tx, Wx]) and its chunks of tiles."""
+        """Yield the bias-table indices of each kind of border (rows [Ty, Wy], columns [Tx, Wx]) and chunks of tiles.
+
+        A chunk has enough scores to occupy a device; on a CPU it is small enough for the cache.
+        """
         y, x = self.vertical, self.horizontal
-        limit = max(1, chunk_scores(device) // (self.heads * y.tile * y.window * x.tile * x.window))
-        for rows in y.patterns():
-            for columns in x.patterns():
-                index = y.relative_index(rows.start).to(device), x.relative_index(columns.start).to(device)
-                yield index, _split(self.batch, rows, columns, limit)
+        scores = 1 << 18 if device.type == "cpu" else 1 << 26
+        limit = max(1, scores // (self.heads * y.tile * y.window * x.tile * x.window))
+        for rows, columns in product(y.patterns(), x.patterns()):
+            index = y.relative_index(rows.start).to(device), x.relative_index(columns.start).to(device)
+            yield index, _split(range(self.batch), rows, columns, limit)
 
 
-def _split(batch: int, rows: TilePattern, columns: TilePattern, limit: int) -> Iterator[tuple[slice, ...]]:
-    """Cut N x rows x columns of tiles into chunks of at most `limit` tiles, whole rows where possible."""
-    height, width = rows.stop - rows.start, columns.stop - columns.start
+def _split(batch: range, rows: range, columns: range, limit: int) -> Iterator[tuple[slice, ...]]:
+    """Cut tiles into chunks of at most `limit` tiles, whole rows if possible."""
+    height, width = len(rows), len(columns)
     steps = max(1, limit // (width * height)), min(height, max(1, limit // width)), min(width, limit)
-    for n in range(0, batch, steps[0]):
-        for row in range(rows.start, rows.stop, steps[1]):
-            for column in range(columns.start, columns.stop, steps[2]):
-                row_end, column_end = min(row + steps[1], rows.stop), min(column + steps[2], columns.stop)
-                yield slice(n, n + steps[0]), slice(row, row_end), slice(column, column_end)
-
-
-def _copy_between_zeros(groups: Tensor, padded: Tensor, inner: Tensor) -> Tensor:
-    """Copy `groups` to `inner`, a view of `padded`, and zero the rest of `padded`, which is returned."""
-    if inner.numel() < padded.numel():
-        padded.zero_()
-    inner.copy_(groups)
-    return padded
+    sides = (batch, rows, columns)
+    for starts in product(*(side[::step] for side, step in zip(sides, steps, strict=True))):
+        yield tuple(
+            slice(start, min(start + step, side.stop)) for start, step, side in zip(starts, steps, sides, strict=True)
+        )

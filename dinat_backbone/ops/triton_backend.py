@@ -1,59 +1,112 @@
-"""Neighborhood attention on CUDA devices by Triton kernels, forward and backward; see `gpu/` for how they work.
+"""Neighborhood attention on CUDA devices by Triton kernels, forward and backward; see `triton_kernels/launch.py`.
 
 Triton's interpreter (the environment variable TRITON_INTERPRET=1, set before Triton is imported) runs the same kernels
-on the CPU, slowly, for tests. Gradients don't change from run to run: no kernel adds in an order that is left open.
+on the CPU, slowly, for tests. All sums are computed in a fixed order, so results and gradients are reproducible.
 """
 
+import logging
+from functools import cache
 from importlib import util
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import tiled
+from .reference import Call, why_no_dropout
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LARGEST_KERNEL = 63
 _LARGEST_HEAD = 128
-# The oldest NVIDIA devices that Triton's matrix products are made for.
+# The oldest NVIDIA devices that support Triton's matrix products.
 _CAPABILITY = (8, 0)
+# Largest difference from plain PyTorch, relative to the largest value, that rounding can cause.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+_logger = logging.getLogger(__name__)
 
 
-def why_unavailable(query: Tensor, kernel_size: int) -> str | None:
-    """Say why the kernels can't serve a call, or None if they can."""
+def why_not(call: Call) -> str | None:
+    """Return the reason why the kernels can't serve a call, or None if they can."""
+    query = call.query
     if query.dtype not in _DTYPES:
         return f"it computes float32, bfloat16 and float16, got {query.dtype}"
     if query.shape[-1] > _LARGEST_HEAD:
-        return f"it takes up to {_LARGEST_HEAD} channels a head, got {query.shape[-1]}"
-    if kernel_size > _LARGEST_KERNEL:
-        return f"it takes kernel sizes up to {_LARGEST_KERNEL}, got {kernel_size}"
-    if not _is_installed():
+        return f"it takes up to {_LARGEST_HEAD} channels per head, got {query.shape[-1]}"
+    if call.kernel_size > _LARGEST_KERNEL:
+        return f"it takes kernel sizes up to {_LARGEST_KERNEL}, got {call.kernel_size}"
+    return why_no_dropout(call) or _why_unusable(query.device, query.dtype)
+
+
+def why_not_auto(call: Call) -> str | None:
+    """Do the same as `why_not`, and try the kernels on the device."""
+    query = call.query
+    case = query.device, query.dtype, call.kernel_size, query.shape[-1], torch.is_grad_enabled()
+    return why_not(call) or try_attention_kernels(*case)
+
+
+# A constant for torch.compile, which must not trace into it.
+@torch.compiler.assume_constant_result
+def _why_unusable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return the reason why Triton can't run on this machine and device."""
+    if util.find_spec("triton") is None:
         return "Triton is not installed"
-    if query.is_cuda:
-        return _why_device_unfit(query.device)
-    if query.device.type != "cpu" or not _is_interpreted():
-        return f"it computes on CUDA devices, got a tensor on {query.device}"
-    if query.dtype == torch.bfloat16:
-        return "Triton's interpreter can't multiply bfloat16"
-    return None
-
-
-# Constants for torch.compile, which must not look into them.
-@torch.compiler.assume_constant_result
-def _is_installed() -> bool:
-    return util.find_spec("triton") is not None
-
-
-@torch.compiler.assume_constant_result
-def _why_device_unfit(device: torch.device) -> str | None:
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < _CAPABILITY:
-        return f"{device} is older than compute capability {'.'.join(map(str, _CAPABILITY))}"
-    return None
-
-
-@torch.compiler.assume_constant_result
-def _is_interpreted() -> bool:
+    if device.type == "cuda":
+        if torch.version.hip is None and torch.cuda.get_device_capability(device) < _CAPABILITY:
+            return f"{device} is older than compute capability {'.'.join(map(str, _CAPABILITY))}"
+        return None
     from .triton_kernels.launch import interpreted
 
-    return interpreted()
+    if device.type != "cpu" or not interpreted():
+        return f"it computes on CUDA devices, got a tensor on {device}"
+    return "Triton's interpreter can't multiply bfloat16" if dtype == torch.bfloat16 else None
+
+
+@torch.compiler.assume_constant_result
+@cache
+def try_attention_kernels(
+    device: torch.device, dtype: torch.dtype, kernel_size: int, channels: int, backward: bool
+) -> str | None:
+    """Compare the kernels with plain PyTorch in a small case; log and return the reason if they can't be relied on.
+
+    The trial detects compilers that do not support a device yet, and drivers that are too old for them, before a
+    training depends on them.
+    """
+    try:
+        difference = _difference_from_tiled(device, dtype, kernel_size, channels, backward)
+    except Exception as error:  # noqa: BLE001 - compilers and drivers raise exceptions of any class
+        reason = f"fail on {device}, plain PyTorch is used: {error}"
+    else:
+        if difference <= _TOLERANCE[dtype]:
+            return None
+        reason = f"are off by {difference:g} on {device}, plain PyTorch is used"
+    _logger.warning("Triton attention kernels %s", reason)
+    return reason
+
+
+def _difference_from_tiled(
+    device: torch.device, dtype: torch.dtype, kernel_size: int, channels: int, backward: bool
+) -> float:
+    """Largest relative difference of the outputs and, with `backward`, of all gradients."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 2 * kernel_size + 5, 2 * kernel_size + 2, 2, channels)
+    table = (2, 2 * kernel_size - 1, 2 * kernel_size - 1)
+    leaves = [torch.randn(size, generator=generator).to(device, dtype) for size in (shape, shape, shape, table)]
+    gradient = torch.randn(shape, generator=generator).to(device, dtype)
+    no_autocast = torch.autocast(device.type, enabled=False)
+    with no_autocast, torch.inference_mode(False), torch.set_grad_enabled(backward):
+        query, key, value, rpb = leaves = [leaf.requires_grad_(backward) for leaf in leaves]
+        call = Call(query, key, value, rpb, kernel_size, 2, channels**-0.5)
+        outputs = [[forward(call)], [tiled.forward(call)]]
+        if backward:
+            outputs = [[x, *torch.autograd.grad(x, leaves, gradient)] for (x,) in outputs]
+    pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(*outputs, strict=True)]
+    differences = torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs])
+    return float(differences.nan_to_num(nan=torch.inf).max())
+
+
+def forward(call: Call) -> Tensor:
+    """Compute the attention of [B, H, W, n, D] tensors."""
+    return _forward_operator(*call[:7])[0]
 
 
 @torch.library.custom_op(
@@ -62,19 +115,11 @@ def _is_interpreted() -> bool:
     schema="(Tensor query, Tensor key, Tensor value, Tensor? rpb, int kernel_size, int dilation, float scale)"
     " -> (Tensor, Tensor)",
 )
-def triton_forward(
-    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, kernel_size: int, dilation: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Neighborhood attention of [B, H, W, n, D] tensors; see `neighborhood_attention_2d`.
+def _forward_operator(*arguments: Any) -> tuple[Tensor, Tensor]:
+    # Imported here because Triton is optional and slow to import.
+    from .triton_kernels import launch
 
-    Returns:
-        The output, and what the backward pass needs: base-2 logarithms of the sums of exponentials, [B, n, H, W], in
-        float32.
-    """
-    # Imported here: Triton is optional, and importing it takes a moment.
-    from .triton_kernels.launch import forward
-
-    return forward(query, key, value, rpb, kernel_size, dilation, scale)
+    return launch.forward(Call(*arguments))
 
 
 @torch.library.custom_op(
@@ -83,47 +128,37 @@ def triton_forward(
     schema="(Tensor query, Tensor key, Tensor value, Tensor? rpb, Tensor output, Tensor log_sum, Tensor gradient,"
     " int kernel_size, int dilation, float scale, bool bias_needed) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _backward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    output: Tensor,
-    log_sum: Tensor,
-    gradient: Tensor,
-    kernel_size: int,
-    dilation: int,
-    scale: float,
-    bias_needed: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from .triton_kernels.launch import backward
+def _backward_operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from .triton_kernels import launch
 
-    return backward(query, key, value, rpb, output, log_sum, gradient, kernel_size, dilation, scale, bias_needed)
+    *tensors, output, log_sum, gradient = arguments[:7]
+    *settings, bias_needed = arguments[7:]
+    return launch.backward(Call(*tensors, *settings), output, log_sum, gradient, bias_needed)
 
 
-@triton_forward.register_fake
+@_forward_operator.register_fake
 def _(query: Tensor, *_rest: Any) -> tuple[Tensor, Tensor]:
     batch, height, width, heads, _ = query.shape
     log_sum = query.new_empty((batch, heads, height, width), dtype=torch.float32)
     return torch.empty_like(query, memory_format=torch.contiguous_format), log_sum
 
 
-@_backward.register_fake
+@_backward_operator.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     maps = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
     return *maps, query.new_empty(0) if rpb is None or not rest[-1] else torch.empty_like(rpb)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, rpb, *ctx.settings = inputs
-    ctx.save_for_backward(query, key, value, rpb, *output)
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:4], *output)
+    ctx.kernel_size, ctx.dilation, ctx.scale = inputs[4:]
     ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, gradient: Tensor, _of_log_sum: Tensor | None) -> tuple[Tensor | None, ...]:
-    bias_needed = ctx.needs_input_grad[3]
-    *of_maps, of_bias = _backward(*ctx.saved_tensors, gradient, *ctx.settings, bias_needed)
-    return *of_maps, of_bias if bias_needed else None, None, None, None
+def _differentiate(ctx: Any, gradient: Tensor, _gradient_of_sums: Tensor | None) -> tuple[Tensor | None, ...]:
+    settings = ctx.kernel_size, ctx.dilation, ctx.scale, ctx.needs_input_grad[3]
+    *gradients, of_rpb = _backward_operator(*ctx.saved_tensors, gradient, *settings)
+    return *gradients, of_rpb if ctx.needs_input_grad[3] else None, None, None, None
 
 
-triton_forward.register_autograd(_differentiate, setup_context=_save)
+_forward_operator.register_autograd(_differentiate, setup_context=_keep_for_backward)

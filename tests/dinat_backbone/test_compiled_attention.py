@@ -61,7 +61,7 @@ def test_equals_the_reference_for_any_size(kernel_size, dilation, extra, batch, 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="switches off instructions of x86")
 @pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
 def test_processors_with_shorter_vectors(without, monkeypatch, nothing_built):
-    monkeypatch.setenv("CXX", f"{build._compiler()[0]} {without}")
+    monkeypatch.setenv("CXX", f"{build.compiler()[0]} {without}")
     inputs = random_inputs((1, 14, 19, 16, 20), 3)  # heads enough to be interleaved
     got = results(inputs, 3, 2, "compiled", torch.float32)
     for g, e in zip(got, results(inputs, 3, 2, "reference", torch.float64), strict=True):
@@ -132,7 +132,7 @@ def test_torch_compile_sees_one_operator():
 @needs_compiler
 def test_operators_describe_themselves_rightly():
     inputs = [x.detach().requires_grad_() for x in random_inputs((1, 9, 10, 2, 4), 3)]
-    torch.library.opcheck(compiled.compiled_forward, (*inputs, 3, 2, 0.5, True))
+    torch.library.opcheck(compiled.forward_operator, (*inputs, 3, 2, 0.5, True))
 
 
 def test_other_types_and_devices_go_elsewhere():
@@ -149,7 +149,7 @@ def test_other_types_and_devices_go_elsewhere():
 def nothing_built(monkeypatch, tmp_path):
     """As in a new process with an empty cache."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    cached = (build.why_not_buildable, build.library, compiled._log_once)
+    cached = (build.why_not_buildable, build.library, compiled.warn_once)
     for function in cached:
         function.cache_clear()
     yield tmp_path
@@ -182,6 +182,6 @@ def test_without_a_compiler(variable, value, reason, monkeypatch, caplog, nothin
 def test_builds_at_the_same_time_do_not_collide(nothing_built):
     # Threads stand for processes: what they could collide in are files.
     with ThreadPoolExecutor(2) as pool:
-        paths = list(pool.map(build._build, [1, 1]))
+        paths = list(pool.map(build.build, [1, 1]))
     assert paths[0] == paths[1]
     assert list((nothing_built / "dinat_backbone").iterdir()) == paths[:1]

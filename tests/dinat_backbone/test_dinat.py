@@ -5,7 +5,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 
-from dinat_backbone import D2DiNAT, DiNAT
+from dinat_backbone import BackboneConfigError, D2DiNAT, DiNAT
 from mask2former.config import setup_cfg
 
 from ..conftest import ROOT
@@ -120,15 +120,17 @@ def test_drop_path_rises_linearly_and_acts_in_training_only():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dilations": [[1], [1], [1], [1]]}, r"dilations must have one entry a block: lengths \[1, 2, 1, 1\]"),
-        ({"num_heads": [1, 2]}, "num_heads must have one entry a level"),
-        ({"kernel_sizes": [3]}, "kernel_sizes must have one entry a level"),
+        ({"dilations": [[1], [1], [1], [1]]}, r"dilations must have one entry per block: lengths \[1, 2, 1, 1\]"),
+        ({"num_heads": [1, 2]}, "num_heads must have one entry per level"),
+        ({"kernel_sizes": [3]}, "kernel_sizes must have one entry per level"),
         ({"out_features": ["res9"]}, "out_features must be among"),
         ({"num_heads": [3, 3, 3, 3]}, "dim 16 is not a multiple of num_heads 3"),
         ({"freeze_at": 6}, r"freeze_at must be from 0 \(nothing\) to 5 \(everything\), got 6"),
         ({"attention_backend": "magic"}, "unknown attention backend 'magic'"),
+        ({"kernel_size": 4}, "kernel_size must be odd and positive, got 4"),
+        ({"dilations": [[0], [1, 1], [1], [1]]}, "dilation must be at least 1, got 0"),
     ],
 )
 def test_contradictory_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(BackboneConfigError, match=message):
         small_backbone(**settings)

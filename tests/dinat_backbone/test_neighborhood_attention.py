@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dinat_backbone import NeighborhoodAttention2D, neighborhood_attention_2d
+from dinat_backbone import BackboneConfigError, NeighborhoodAttention2D, neighborhood_attention_2d
 from dinat_backbone.ops.cpp.build import why_not_buildable
-from dinat_backbone.ops.natten import why_unavailable
-from dinat_backbone.ops.windows import tile_plans
+from dinat_backbone.ops.dispatch import AUTO_ORDER, BACKENDS
+from dinat_backbone.ops.tiling import tile_plans
 
 from ..conftest import ROOT
 
@@ -139,21 +139,28 @@ def test_natten_serves_calls_without_bias_and_refuses_others():
     with torch.no_grad():
         got = neighborhood_attention_2d(query, key, value, None, 7, 3, backend="natten")
     assert (got - expected).abs().max() < TOLERANCE
-    with pytest.raises(ValueError, match=r"no relative position bias since 0\.20"):
+    with pytest.raises(BackboneConfigError, match=r"no relative position bias since 0\.20"):
         neighborhood_attention_2d(query, key, value, rpb, 7, 3, backend="natten")
 
 
 def test_natten_says_why_it_is_unavailable(monkeypatch):
     monkeypatch.setattr("dinat_backbone.ops.natten.util.find_spec", lambda name: None)
-    assert why_unavailable(None) == "NATTEN is not installed"
+    query, key, value, _ = random_inputs(1, 9, 9, 2, 4, 3)
+    with pytest.raises(BackboneConfigError, match="'natten' can't serve this call: NATTEN is not installed"):
+        neighborhood_attention_2d(query, key, value, None, 3, 1, backend="natten")
 
 
-def test_attention_dropout_is_served_by_the_reference_alone():
+@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"reference"}))
+def test_attention_dropout_is_served_by_the_reference_alone(backend):
     inputs = random_inputs(1, 9, 9, 2, 4, 3)
     plain = neighborhood_attention_2d(*inputs, 3, 1)
     assert not torch.equal(neighborhood_attention_2d(*inputs, 3, 1, dropout_p=0.5), plain)
-    with pytest.raises(ValueError, match="dropout is served by the backend 'reference'"):
-        neighborhood_attention_2d(*inputs, 3, 1, backend="tiled", dropout_p=0.5)
+    with pytest.raises(BackboneConfigError, match=f"attention backend '{backend}' can't serve this call: "):
+        neighborhood_attention_2d(*inputs, 3, 1, backend=backend, dropout_p=0.5)
+
+
+def test_the_order_of_auto_names_backends():
+    assert {name for order in AUTO_ORDER.values() for name in order} <= set(BACKENDS)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +188,7 @@ def test_bad_calls_say_what_was_expected(change, message):
 
 def test_integer_maps_are_refused():
     query = torch.zeros(1, 9, 9, 1, 4, dtype=torch.int64)
-    with pytest.raises(ValueError, match="floating type"):
+    with pytest.raises(ValueError, match="floating-point type"):
         neighborhood_attention_2d(query, query, query, None, 3, 1)
 
 

@@ -1,5 +1,6 @@
 """The Triton kernels: what they compute, in the interpreter and on a GPU; that they compile; what they refuse."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from importlib import util
 import pytest
 import torch
 
-from dinat_backbone import neighborhood_attention_2d
+from dinat_backbone import BackboneConfigError, neighborhood_attention_2d
+from dinat_backbone.ops.dispatch import BACKENDS
 
 from ..conftest import ROOT
 
@@ -56,6 +58,7 @@ def test_kernels_compile_for_a_gpu(dtype, channels, names, monkeypatch, tmp_path
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from dinat_backbone.ops.reference import Call
     from dinat_backbone.ops.triton_kernels import launch
 
     if "nvidia" not in triton.backends.backends:
@@ -80,8 +83,9 @@ def test_kernels_compile_for_a_gpu(dtype, channels, names, monkeypatch, tmp_path
 
     monkeypatch.setattr(triton.JITFunction, "run", compile_instead)
     inputs = random_inputs((1, 33, 36, 2, channels), 11, dtype)
-    output, log_sum = launch.forward(*inputs, 11, 3, 1.0)
-    launch.backward(*inputs, output, log_sum, torch.ones_like(output), 11, 3, 1.0, bias_needed=True)
+    call = Call(*inputs, 11, 3, 1.0)
+    output, log_sum = launch.forward(call)
+    launch.backward(call, output, log_sum, torch.ones_like(output), bias_needed=True)
     assert set(compiled) == {f"{name}_kernel" for name in names}
     for kernel in compiled.values():
         assert kernel.asm["cubin"]
@@ -92,7 +96,7 @@ def test_kernels_compile_for_a_gpu(dtype, channels, names, monkeypatch, tmp_path
     ("dtype", "channels", "kernel_size", "message"),
     [
         (torch.float64, 8, 3, "it computes float32, bfloat16 and float16, got torch.float64"),
-        (torch.float32, 129, 3, "it takes up to 128 channels a head, got 129"),
+        (torch.float32, 129, 3, "it takes up to 128 channels per head, got 129"),
         (torch.float32, 8, 65, "it takes kernel sizes up to 63, got 65"),
         pytest.param(
             *(torch.float32, 8, 3, "it computes on CUDA devices, got a tensor on cpu"), marks=needs_triton, id="cpu"
@@ -101,13 +105,13 @@ def test_kernels_compile_for_a_gpu(dtype, channels, names, monkeypatch, tmp_path
 )
 def test_refusals_say_why(dtype, channels, kernel_size, message):
     inputs = random_inputs((1, 65, 65, 1, channels), kernel_size, dtype)
-    with pytest.raises(ValueError, match=f"attention backend 'triton' can't serve this call: {message}"):
+    with pytest.raises(BackboneConfigError, match=f"attention backend 'triton' can't serve this call: {message}"):
         neighborhood_attention_2d(*inputs, kernel_size, 1, backend="triton")
 
 
 def test_a_missing_triton_is_named(monkeypatch):
-    monkeypatch.setattr("dinat_backbone.ops.triton_backend._is_installed", lambda: False)
-    with pytest.raises(ValueError, match="Triton is not installed"):
+    monkeypatch.setattr("dinat_backbone.ops.triton_backend.util.find_spec", lambda name: None)
+    with pytest.raises(BackboneConfigError, match="Triton is not installed"):
         neighborhood_attention_2d(*random_inputs((1, 5, 5, 1, 8), 3), 3, 1, backend="triton")
 
 
@@ -153,7 +157,7 @@ def test_auto_takes_it_on_a_gpu(monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     calls = []
-    forward = "dinat_backbone.ops.triton_backend.triton_forward"
-    monkeypatch.setattr(forward, lambda query, *rest: calls.append(1) or (query, None))
+    watched = dataclasses.replace(BACKENDS["triton"], forward=lambda call: calls.append(1) or call.value)
+    monkeypatch.setitem(BACKENDS, "triton", watched)
     neighborhood_attention_2d(*random_inputs((1, 9, 9, 1, 32), 3, device="cuda"), 3, 1)
     assert calls

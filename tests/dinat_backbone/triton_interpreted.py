@@ -11,9 +11,10 @@ import triton.runtime.interpreter as interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dinat_backbone import neighborhood_attention_2d
+from dinat_backbone import BackboneConfigError, neighborhood_attention_2d
+from dinat_backbone.ops.dispatch import BACKENDS
 from dinat_backbone.ops.triton_kernels import launch
-from dinat_backbone.ops.triton_kernels.tiles import Launch, Launches, launches
+from dinat_backbone.ops.triton_kernels.launch import Launch, Launches, launches
 
 from ..conftest import ROOT
 
@@ -102,7 +103,8 @@ def test_shipped_tiles_equal_the_reference(shape, kernel_size, dilation, with_bi
 @pytest.mark.parametrize("sizes", [LARGE, *{launches(dtype, d) for dtype in DTYPES for d in (32, 128)}])
 def test_no_tile_reaches_out_of_the_expanded_bias(kernel_size, sizes):
     """Over all positions of a tile against the border, of queries and of keys."""
-    lead, rows = sizes.bias_rows(kernel_size)
+    lead = sizes.lead(kernel_size)
+    rows = 2 * lead + kernel_size
     for tile in (sizes.forward, sizes.query, sizes.key):
         height, _, window = tile.sides(kernel_size)
         step = max(tile.block, window) // window
@@ -146,7 +148,7 @@ def test_float16_is_close_to_double():
 def test_bfloat16_is_close_to_double(monkeypatch):
     """The interpreter multiplies the bits of bfloat16 numbers as integers: here it is taught to convert them first."""
     inputs = random_inputs(1, 15, 12, 1, 32, 5, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="interpreter can't multiply bfloat16"):
+    with pytest.raises(BackboneConfigError, match="interpreter can't multiply bfloat16"):
         neighborhood_attention_2d(*inputs, 5, 2, backend="triton")
     builder, handle_of = interpreter.interpreter_builder, interpreter.TensorHandle
     multiply = builder.create_dot
@@ -157,7 +159,7 @@ def test_bfloat16_is_close_to_double(monkeypatch):
         return handle_of((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
     monkeypatch.setattr(builder, "create_dot", lambda a, b, *rest: multiply(convert(a), convert(b), *rest))
-    monkeypatch.setattr("dinat_backbone.ops.triton_backend.why_unavailable", lambda query, kernel_size: None)
+    monkeypatch.setitem(BACKENDS, "triton", dataclasses.replace(BACKENDS["triton"], why_not=lambda call: None))
     # Twice the tolerance of rounding: the interpreter cuts off bits where devices round.
     compare(inputs, 5, 2, 8 * torch.finfo(torch.bfloat16).eps)
 
@@ -165,7 +167,7 @@ def test_bfloat16_is_close_to_double(monkeypatch):
 @pytest.mark.usefixtures("large_tiles")
 def test_parts_of_one_projection_large_maps_and_frozen_bias(monkeypatch):
     # As large maps are, with 64 bits.
-    monkeypatch.setattr(launch, "_WIDE_FROM", 0)
+    monkeypatch.setattr(launch, "WIDE_FROM", 0)
     projection = torch.randn(1, 9, 11, 3, 2, 16)
     *qkv, rpb = (*projection.unbind(3), torch.randn(2, 5, 5))
     for x in qkv:

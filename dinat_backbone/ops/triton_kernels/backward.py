@@ -1,9 +1,9 @@
 # ty does not understand calls between functions that triton.jit has wrapped.
 # ty: ignore[invalid-argument-type]
-"""Backward kernels: gradients of queries, and of keys and values; that of the bias is in `bias_gradient`.
+"""Backward kernels: gradients of the queries, and of the keys and values; see `bias_gradient` for the bias.
 
-Probabilities are computed again, from scores and the forward pass's sums. Every gradient is summed by one program in a
-fixed order, without atomics, so results don't change from run to run.
+Probabilities are recomputed from the scores and the sums of the forward pass. Every gradient is summed by one program
+in a fixed order, without atomic additions, so results are reproducible.
 """
 
 import triton
@@ -15,6 +15,7 @@ from .geometry import (
     last_query,
     load_vectors,
     members_of_tile,
+    offsets_of,
     place_by_key,
     place_by_query,
     place_scores,
@@ -54,29 +55,23 @@ def query_gradient_kernel(
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
     LEAD: tl.constexpr,
-    BIAS_ROWS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Write the gradient of the queries, and `mean` [B, n, H, W], sum(output * gradient), for the other kernels.
 
-    Grid and walk over the keys are those of `forward_kernel`.
+    The grid and the order of the keys are those of `forward_kernel`.
     """
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     group_y, group_x, length_y, length_x, y0, x0 = tile_of(tl.program_id(0), height, width, dilation, TY, TX)
     if (y0 >= length_y) | (x0 >= length_x):
         return
-    source = batch * stride_batch + head * stride_head
-    query += source
-    key += source
-    value += source
-    bias += head * (K * BIAS_ROWS * 2 * K)
-    target = (batch * height * width * heads + head) * D
-    output += target
-    gradient += target
-    query_gradient += target
-    log_sum += (batch * heads + head) * height * width
-    mean += (batch * heads + head) * height * width
+    source, target, numbers, table = offsets_of(
+        head, batch, stride_batch, stride_head, height, width, heads, K, D, LEAD
+    )
+    query, key, value, bias = query + source, key + source, value + source, bias + table
+    output, gradient, query_gradient = output + target, gradient + target, query_gradient + target
+    log_sum, mean = log_sum + numbers, mean + numbers
 
     query_y, query_x, valid = members_of_tile(y0, x0, length_y, length_x, TY, TX)
     y, x = query_y * dilation + group_y, query_x * dilation + group_x
@@ -88,9 +83,9 @@ def query_gradient_kernel(
     tl.store(mean + (y * width + x), means, mask=valid)
     sums = tl.load(log_sum + (y * width + x), mask=valid, other=float("inf"))
 
-    # Of what depends on both query and key, all but the growth from row to row is computed once.
+    # Places are computed once; from one row of keys to the next they grow by a constant.
     rows, row, in_columns, key_y, key_x, place = keys_of_tile(
-        y0, x0, query_y, query_x, length_y, length_x, K, TY, TX, BLOCK, COLUMNS, LEAD, BIAS_ROWS, HAS_BIAS
+        y0, x0, query_y, query_x, length_y, length_x, K, TY, TX, BLOCK, COLUMNS, LEAD, HAS_BIAS
     )
     growth = 2 * K if HAS_BIAS else 1
     result = tl.zeros([TY * TX, BLOCK_D], tl.float32)
@@ -139,30 +134,24 @@ def key_gradient_kernel(
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
     LEAD: tl.constexpr,
-    BIAS_ROWS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Write the gradients of a tile of keys and values, from all queries whose windows hold one of them.
+    """Write the gradients of a tile of keys and values, from all queries whose windows contain one of them.
 
-    Grid: tiles of all groups, heads, batch. Queries come in blocks of BLOCK from the rectangle of those that see a key
-    of the tile, which at a border is larger than a window.
+    Grid: tiles of all groups, heads, batch. Queries come in blocks of BLOCK from the rectangle of queries that attend
+    to a key of the tile, which at a border is larger than a window.
     """
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     group_y, group_x, length_y, length_x, y0, x0 = tile_of(tl.program_id(0), height, width, dilation, TY, TX)
     if (y0 >= length_y) | (x0 >= length_x):
         return
-    source = batch * stride_batch + head * stride_head
-    query += source
-    key += source
-    value += source
-    bias += head * (K * BIAS_ROWS * 2 * K)
-    target = (batch * height * width * heads + head) * D
-    gradient += target
-    key_gradient += target
-    value_gradient += target
-    log_sum += (batch * heads + head) * height * width
-    mean += (batch * heads + head) * height * width
+    source, target, numbers, table = offsets_of(
+        head, batch, stride_batch, stride_head, height, width, heads, K, D, LEAD
+    )
+    query, key, value, bias = query + source, key + source, value + source, bias + table
+    gradient, key_gradient, value_gradient = gradient + target, key_gradient + target, value_gradient + target
+    log_sum, mean = log_sum + numbers, mean + numbers
 
     key_y, key_x, valid = members_of_tile(y0, x0, length_y, length_x, TY, TX)
     key_at, key_on = key_y * dilation + group_y, key_x * dilation + group_x
@@ -188,11 +177,11 @@ def key_gradient_kernel(
             queries = load_vectors(query, position_offset(y, x, stride_y, stride_x, WIDE), inside, D, BLOCK_D)
             offset = position_offset(y, x, width * heads * D, heads * D, WIDE)
             gradients = load_vectors(gradient, offset, inside, D, BLOCK_D)
-            # An infinite sum gives probability 0, to what lies behind the end of the rectangle.
+            # An infinite sum gives probability 0 to queries beyond the end of the rectangle.
             sums = tl.load(log_sum + (y * width + x), mask=inside, other=float("inf"))
             means = tl.load(mean + (y * width + x), mask=inside, other=0.0)
             products = tl.dot(keys, tl.trans(queries), input_precision="ieee")
-            place = key_place + place_by_query(query_y + start, length_y, K, LEAD, BIAS_ROWS, HAS_BIAS)[None, :]
+            place = key_place + place_by_query(query_y + start, length_y, K, LEAD, HAS_BIAS)[None, :]
             scores = place_scores(products, bias, place, scale, K, HAS_BIAS)
             weights = tl.exp2(scores - sums[None, :])
             value_result = tl.dot(weights.to(gradients.dtype), gradients, value_result, input_precision="ieee")

@@ -1,24 +1,23 @@
 # ty does not understand calls between functions that triton.jit has wrapped.
 # ty: ignore[invalid-argument-type]
-"""The gradient of the bias table, by matrix products and in a fixed order, without atomics.
+"""The gradient of the bias table, by matrix products and in a fixed order, without atomic additions.
 
-For a given row of the table, query row y attends key row y + r alone, and how the columns of a tile of queries and of
-its keys pair off is the same in every row. So a program adds up score gradients over many query rows in place, and
-sorts them by relative column once, at its end.
+For a given row r of the table, query row y meets key row y + r only, and the columns of a tile of queries and of its
+keys form the same pairs in every row. A program therefore sums score gradients over many query rows in place, and
+sorts the sums by relative column once, at its end.
 """
 
 import triton
 import triton.language as tl
 
-from .bias import relative_entry
-from .geometry import load_vectors, position_offset, window_start
+from .geometry import load_vectors, offsets_of, place_in_table, position_offset, window_start
 
 
 @triton.jit
 def _rows_seeing(lowest, highest, length, K: tl.constexpr):
-    """First and last query row that attends a key row `lowest` .. `highest` rows further on."""
-    # x - s(x) grows from 0 to K - 1 along a group, and a key r further on is in the window while it is within
-    # -r .. K - 1 - r: a positive r leaves the first queries, a negative one the last.
+    """First and last query row that attends to a key row `lowest` .. `highest` rows further on."""
+    # x - s(x) grows from 0 to K - 1 along a group. A key r further on is in the window if this lag is within
+    # -r .. K - 1 - r, which holds for the first queries if r is positive and for the last ones if r is negative.
     first = tl.where(highest >= 0, 0, tl.where(highest >= -(K // 2), -highest, length - K - highest))
     last = tl.where(lowest <= 0, length - 1, tl.where(lowest <= K // 2, length - 1 - lowest, K - 1 - lowest))
     return first, last
@@ -52,25 +51,21 @@ def bias_gradient_kernel(
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     LEAD: tl.constexpr,
-    BIAS_ROWS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Write a program's sums for ROWS rows of the table to `partial` [B, programs of axis 0, n, 2k - 1, 2k - 1].
+    """Write the sums of a program for ROWS rows of the table to `partial` [B, programs of axis 0, n, 2k - 1, 2k - 1].
 
     Grid: query rows in chunks x tiles of TX query columns of all groups; heads x blocks of table rows; batch.
-    COLUMNS is at least TX + k - 1, the columns of keys that a tile attends.
+    COLUMNS is at least TX + k - 1, the number of columns of keys to which a tile attends.
     """
     below: tl.constexpr = (K // 2 + ROWS - 1) // ROWS
     blocks: tl.constexpr = below + (K + K // 2 + ROWS - 1) // ROWS
     head, block, batch = tl.program_id(1) // blocks, tl.program_id(1) % blocks, tl.program_id(2).to(tl.int64)
-    source = batch * stride_batch + head * stride_head
-    query += source
-    key += source
-    value += source
-    bias += head * (K * BIAS_ROWS * 2 * K)
-    gradient += (batch * height * width * heads + head) * D
-    log_sum += (batch * heads + head) * height * width
-    mean += (batch * heads + head) * height * width
+    source, target, numbers, table = offsets_of(
+        head, batch, stride_batch, stride_head, height, width, heads, K, D, LEAD
+    )
+    query, key, value, bias = query + source, key + source, value + source, bias + table
+    gradient, log_sum, mean = gradient + target, log_sum + numbers, mean + numbers
     partial += ((batch * tl.num_programs(0) + tl.program_id(0)) * heads + head) * (2 * K - 1) * (2 * K - 1)
 
     tiles = tl.cdiv(tl.cdiv(width, dilation), TX)
@@ -79,7 +74,7 @@ def bias_gradient_kernel(
     row_chunks = tl.cdiv(tl.cdiv(height, dilation), rows_per_program)
     first_group, first_row = chunk // row_chunks * groups_per_program, chunk % row_chunks * rows_per_program
 
-    # Blocks start at -(k // 2), so that most queries, those far from the border, touch as few blocks as possible.
+    # Blocks start at -(k // 2), so that most queries, those far from a border, use as few blocks as possible.
     lowest = (block - below) * ROWS - K // 2
     length_x = tl.cdiv(width - group_x, dilation)
     query_x = x0 + tl.arange(0, TX)
@@ -91,7 +86,7 @@ def bias_gradient_kernel(
     relative_x = key_x[None, :] - query_x[:, None]
     in_table = (relative_y > -K) & (relative_y < K)
     inside = (step_x >= 0) & (step_x < K) & in_table[None, :]
-    entry = relative_entry(relative_y[None, :], relative_x, K, LEAD, BIAS_ROWS)
+    entry = place_in_table(relative_y[None, :], relative_x, K, LEAD)
     biases = tl.load(bias + entry, mask=inside, other=float("-inf"))
 
     result = tl.zeros([TX, ROWS * COLUMNS], tl.float32)

@@ -9,6 +9,7 @@ from .geometry import (
     keys_of_tile,
     load_vectors,
     members_of_tile,
+    offsets_of,
     place_scores,
     position_offset,
     store_vectors,
@@ -41,37 +42,34 @@ def forward_kernel(
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
     LEAD: tl.constexpr,
-    BIAS_ROWS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Write the output [B, H, W, n, D] and, for the backward pass, log2 of the sum of exponentials [B, n, H, W].
 
-    Grid: tiles of all groups, heads, batch. Keys come in blocks of BLOCK from the rectangle that holds all windows of
-    the tile; the softmax is accumulated over blocks (Milakov and Gimelshein, arXiv 1805.02867).
+    Grid: tiles of all groups, heads, batch. Keys come in blocks of BLOCK from the rectangle that contains all windows
+    of the tile; the softmax is accumulated over blocks (Milakov and Gimelshein, arXiv 1805.02867).
     """
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     group_y, group_x, length_y, length_x, y0, x0 = tile_of(tl.program_id(0), height, width, dilation, TY, TX)
     if (y0 >= length_y) | (x0 >= length_x):
         return
-    source = batch * stride_batch + head * stride_head
-    query += source
-    key += source
-    value += source
-    bias += head * (K * BIAS_ROWS * 2 * K)
-    output += (batch * height * width * heads + head) * D
-    log_sum += (batch * heads + head) * height * width
+    source, target, numbers, table = offsets_of(
+        head, batch, stride_batch, stride_head, height, width, heads, K, D, LEAD
+    )
+    query, key, value, bias = query + source, key + source, value + source, bias + table
+    output, log_sum = output + target, log_sum + numbers
 
     query_y, query_x, valid = members_of_tile(y0, x0, length_y, length_x, TY, TX)
     y, x = query_y * dilation + group_y, query_x * dilation + group_x
     queries = load_vectors(query, position_offset(y, x, stride_y, stride_x, WIDE), valid, D, BLOCK_D)
 
-    # Of what depends on both query and key, all but the growth from row to row is computed once.
+    # Places are computed once; from one row of keys to the next they grow by a constant.
     rows, row, in_columns, key_y, key_x, place = keys_of_tile(
-        y0, x0, query_y, query_x, length_y, length_x, K, TY, TX, BLOCK, COLUMNS, LEAD, BIAS_ROWS, HAS_BIAS
+        y0, x0, query_y, query_x, length_y, length_x, K, TY, TX, BLOCK, COLUMNS, LEAD, HAS_BIAS
     )
     growth = 2 * K if HAS_BIAS else 1
-    # Finite, so that a block without a key of the query's window gives exp2(-inf) = 0 and not exp2(-inf + inf).
+    # Finite, so that a block without a key of the window gives exp2(-inf) = 0 and not exp2(-inf + inf).
     largest = tl.full([TY * TX], -1.0e30, tl.float32)
     total = tl.zeros([TY * TX], tl.float32)
     result = tl.zeros([TY * TX, BLOCK_D], tl.float32)

@@ -1,1 +1,0 @@
-"""The C++ of the CPU kernel, and how it becomes a library."""
