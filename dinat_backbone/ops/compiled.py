@@ -42,6 +42,9 @@ class _Problem(ctypes.Structure):
     )
 
 
+_CountParts = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.POINTER(_Problem))
+
+
 def why_not(call: Call) -> str | None:
     """Return the reason why the kernel can't serve a call, or None if it can; the kernel is built if necessary."""
     return _why_unsuitable(call) or _why_not_built(call.kernel_size, log=False)
@@ -124,7 +127,8 @@ def backward_operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _run("backward", call.kernel_size, _problem(call, maps, tables))
     else:
         # Threads write to tables of their own, which are then summed in a fixed order.
-        count = library(call.kernel_size).backward_parts(ctypes.byref(_problem(call, maps, tables)))
+        count_parts = _CountParts(("backward_parts", library(call.kernel_size)))
+        count = count_parts(ctypes.byref(_problem(call, maps, tables)))
         parts = torch.empty(call.rpb.shape[0], count, *call.rpb.shape[1:])
         _run("backward", call.kernel_size, _problem(call, maps, tables | {"bias_gradient": parts}))
         results[3].copy_(parts.sum(1))

@@ -49,11 +49,9 @@ def library(kernel_size: int) -> ctypes.CDLL:
         BuildError: There is no compiler, it failed, the folder is not writable, or the library can't be loaded.
     """
     try:
-        loaded = ctypes.CDLL(str(build(kernel_size)))
+        return ctypes.CDLL(str(build(kernel_size)))
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"building the CPU kernel failed: {error}") from error
-    loaded.backward_parts.restype = ctypes.c_int64
-    return loaded
 
 
 def build(kernel_size: int) -> Path:
