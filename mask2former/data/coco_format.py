@@ -59,15 +59,8 @@ def instance_annotation(
     false, compressed run lengths. Crowds become lists of run lengths, as in COCO's own files.
     """
     segmentation = encode_runs(mask) if iscrowd else ((polygons and trace_polygons(mask)) or encode_rle(mask))
-    return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": category_id,
-        "segmentation": segmentation,
-        "area": int(mask.sum()),
-        "bbox": tight_box(mask),
-        "iscrowd": int(iscrowd),
-    }
+    ids = {"id": annotation_id, "image_id": image_id, "category_id": category_id}
+    return {**ids, "segmentation": segmentation, **segment_info(mask, annotation_id, category_id, iscrowd)}
 
 
 def tight_box(mask: Mask) -> list[int]:

@@ -4,7 +4,8 @@ Glossary: M targets, H x W pixels after augmentation and padding.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -90,45 +91,33 @@ class _Contiguous(NoOpTransform):
         return np.ascontiguousarray(img)
 
 
+@dataclass(frozen=True, eq=False)
 class TrainingMapper:
-    """Read, augment and pad a training image, and make its targets."""
+    """Read, augment and pad a training image, and make its targets.
 
-    def __init__(
-        self,
-        augmentations: T.AugmentationList,
-        task: Task,
-        *,
-        num_classes: int,
-        image_format: ChannelOrder = "RGB",
-        size_divisibility: int = -1,
-        ignore_label: int = 255,
-        drop_empty_targets: bool = False,
-        augment_with_semantic_map: bool = False,
-        mark_void: bool = False,
-    ):
-        """Initialize the mapper.
+    Attributes:
+        augmentations: Augmentations of the image, such as `large_scale_jitter`.
+        task: Task whose annotations targets are made from.
+        num_classes: Number of classes; larger class ids are an error.
+        image_format: Channel order of the images.
+        size_divisibility: Number that the height and width of padded images are multiples of; below 1, images are not
+            padded.
+        ignore_label: Value of void pixels in semantic maps.
+        drop_empty_targets: Whether segments without a pixel in the crop are left out.
+        augment_with_semantic_map: Whether the augmentations need the semantic map.
+        mark_void: Whether the output contains the void pixels.
+    """
 
-        Args:
-            augmentations: Augmentations of the image, such as `large_scale_jitter`.
-            task: Task whose annotations targets are made from.
-            num_classes: Number of classes; larger class ids are an error.
-            image_format: Channel order of the images.
-            size_divisibility: Number that the height and width of padded images are multiples of; below 1, images are
-                not padded.
-            ignore_label: Value of void pixels in semantic maps.
-            drop_empty_targets: Whether segments without a pixel in the crop are left out.
-            augment_with_semantic_map: Whether the augmentations need the semantic map.
-            mark_void: Whether the output contains the void pixels.
-        """
-        self._augmentations = augmentations
-        self._task = task
-        self._num_classes = num_classes
-        self._image_format = image_format
-        self._size_divisibility = size_divisibility
-        self._ignore_label = ignore_label
-        self._drop_empty_targets = drop_empty_targets
-        self._mark_void = mark_void
-        self._reads_semantic_map = augment_with_semantic_map or task == "semantic"
+    augmentations: T.AugmentationList
+    task: Task
+    _: KW_ONLY
+    num_classes: int
+    image_format: ChannelOrder = "RGB"
+    size_divisibility: int = -1
+    ignore_label: int = 255
+    drop_empty_targets: bool = False
+    augment_with_semantic_map: bool = False
+    mark_void: bool = False
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
         """Map a dict in Detectron2's standard format, which is not changed.
@@ -142,21 +131,23 @@ class TrainingMapper:
             ImageReadError: An image or a label image is missing, damaged, or of the wrong size.
             AnnotationError: Labels do not fit the image or the classes, or the task has no annotations here.
         """
-        record, image = _read_record(dataset_dict, self._image_format)
-        annotation = TASKS[self._task].annotation
+        record, image = _read_record(dataset_dict, self.image_format)
+        annotation = TASKS[self.task].annotation
         if annotation not in dataset_dict:
             raise AnnotationError(
-                f"{record['file_name']}: no {annotation!r} to make {self._task} targets from; does "
+                f"{record['file_name']}: no {annotation!r} to make {self.task} targets from; does "
                 "INPUT.DATASET_MAPPER_NAME fit DATASETS.TRAIN?"
             )
-        sem_seg = self._read_semantic_map(dataset_dict, _size(image)) if self._reads_semantic_map else None
+        sem_seg = None
+        if self.augment_with_semantic_map or self.task == "semantic":
+            sem_seg = self._read_semantic_map(dataset_dict, _size(image))
         augmented = T.AugInput(image, sem_seg=sem_seg)
-        transforms = self._augmentations(augmented)
+        transforms = self.augmentations(augmented)
         targets, void = self._make_targets(dataset_dict, _size(image), augmented, transforms)
-        record["image"] = _image_tensor(augmented.image, self._size_divisibility)
+        record["image"] = _image_tensor(augmented.image, self.size_divisibility)
         record["instances"] = self._pack(targets, record)
         if void is not None:
-            record["void"] = torch.from_numpy(pad_to_multiple(void, self._size_divisibility, value=1))
+            record["void"] = torch.from_numpy(pad_to_multiple(void, self.size_divisibility, value=1))
         return record
 
     def _make_targets(
@@ -167,18 +158,18 @@ class TrainingMapper:
         transforms: TransformList,
     ) -> tuple[Targets, NDArray[np.bool_] | None]:
         """The targets, and the void pixels if they are to be marked."""
-        if self._task == "semantic":
+        if self.task == "semantic":
             labels = np.asarray(augmented.sem_seg)
-            void = labels == self._ignore_label if self._mark_void else None
-            return semantic_targets(labels, self._ignore_label), void
-        if self._task == "panoptic":
+            void = labels == self.ignore_label if self.mark_void else None
+            return semantic_targets(labels, self.ignore_label), void
+        if self.task == "panoptic":
             colors = read_panoptic_png(dataset_dict["pan_seg_file_name"], image_size)
             ids, segments = colors_to_ids(transforms.apply_segmentation(colors)), dataset_dict["segments_info"]
-            return panoptic_targets(ids, segments), panoptic_void(ids, segments) if self._mark_void else None
+            return panoptic_targets(ids, segments), panoptic_void(ids, segments) if self.mark_void else None
         annotated = dataset_dict["annotations"], transforms, image_size, _size(augmented.image)
         try:
             targets = instance_targets(*annotated)
-            void = instance_void(*annotated) & ~targets[1].any(axis=0) if self._mark_void else None
+            void = instance_void(*annotated) & ~targets[1].any(axis=0) if self.mark_void else None
         except (ValueError, TypeError) as error:
             raise AnnotationError(f"annotations of {dataset_dict['file_name']}: {error}") from error
         return targets, void
@@ -192,29 +183,28 @@ class TrainingMapper:
 
     def _pack(self, targets: Targets, record: Mapping[str, Any]) -> Instances:
         classes, masks = targets
-        if self._drop_empty_targets:
+        if self.drop_empty_targets:
             kept = masks.any(axis=(1, 2))
             classes, masks = classes[kept], masks[kept]
-        if classes.size and not 0 <= classes.min() <= classes.max() < self._num_classes:
+        if classes.size and not 0 <= classes.min() <= classes.max() < self.num_classes:
             raise AnnotationError(
                 f"labels of {record['file_name']}: class ids from {classes.min()} to {classes.max()}, expected "
-                f"0 to {self._num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES is {self._num_classes})"
+                f"0 to {self.num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES is {self.num_classes})"
             )
         instances = Instances(tuple(record["image"].shape[1:]))
         instances.gt_classes = torch.from_numpy(classes)
-        instances.gt_masks = torch.from_numpy(pad_to_multiple(masks, self._size_divisibility, value=0))
+        instances.gt_masks = torch.from_numpy(pad_to_multiple(masks, self.size_divisibility, value=0))
         return instances
 
 
+@dataclass(frozen=True, eq=False)
 class TestMapper:
     """Read and resize a test image; annotations are left to the evaluators."""
 
-    __test__ = False  # not a test, whatever pytest thinks of its name
+    __test__: ClassVar = False  # not a test, whatever pytest thinks of its name
 
-    def __init__(self, augmentations: T.AugmentationList, image_format: ChannelOrder = "RGB"):
-        """Initialize the mapper with the resizing and the channel order of images."""
-        self._augmentations = augmentations
-        self._image_format = image_format
+    augmentations: T.AugmentationList
+    image_format: ChannelOrder = "RGB"
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
         """Map a dict in Detectron2's standard format, which is not changed.
@@ -226,9 +216,9 @@ class TestMapper:
         Raises:
             ImageReadError: The image is missing or damaged.
         """
-        record, image = _read_record(dataset_dict, self._image_format)
+        record, image = _read_record(dataset_dict, self.image_format)
         resized = T.AugInput(image)
-        self._augmentations(resized)
+        self.augmentations(resized)
         record["image"] = _image_tensor(resized.image)
         return record
 

@@ -72,36 +72,28 @@ def to_rgb(image: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.ui
 def read_label_map(path: str | Path, size: Sequence[int] | None = None) -> NDArray[np.uint8] | NDArray[np.int32]:
     """Read the ids [H, W] of a label image with one channel: uint8, or int32 if it has more than 8 bits.
 
-    A palette image gives its indices, not its colours.
-
-    Args:
-        path: Path of the image.
-        size: Height and width that the image must have. Default: any.
+    A palette image gives its indices, not its colours. See `read_pixels` for `size`.
 
     Raises:
         ImageReadError: The file is missing or damaged, or has several channels or another size.
     """
-    labels = read_pixels(path)
+    labels = read_pixels(path, size)
     if labels.ndim != 2:
         raise ImageReadError(f"{path}: expected a label map with one channel, found shape {labels.shape}")
-    _check_size(path, labels, size)
     return labels if labels.dtype == np.uint8 else labels.astype(np.int32)
 
 
 def read_panoptic_png(path: str | Path, size: Sequence[int] | None = None) -> NDArray[np.uint8]:
     """Read the colours [H, W, 3] of a panoptic PNG in COCO's format; `read_panoptic_ids` reads the ids they stand for.
 
-    Args:
-        path: Path of the image.
-        size: Height and width that the image must have. Default: any.
+    See `read_pixels` for `size`.
 
     Raises:
         ImageReadError: The file is missing or damaged, or is not a colour image, or has another size.
     """
-    colors = read_pixels(path)
+    colors = read_pixels(path, size)
     if colors.ndim != 3 or colors.shape[2] < 3 or colors.dtype != np.uint8:
         raise ImageReadError(f"{path}: expected an 8-bit RGB panoptic PNG, found shape {colors.shape}")
-    _check_size(path, colors, size)
     return colors[:, :, :3]
 
 
@@ -110,13 +102,20 @@ def read_panoptic_ids(path: str | Path, size: Sequence[int] | None = None) -> ND
     return colors_to_ids(read_panoptic_png(path, size))
 
 
-def read_pixels(path: str | Path) -> NDArray[Any]:
+def read_pixels(path: str | Path, size: Sequence[int] | None = None) -> NDArray[Any]:
     """Read an image as it is stored, [H, W] or [H, W, channels], without any conversion.
 
+    Args:
+        path: Path of the image.
+        size: Height and width that the image must have. Default: any.
+
     Raises:
-        ImageReadError: The file is missing or damaged.
+        ImageReadError: The file is missing or damaged, or has another size.
     """
-    return _decode(path, np.array)
+    pixels = _decode(path, np.array)
+    if size is not None and pixels.shape[:2] != tuple(size):
+        raise ImageReadError(f"{path}: labels of {pixels.shape[:2]} pixels for an image of {tuple(size)}")
+    return pixels
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -137,11 +136,6 @@ def _decode(path: str | Path, convert: Callable[[Image.Image], _Result]) -> _Res
         raise ImageReadError(f"{path}: no such file") from error
     except _DECODING_ERRORS as error:
         raise ImageReadError(f"{path}: can't be read as an image ({error})") from error
-
-
-def _check_size(path: str | Path, labels: NDArray[Any], size: Sequence[int] | None) -> None:
-    if size is not None and labels.shape[:2] != tuple(size):
-        raise ImageReadError(f"{path}: labels of {labels.shape[:2]} pixels for an image of {tuple(size)}")
 
 
 def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:

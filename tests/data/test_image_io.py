@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_png
+from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids, read_panoptic_png
 
 
 @pytest.fixture
@@ -119,3 +119,19 @@ def test_label_kind_is_checked(tmp_path, photo):
     with pytest.raises(ImageReadError, match=r"grey\.png.*RGB"):
         read_panoptic_png(tmp_path / "grey.png")
     np.testing.assert_array_equal(read_panoptic_png(tmp_path / "rgb.png"), photo)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_panoptic_ids_and_sizes(tmp_path, mode):
+    colors = np.array([[[1, 2, 3], [0, 0, 0]], [[255, 255, 255], [7, 0, 0]], [[0, 1, 0], [0, 0, 1]]], np.uint8)
+    path = tmp_path / "ids.png"
+    Image.fromarray(colors).convert(mode).save(path)
+    expected = [[1 + 2 * 256 + 3 * 65536, 0], [2**24 - 1, 7], [256, 65536]]
+    np.testing.assert_array_equal(read_panoptic_ids(path, (3, 2)), expected)
+    for read in (read_panoptic_ids, read_panoptic_png):
+        with pytest.raises(ImageReadError, match=r"ids\.png: labels of \(3, 2\) pixels for an image of \(2, 3\)"):
+            read(path, (2, 3))
+    Image.fromarray(colors[:, :, 0]).save(path)
+    assert read_label_map(path, [3, 2]).shape == (3, 2)
+    with pytest.raises(ImageReadError, match=r"\(3, 2\) pixels for an image of \(4, 4\)"):
+        read_label_map(path, (4, 4))
