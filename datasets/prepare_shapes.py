@@ -1,7 +1,7 @@
 """Draw the `shapes` data set: pictures with their panoptic, instance and semantic segmentation in COCO's layout.
 
-The same options always give the same files. A finished set is recognised by its manifest and left alone; one that was
-interrupted is completed; one of other options is replaced once the new one is complete.
+The same options always give the same files. A finished data set with a manifest of the same options is kept, an
+interrupted one is completed, and one of other options is replaced when the new one is complete.
 """
 
 import argparse
@@ -21,39 +21,40 @@ from mask2former.data.coco_format import instance_annotation, segment_info, unus
 from mask2former.data.datasets import datasets_root
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.datasets.shapes import CATEGORIES, ShapesSegment, draw_scene
+from mask2former.utils.errors import UserError
 from mask2former.utils.files import atomic_write, write_json
 from mask2former.utils.label_images import ids_to_colors
 from mask2former.utils.parallel import report_interval
 
-# Counts up when the same options draw other files than before.
+# To be increased when the same options draw other files than before.
 VERSION = 4
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
 MIN_SIZE = 48
 
 
-class PrepareError(Exception):
-    """The data set can't be drawn here; the message says why."""
+class ShapesError(UserError):
+    """The data set cannot be drawn here; the message says why."""
 
 
 def prepare(root: str | Path, *, train: int = 1200, val: int = 150, size: int = 128, seed: int = 0) -> Path:
-    """Draw the data set into `root`/shapes, unless it is there.
+    """Draw the data set into `root`/shapes, unless it exists.
 
     Args:
-        root: the folder that DETECTRON2_DATASETS names.
-        train: number of images to train on.
-        val: number of images to validate on, from another stream of random numbers.
-        size: height and width of the images in pixels.
-        seed: chooses the pictures.
+        root: Folder that DETECTRON2_DATASETS names.
+        train: Number of images to train on.
+        val: Number of images to validate on, from another stream of random numbers.
+        size: Height and width of the images in pixels.
+        seed: Seed of the pictures.
 
     Returns:
         The folder of the data set.
 
     Raises:
-        PrepareError: an option is out of range, or the folder exists and is not one of ours.
+        ShapesError: An option is out of range, or the folder exists but was not made by this script.
     """
     if min(train, val) < 1 or size < MIN_SIZE or seed < 0:
-        raise PrepareError(f"expected train >= 1, val >= 1, size >= {MIN_SIZE} and seed >= 0")
+        raise ShapesError(f"expected train >= 1, val >= 1, size >= {MIN_SIZE} and seed >= 0")
     manifest = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
     folder = Path(root, "shapes")
     found = _read_manifest(folder)
@@ -61,7 +62,7 @@ def prepare(root: str | Path, *, train: int = 1200, val: int = 150, size: int = 
         print(f"{folder} is complete: {train} + {val} images of {size} x {size} pixels")
         return folder
     if found is None and folder.exists():
-        raise PrepareError(f"{folder} has no {MANIFEST} of this script: not touched, please move it away")
+        raise ShapesError(f"{folder} has no {MANIFEST} of this script: not touched, please move it away")
     partial = folder.with_name("shapes.partial")
     if _read_manifest(partial) != manifest:
         shutil.rmtree(partial, ignore_errors=True)
@@ -74,16 +75,16 @@ def prepare(root: str | Path, *, train: int = 1200, val: int = 150, size: int = 
 
 
 def _draw_split(folder: Path, split: str, manifest: dict[str, int]) -> None:
-    """Draw the images that are missing, then write the annotation files of the split."""
+    """Draw the missing images, then write the annotation files of the split."""
     records = folder / "records" / split
-    # Image ids of the splits differ, as COCO's do.
+    # As in COCO, no image id is in both splits.
     first_id = 1 + 1_000_000 * SPLITS.index(split)
     progress = tqdm(range(manifest[split]), desc=f"shapes {split}", unit="image", mininterval=report_interval())
     for index in progress:
         record = records / f"{index}.json"
         if not record.exists():
             rng = RandomState([manifest["seed"], SPLITS.index(split), index])
-            # Written last: an image that has a record is complete.
+            # Written last: an image with a record is complete.
             write_json(record, _draw_image(folder, split, first_id + index, rng, manifest["size"]))
     drawn = [json.loads((records / f"{index}.json").read_text()) for index in range(manifest[split])]
     images = [record["image"] for record in drawn]
@@ -127,7 +128,7 @@ def _draw_image(folder: Path, split: str, image_id: int, rng: RandomState, size:
 
 
 def _with_ids(segments: Sequence[ShapesSegment]) -> dict[int, ShapesSegment]:
-    """Segments by ids whose colours are close to those of their categories, as in COCO's panoptic PNGs."""
+    """Segments by ids whose colours are near those of their categories, as in COCO's panoptic PNGs."""
     numbered: dict[int, ShapesSegment] = {}
     for segment in segments:
         numbered[unused_segment_id(segment.category.color, numbered)] = segment
@@ -167,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         prepare(options.root, train=options.train, val=options.val, size=options.size, seed=options.seed)
-    except PrepareError as error:
+    except ShapesError as error:
         print(f"prepare_shapes: {error}", file=sys.stderr)
         return 1
     return 0

@@ -7,7 +7,7 @@ import numpy as np
 from cityscapesscripts.helpers.labels import name2label
 from PIL import Image, ImageDraw
 
-from .scene import SPLITS, Item, Scene, Size, compose, paint, save, stream
+from .scene import SPLITS, Item, LayeredScene, Size, compose, paint, save, stream
 
 THINGS = ("person", "car", "rider", "bicycle", "bus")
 STUFF = ("road", "building", "sky", "vegetation")
@@ -45,7 +45,7 @@ def _draw_image(folder: Path, split: str, index: int, size: Size, seed: int) -> 
     save(np.dstack([colors[labels], np.full(size, 255, np.uint8)]), stem.with_name(f"{stem.name}_color.png"))
 
 
-def _objects(scene: Scene) -> list[dict]:
+def _objects(scene: LayeredScene) -> list[dict]:
     """Polygons from back to front, including void, invisible and deleted ones."""
     height, width = scene.size
     border = [[0, 0], [width - 1, 0], [width - 1, 1], [0, 1]]

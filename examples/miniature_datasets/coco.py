@@ -12,7 +12,7 @@ from pycocotools import mask as mask_util
 from mask2former.data.coco_format import encode_rle, encode_runs, tight_box
 from mask2former.utils.label_images import ids_to_colors
 
-from .scene import SPLITS, Item, Scene, Size, compose, paint, save, size_of, stream
+from .scene import SPLITS, Item, LayeredScene, Size, compose, paint, save, size_of, stream
 
 THINGS = ("person", "dog", "car", "umbrella", "chair")
 STUFF = ("sky-other-merged", "grass-merged", "road", "tree-merged")
@@ -92,7 +92,7 @@ def _category(item: Item) -> int:
     return _IDS[STUFF[item.slot] if item.kind == "stuff" else THINGS[item.slot]]
 
 
-def _instance(scene: Scene, item: Item, visible: NDArray[np.bool_]) -> dict[str, Any]:
+def _instance(scene: LayeredScene, item: Item, visible: NDArray[np.bool_]) -> dict[str, Any]:
     """Annotation of an instance without its ids: a polygon, run lengths for a hole, a list of them for a crowd."""
     if item.kind == "crowd":
         segmentation: Any = encode_runs(visible)

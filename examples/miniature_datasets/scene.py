@@ -33,7 +33,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Scene:
+class LayeredScene:
     """Height and width of an image, and its items from back to front. Pixels of no item are void."""
 
     size: Size
@@ -56,7 +56,7 @@ class Scene:
         return np.asarray(canvas, bool)
 
 
-def compose(rng: np.random.RandomState, index: int, size: Size, things: int, stuff: int) -> Scene:
+def compose(rng: np.random.RandomState, index: int, size: Size, things: int, stuff: int) -> LayeredScene:
     """Compose the scene of an image.
 
     Scenes alternate between things that hide parts of each other, a crowd, nothing (the third image only), and one kind
@@ -70,7 +70,7 @@ def compose(rng: np.random.RandomState, index: int, size: Size, things: int, stu
         stuff: Number of classes of stuff.
     """
     if index == WITHOUT_ANNOTATION:
-        return Scene(size, [])
+        return LayeredScene(size, [])
     turn = index % 4
     items = _background(rng, size, stuff, parts=1 if turn == 3 else 3)
     for i in range(2 if turn == 3 else 4):
@@ -81,10 +81,10 @@ def compose(rng: np.random.RandomState, index: int, size: Size, things: int, stu
         outline = _blob(rng, size, 0.3, corners=12)
         items.append(Item("thing", rng.randint(things), outline, hole=_shrunk(outline, 0.4)))
     items.append(Item("void", 0, _rectangle(size, 0.0, 0.93, 0.4, 1.0)))
-    return Scene(size, items)
+    return LayeredScene(size, items)
 
 
-def paint(rng: np.random.RandomState, scene: Scene) -> NDArray[np.uint8]:
+def paint(rng: np.random.RandomState, scene: LayeredScene) -> NDArray[np.uint8]:
     """A noisy picture, uint8 [H, W, 3], in which every item has about the colour of its class."""
     owners = scene.owners()
     palette = np.full((len(scene.items) + 1, 3), 100.0)  # the last is for pixels of no item

@@ -1,7 +1,9 @@
 import pytest
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
 
 from mask2former.config import add_maskformer2_config
+from mask2former.data.datasets import dataset_metadata
 
 from ..conftest import load_script
 
@@ -26,6 +28,25 @@ def shapes(shapes_root, monkeypatch):
     """The same, where DETECTRON2_DATASETS points."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes_root))
     return shapes_root / "shapes"
+
+
+def check_cityscapes_dicts(name):
+    """Compare the dicts of a Cityscapes data set with those of Detectron2's own loaders."""
+    from detectron2.data.datasets import cityscapes as theirs
+    from detectron2.data.datasets.cityscapes_panoptic import load_cityscapes_panoptic
+
+    metadata = dataset_metadata(name)
+    if metadata.get("panoptic_json"):
+        paths = metadata.image_root, metadata.panoptic_root, metadata.panoptic_json
+        expected = load_cityscapes_panoptic(*paths, metadata.as_dict())
+    elif metadata.evaluator_type == "cityscapes_sem_seg":
+        expected = theirs.load_cityscapes_semantic(metadata.image_dir, metadata.gt_dir)
+    else:
+        try:
+            expected = theirs.load_cityscapes_instances(metadata.image_dir, metadata.gt_dir)
+        except ModuleNotFoundError as error:
+            pytest.skip(f"this Detectron2 can't read Cityscapes: {error}")
+    assert DatasetCatalog.get(name) == sorted(expected, key=lambda record: record["file_name"])
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from mask2former.data.datasets import dataset_metadata
 from mask2former.model_zoo import SETTINGS
 
 from ..conftest import config_path
+from .conftest import check_cityscapes_dicts
 
 SMALL = {
     "coco": ["INPUT.IMAGE_SIZE", 96],
@@ -156,21 +157,7 @@ def test_void_and_crowds_are_no_targets(setting):
 @pytest.mark.parametrize("task", ["instance_seg", "sem_seg", "panoptic"])
 def test_cityscapes_dicts_are_detectron2s(task):
     pytest.importorskip("cityscapesscripts.helpers.csHelpers")
-    from detectron2.data.datasets import cityscapes as theirs
-    from detectron2.data.datasets.cityscapes_panoptic import load_cityscapes_panoptic
-
-    metadata = dataset_metadata(f"cityscapes_fine_{task}_train")
-    if task == "panoptic":
-        paths = metadata.image_root, metadata.panoptic_root, metadata.panoptic_json
-        expected = load_cityscapes_panoptic(*paths, metadata.as_dict())
-    elif task == "sem_seg":
-        expected = theirs.load_cityscapes_semantic(metadata.image_dir, metadata.gt_dir)
-    else:
-        try:
-            expected = theirs.load_cityscapes_instances(metadata.image_dir, metadata.gt_dir)
-        except ModuleNotFoundError as error:
-            pytest.skip(f"this Detectron2 can't read Cityscapes: {error}")
-    assert DatasetCatalog.get(metadata.name) == sorted(expected, key=lambda record: record["file_name"])
+    check_cityscapes_dicts(f"cityscapes_fine_{task}_train")
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

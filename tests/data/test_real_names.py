@@ -13,6 +13,8 @@ from mask2former.data.coco_format import instance_annotation, segment_info
 from mask2former.data.datasets import MissingDatasetError, ade20k, dataset_metadata
 from mask2former.utils.label_images import ids_to_colors
 
+from .conftest import check_cityscapes_dicts
+
 HEIGHT, WIDTH = 20, 30
 IDS = [("aachen", "aachen_000000_000019"), ("ulm", "ulm_000001_000019")]
 
@@ -205,19 +207,4 @@ def test_cityscapes_errors(cityscapes):
 @pytest.mark.parametrize("task", ["instance_seg", "sem_seg", "panoptic"])
 def test_cityscapes_dicts_are_detectron2s(cityscapes, task):
     pytest.importorskip("cityscapesscripts.helpers.labels")
-    from detectron2.data.datasets import cityscapes as theirs
-    from detectron2.data.datasets.cityscapes_panoptic import load_cityscapes_panoptic
-
-    metadata = dataset_metadata(f"cityscapes_fine_{task}_val")
-    ours = DatasetCatalog.get(metadata.name)
-    if task == "panoptic":
-        paths = metadata.image_root, metadata.panoptic_root, metadata.panoptic_json
-        expected = load_cityscapes_panoptic(*paths, metadata.as_dict())
-    elif task == "sem_seg":
-        expected = theirs.load_cityscapes_semantic(metadata.image_dir, metadata.gt_dir)
-    else:
-        try:
-            expected = theirs.load_cityscapes_instances(metadata.image_dir, metadata.gt_dir)
-        except ModuleNotFoundError as error:
-            pytest.skip(f"this Detectron2 can't read Cityscapes: {error}")
-    assert ours == sorted(expected, key=lambda record: record["file_name"])
+    check_cityscapes_dicts(f"cityscapes_fine_{task}_val")
