@@ -2,7 +2,7 @@
 """Memory that training a published setting needs per image: counted, not measured, so that any machine can run it.
 
     python benchmarks/training_memory.py [--settings coco-panoptic ...] [--size 1024 1024] [KEY VALUE ...]
-    python benchmarks/training_memory.py --backbones mini tiny small base large    # mask2former/data/custom/memory.py
+    python benchmarks/training_memory.py --backbones mini tiny small base large    # mask2former/data/custom/recipe.py
 
 Runs the forward pass on tensors without content and adds up the tensors that autograd keeps for the backward pass, with
 and without MODEL.DINAT.USE_CHECKPOINT, in float32. Weights, gradients and the two moments of AdamW are added once per

@@ -1,28 +1,19 @@
 """Make ADE20K's labels for semantic, instance and panoptic segmentation.
 
 Writes annotations_detectron2/, ade20k_instance_{train,val}.json, ade20k_panoptic_{train,val}.json and folders under
-ADEChallengeData2016/. What is finished is checked and kept, so the same command takes up a run that was interrupted.
+ADEChallengeData2016/. Finished files are checked and kept, so the same command continues an interrupted run.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from mask2former.data.datasets import MissingDatasetError
-from mask2former.data.published import PreparationError, add_arguments, prepare_ade20k, report
-from mask2former.data.published.ade20k import TASKS
-from mask2former.utils.errors import report_errors, report_interrupt
+from mask2former.data.published.ade20k import PREPARED_TASKS, prepare_ade20k
+from mask2former.data.published.preparation import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, TASKS)
-    options = parser.parse_args(arguments)
-    expected = (MissingDatasetError, PreparationError, OSError)
-    with report_errors(expected), report_interrupt("the same command takes up where this one ended"):
-        print(report(prepare_ade20k(options.root, options.split, workers=options.workers, tasks=options.task)))
-    return 0
+    return run_command(prepare_ade20k, __doc__, arguments, PREPARED_TASKS)
 
 
 if __name__ == "__main__":

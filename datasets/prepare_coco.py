@@ -1,27 +1,19 @@
-"""Make COCO's semantic maps from its panoptic annotations, which mIoU of the panoptic setting is measured on.
+"""Make COCO's semantic maps from its panoptic annotations, for the mIoU of the panoptic setting.
 
-Writes coco/panoptic_semseg_{train,val}2017/. What is finished is checked and kept, so the same command takes up a run
-that was interrupted.
+Writes coco/panoptic_semseg_{train,val}2017/. Finished files are checked and kept, so the same command continues an
+interrupted run.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from mask2former.data.datasets import MissingDatasetError
-from mask2former.data.published import PreparationError, add_arguments, prepare_coco, report
-from mask2former.utils.errors import report_errors, report_interrupt
+from mask2former.data.published.coco import prepare_coco
+from mask2former.data.published.preparation import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
-    expected = (MissingDatasetError, PreparationError, OSError)
-    with report_errors(expected), report_interrupt("the same command takes up where this one ended"):
-        print(report(prepare_coco(options.root, options.split, workers=options.workers)))
-    return 0
+    return run_command(prepare_coco, __doc__, arguments)
 
 
 if __name__ == "__main__":

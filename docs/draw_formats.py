@@ -27,10 +27,10 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask2former.data.custom.derive import combine
+from mask2former.data.custom.training_files import combine
 from mask2former.data.datasets.shapes import CATEGORIES
 from mask2former.data.image_io import read_image, read_label_map, read_panoptic_ids, read_panoptic_png
-from mask2former.utils.label_images import colors_to_ids, encode_png, ids_to_colors
+from mask2former.utils.label_images import colors_to_ids, ids_to_colors, write_png
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PICTURES = REPOSITORY / "docs" / "pictures"
@@ -54,7 +54,6 @@ def prepare(root: Path) -> Path:
 def number_instances(folder: Path, split: str) -> None:
     """Write numbers of the instances of each image, 1, 2, ..., as a tool that labels pairs of PNGs does."""
     things = {category.id for category in CATEGORIES if category.isthing}
-    (folder / f"numbers_{split}").mkdir(exist_ok=True)
     for annotation in read(folder / "annotations" / f"panoptic_{split}.json")["annotations"]:
         ids = read_panoptic_ids(folder / f"panoptic_{split}" / annotation["file_name"])
         numbers, last = np.zeros(ids.shape, np.uint8), 0
@@ -62,7 +61,7 @@ def number_instances(folder: Path, split: str) -> None:
             if segment["category_id"] in things and not segment["iscrowd"]:
                 last += 1
                 numbers[ids == segment["id"]] = last
-        (folder / f"numbers_{split}" / annotation["file_name"]).write_bytes(encode_png(numbers))
+        write_png(folder / f"numbers_{split}" / annotation["file_name"], numbers)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,20 +1,20 @@
 #!/usr/bin/env python
-"""Make your own labelled pictures ready for training: check them, look at them, split them, and write a config.
+"""Prepare your own labelled images for training: check, draw and split them, and write a config.
 
     python tools/dataset.py inspect --images photos --annotations instances.json
     python tools/dataset.py preview --images photos --labels masks --classes classes.txt --output preview
     python tools/dataset.py split   --images photos --labels masks --classes classes.txt --output data
     python tools/dataset.py config  --images photos --annotations instances.json --gpu-memory 24 --output run
 
-What the files are follows from the options given:
+The options determine the format:
 
     --annotations F                          COCO's instances JSON
     --annotations F --panoptic DIR           COCO's panoptic JSON and its PNGs
-    --labels DIR --classes F                 PNGs with the id or colour of a class per pixel, and a list of classes
-    --labels DIR --instances DIR --classes F the same, and PNGs with the number of an instance per pixel (0: none)
+    --labels DIR --classes F                 PNGs with a class id or colour per pixel, and a list of classes
+    --labels DIR --instances DIR --classes F the same, and PNGs with an instance number per pixel (0: none)
 
 --val-images, --val-annotations, ... name the files of a split for evaluation.
-Exit status: 0 the data can be used; 1 they can't; 2 the command line is wrong.
+Exit status: 0 if the data can be used, 1 if not, 2 if the command line is wrong.
 """
 
 import argparse
@@ -24,26 +24,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mask2former.data.custom.choices import Machine, RecipeError
-from mask2former.data.custom.config_file import SIZES, describe, read_backbones, write_config
-from mask2former.data.custom.derive import derive
 from mask2former.data.custom.inspection import Inspection, inspect_sources, render
 from mask2former.data.custom.preview import write_preview
-from mask2former.data.custom.recipe import make_recipe
+from mask2former.data.custom.recipe import SIZES, Machine, make_recipe, read_backbones
 from mask2former.data.custom.source import Source, SourceError
-from mask2former.data.custom.split import SplitError, split
-from mask2former.data.datasets import AnnotationError
+from mask2former.data.custom.split import split
+from mask2former.data.custom.training_files import derive, write_config
 from mask2former.data.datasets.registry import IGNORE_LABEL
-from mask2former.data.published.jobs import PreparationError
-from mask2former.utils.errors import report_interrupt
+from mask2former.utils.errors import UserError, report_interrupt
 from mask2former.utils.parallel import default_workers
 
 BASES = Path(__file__).resolve().parents[1] / "configs" / "_base_"
 _COMMANDS = {
-    "inspect": "check all files, and say what is wrong and what to do",
+    "inspect": "check all files, and list problems with what to do about them",
     "preview": "draw samples with their labels, and how often each class occurs",
-    "split": "divide the data into train and val, in their own format",
-    "config": "write a config to train with, and say why its settings are what they are",
+    "split": "divide the data into train and val, in the same format",
+    "config": "write a config for training, with a reason for each setting",
 }
 _FILES = {
     "images": "folder of the images",
@@ -51,12 +47,12 @@ _FILES = {
     "panoptic": "folder of panoptic PNGs",
     "labels": "folder of semantic label PNGs",
     "instances": "folder of PNGs with instance numbers",
-    "files": "text file that lists the images to take",
+    "files": "text file that lists the images to use",
 }
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; exits with status 2 if it is wrong."""
+    """Parse the command line; exit with status 2 if it is wrong."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,15 +62,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         _add_files(command)
         if name != "inspect":
-            command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for what is written")
-            command.add_argument(
-                "--seed", type=int, default=0, metavar="N", help="of what is drawn at random; default: 0"
-            )
+            command.add_argument("--output", type=Path, required=True, metavar="DIR", help="output folder")
+            command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random choices; default: 0")
         if name == "preview":
             command.add_argument("--count", type=_positive, default=12, metavar="N", help="images shown; default: 12")
         if name in ("split", "config"):
             command.add_argument(
-                "--val-share", type=_share, default=0.2, metavar="S", help="part to evaluate on; default: 0.2"
+                "--val-share",
+                type=_share,
+                default=0.2,
+                metavar="S",
+                help="share for evaluation; default: 0.2",
             )
         if name == "config":
             _add_training(command)
@@ -83,12 +81,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--gpu-memory", type=_memory, required=True, metavar="GB", help="memory of a GPU; 0: train on the CPU"
+        "--gpu-memory", type=_memory, required=True, metavar="GB", help="memory per GPU; 0 to train on the CPU"
     )
     parser.add_argument("--num-gpus", type=_positive, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--size", choices=SIZES, help="the DiNAT; default: the largest that fits")
-    parser.add_argument("--weights", default="", metavar="F", help="file or URL to start from (MODEL.WEIGHTS)")
-    parser.add_argument("--name", help="of the data set; default: that of the output folder")
+    parser.add_argument("--size", choices=SIZES, help="size of the DiNAT; default: the largest that fits")
+    parser.add_argument("--weights", default="", metavar="F", help="file or URL of initial weights (MODEL.WEIGHTS)")
+    parser.add_argument("--name", help="name of the data set; default: name of the output folder")
 
 
 def _memory(text: str) -> float:
@@ -103,7 +101,7 @@ def _memory(text: str) -> float:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a positive integer")
     return int(text)
 
 
@@ -145,13 +143,13 @@ def read_sources(options: argparse.Namespace) -> list[Source]:
     """The splits that the command line names.
 
     Raises:
-        SourceError: files that don't exist or don't belong together.
+        SourceError: Files do not exist or do not belong together.
     """
     train = Source(
         **{name: getattr(options, name) for name in _FILES}, classes=options.classes, ignore_label=options.ignore_label
     )
     val = {name: path for name in _FILES if (path := getattr(options, f"val_{name}"))}
-    # Splits may have folders in common.
+    # Splits may share folders.
     return [train, replace(train, **{"files": None, **val}, split="val")] if val else [train]
 
 
@@ -161,16 +159,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sources = read_sources(options)
         if options.command == "split" and len(sources) > 1:
-            raise SourceError("split divides one data set; take the --val- options away")
+            raise SourceError("split divides a single data set; remove the --val- options")
     except SourceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with report_interrupt("call again to go on"):
+    with report_interrupt("run the command again to continue"):
         try:
             inspection = inspect_sources(sources, options.workers)
             print(render(inspection))
             written = _RUN[options.command](inspection, options)
-        except (AnnotationError, PreparationError, RecipeError, SourceError, SplitError) as error:
+        except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
     for line in written:
@@ -179,14 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def preview(inspection: Inspection, options: argparse.Namespace) -> list[str]:
-    """Draw the pictures; say which."""
+    """Draw the pictures."""
     return [f"wrote {path}" for path in write_preview(inspection, options.output, options.count, options.seed)]
 
 
 def divide(inspection: Inspection, options: argparse.Namespace) -> list[str]:
-    """Write a split of sound data; say how to go on with it."""
+    """Write a split of usable data, and the next command."""
     if not inspection.usable:
-        return ["nothing was written: mend the data first"]
+        return ["nothing was written: fix the data first"]
     parts = split(inspection.train, options.output, options.val_share, options.seed)
     train, val = (parts[name].content.source for name in ("train", "val"))
     changed = "files" if train.annotations is None else "annotations"
@@ -200,15 +198,15 @@ def divide(inspection: Inspection, options: argparse.Namespace) -> list[str]:
 
 
 def config(inspection: Inspection, options: argparse.Namespace) -> list[str]:
-    """Write a config, and what training reads besides the data; say why, and how to go on."""
+    """Write a config and the label files that training needs, with reasons and the next command."""
     if not inspection.usable:
-        return ["nothing was written: mend the data first"]
+        return ["nothing was written: fix the data first"]
     folder, parts = options.output, inspection.splits
     lines = []
     if "val" not in parts:
         parts = split(inspection.train, folder / "data", options.val_share, options.seed)
         lines.append(
-            f"- divided: {len(parts['train'].scans)} images to train on, {len(parts['val'].scans)} to evaluate"
+            f"- divided: {len(parts['train'].scans)} images for training, {len(parts['val'].scans)} for evaluation"
         )
     machine = Machine(options.gpu_memory, options.num_gpus, default_workers())
     weights = str(Path(options.weights).resolve()) if Path(options.weights).is_file() else options.weights
@@ -221,7 +219,7 @@ def config(inspection: Inspection, options: argparse.Namespace) -> list[str]:
     write_config(folder / "config.yaml", recipe, datasets, BASES, shlex.join(["tools/dataset.py", *sys.argv[1:]]))
     train = f"python train_net.py --config-file {shlex.quote(str(folder / 'config.yaml'))}"
     gpus = f" --num-gpus {options.num_gpus}" if options.num_gpus > 1 else ""
-    return [*lines, *describe(recipe), f"wrote {folder / 'config.yaml'}", "", train + gpus]
+    return [*lines, *recipe.lines(), f"wrote {folder / 'config.yaml'}", "", train + gpus]
 
 
 _RUN: Mapping[str, Callable[[Inspection, argparse.Namespace], Sequence[str]]] = {

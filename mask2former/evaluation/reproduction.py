@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from mask2former.data.published import SettingReport, check_settings
+from mask2former.data.published import SettingCheck, check_settings
 from mask2former.evaluation.metric import EvaluationError
 from mask2former.model_zoo import SETTINGS, Setting
 from mask2former.utils.files import atomic_write, write_json
@@ -110,19 +110,19 @@ def plan_settings(settings: Sequence[Setting], weights: Path) -> list[Plan]:
         settings: Settings of `mask2former.model_zoo`.
         weights: Folder of the checkpoints, under their published names with the ending .pth or .safetensors.
     """
-    reports = check_settings([setting.name for setting in settings], splits=("val",))
-    return [_plan(setting, report, weights) for setting, report in zip(settings, reports, strict=True)]
+    checks = check_settings([setting.name for setting in settings], splits=("val",))
+    return [_plan(setting, check, weights) for setting, check in zip(settings, checks, strict=True)]
 
 
-def _plan(setting: Setting, data: SettingReport, weights: Path) -> Plan:
+def _plan(setting: Setting, data: SettingCheck, weights: Path) -> Plan:
     paths = [weights / Path(setting.checkpoint).with_suffix(ending).name for ending in _ENDINGS]
     checkpoint = next((path for path in paths if path.is_file()), None)
-    obstacles = [f"data: {message}" for message in data.blocking("val")]
+    obstacles = [f"data: {message}" for message in data.findings["val"].messages(blocks=True)]
     if checkpoint is None:
         expected = f"{setting.checkpoint} (or {_ENDINGS[1]})"
         obstacles.append(f"weights: no {expected} in {weights}; published at {setting.checkpoint_url}")
-    remarks = [finding.message for finding in data.findings if finding.split == "val" and not finding.blocks]
-    return Plan(setting, data.images.get("val", 0), checkpoint, tuple(obstacles), tuple(remarks))
+    remarks = data.findings["val"].messages(blocks=False)
+    return Plan(setting, data.images["val"], checkpoint, tuple(obstacles), tuple(remarks))
 
 
 def read_results(output: Path, setting: str, *, multi_scale: bool) -> tuple[dict[str, float | None], dict[str, Any]]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.data.published import check_setting, check_settings
+from mask2former.data.published import check_settings
 from mask2former.data.published.check import dataset_name
 from mask2former.model_zoo import SETTINGS
 
@@ -31,8 +31,13 @@ def copy(trees, tmp_path, monkeypatch):
     return copy_one
 
 
-def messages(report, split, blocks=True):
-    return [f.message for f in report.findings if f.split == split and f.blocks == blocks]
+def check_setting(setting, **options):
+    (check,) = check_settings([setting], **options)
+    return check
+
+
+def messages(check, split, blocks=True):
+    return check.findings[split].messages(blocks=blocks)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -51,14 +56,14 @@ def test_sound_trees_can_train_and_evaluate(trees, script, capsys, monkeypatch, 
         (row,) = [line for line in out.splitlines() if line.startswith(setting)]
         assert row.split() == [setting, "yes", "4", "yes", "4"]
     for count in (118287, 5000, 20210, 2000, 2975, 500):
-        assert f"4 images, published are {count}" in out
-    assert "in the way" not in out
+        assert f"4 instead of {count}" in out
+    assert "problem (" not in out
 
 
-def test_published_numbers_are_no_finding(trees, monkeypatch):
+def test_published_numbers_are_not_noted(trees, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(trees))
     monkeypatch.setattr("mask2former.data.published.check.PUBLISHED_IMAGES", {"ade20k": {"train": 4, "val": 4}})
-    assert check_setting("ade20k-semantic", full=True).findings == ()
+    assert not any(findings.counts for findings in check_setting("ade20k-semantic", full=True).findings.values())
 
 
 def test_nothing_there(script, tmp_path, capsys, monkeypatch):
@@ -80,7 +85,7 @@ def test_what_only_evaluation_needs_does_not_stop_training(copy):
     assert panoptic.can_train and not panoptic.can_evaluate
     assert panoptic.images == {"train": 4, "val": 4}
     assert instance.can_train and not instance.can_evaluate
-    assert "panoptic_semseg_val2017" in panoptic.blocking("val")[0]
+    assert "panoptic_semseg_val2017" in messages(panoptic, "val")[0]
 
 
 def test_single_missing_files(copy):
@@ -90,9 +95,9 @@ def test_single_missing_files(copy):
     for path in sorted((folder / "gtFine/val").rglob("*_labelIds.png"))[:2]:
         path.unlink()
     report = check_setting("cityscapes-panoptic")
-    assert messages(report, "train") == [f"missing (1): {gone}"]
+    assert messages(report, "train") == [f"missing images: {gone}"]
     (message,) = messages(report, "val")
-    assert message.startswith("missing (2): ") and "_gtFine_labelIds.png" in message
+    assert message.startswith("missing label images (2): ") and "_gtFine_labelIds.png" in message
     instance = check_setting("cityscapes-instance")
     assert instance.can_evaluate, "it reads other label images"
     assert instance.images["train"] == 3, "images are looked for, not annotations"
@@ -103,7 +108,8 @@ def test_images_without_annotation_are_a_note(copy):
     shutil.copy(next((folder / "val2017").iterdir()), folder / "val2017/000000000001.jpg")
     report = check_setting("coco-instance")
     assert report.can_evaluate
-    assert any("1 images that the annotations don't have, such as" in m for m in messages(report, "val", blocks=False))
+    added = f"images without an entry in the annotations: {folder / 'val2017/000000000001.jpg'}"
+    assert added in messages(report, "val", blocks=False)
 
 
 def test_damaged_json(copy):
@@ -111,15 +117,15 @@ def test_damaged_json(copy):
     (folder / "annotations/panoptic_train2017.json").write_text("{")
     report = check_setting("coco-panoptic")
     assert not report.can_train and report.can_evaluate
-    assert "panoptic_train2017.json: not valid JSON" in report.blocking("train")[0]
+    assert "panoptic_train2017.json: not valid JSON" in messages(report, "train")[0]
     path = folder / "annotations/instances_val2017.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["category_id"] = 1000
     del content["images"][0]
     path.write_text(json.dumps(content))
-    (first, second) = check_setting("coco-panoptic").blocking("val")
-    assert "images that the panoptic JSON has are not in it" in first and "000139" not in first
-    assert "outside of the table" in second and "1000" in second
+    (first, second) = messages(check_setting("coco-panoptic"), "val")
+    assert "images of the panoptic JSON that the instances JSON lacks" in first and "000139" not in first
+    assert "not in the class list" in second and "1000" in second
 
 
 def test_full_finds_damaged_images_and_labels(copy):
@@ -135,12 +141,12 @@ def test_full_finds_damaged_images_and_labels(copy):
     semantic, panoptic, instance = check_settings(["ade20k-semantic", "ade20k-panoptic", "ade20k-instance"], full=True)
     for report in (semantic, panoptic):
         unreadable, outside, size = messages(report, "train")
-        assert unreadable.startswith(f"can't be read (1): {image}")
-        assert outside == f"label ids outside of the table (1): {label}: ids 150, 254"
-        assert size.startswith(f"labels of another size than the image (1): {other}: (3, 3), image ")
+        assert unreadable.startswith(f"unreadable images: {image}")
+        assert outside == f"ids or colours that are not in the class list: {label}: ids 150, 254"
+        assert size.startswith(f"label images whose size differs from the image: {other}: 3 x 3, image ")
         assert report.can_evaluate
     assert len(messages(instance, "train")) == 1
-    assert "can't be read" in messages(instance, "train")[0]
+    assert "unreadable images" in messages(instance, "train")[0]
 
 
 def test_full_finds_panoptic_pngs_and_json_that_disagree(copy):
@@ -155,9 +161,9 @@ def test_full_finds_panoptic_pngs_and_json_that_disagree(copy):
     report = check_setting("coco-panoptic", full=True)
     names = [annotation["file_name"] for annotation in content["annotations"]]
     in_png, in_json = messages(report, "train")
-    assert in_png.startswith("segments in the PNG that the JSON does not have (1): ")
+    assert in_png.startswith("segments in panoptic PNGs that segments_info lacks: ")
     assert in_png.endswith(f"{names[0]}: ids {gone['id']}")
-    assert in_json.startswith("segments in the JSON that the PNG does not have (1): ")
+    assert in_json.startswith("segments in segments_info that the panoptic PNG lacks: ")
     assert in_json.endswith(f"{names[1]}: ids 77")
     (area,) = [m for m in messages(report, "train", blocks=False) if "area" in m]
     assert area.endswith(f"{names[3]}: ids {fourth[0]['id']}")
@@ -172,7 +178,10 @@ def test_ade20k_stuff_under_things_is_as_published(copy):
     stuff["area"] += 5
     content["annotations"][1]["segments_info"].append({**stuff, "id": 99})
     path.write_text(json.dumps(content))
-    assert len(check_setting("ade20k-panoptic", full=True).findings) == 2, "the numbers of images"
+    check = check_setting("ade20k-panoptic", full=True)
+    for split in ("train", "val"):
+        (count,) = [problem.text for problem, _, _ in check.findings[split]]
+        assert "number of images" in count
     thing["area"] += 5
     path.write_text(json.dumps(content))
     assert any("area" in m for m in messages(check_setting("ade20k-panoptic", full=True), "val", blocks=False))
@@ -184,9 +193,9 @@ def test_run_lengths_of_another_size(copy):
     content = json.loads(path.read_text())
     content["annotations"][0]["segmentation"]["size"] = [5, 6]
     path.write_text(json.dumps(content))
-    (message,) = check_setting("ade20k-instance").blocking("train")
-    assert message.startswith("run lengths of another size than the image (1): ")
-    assert message.endswith("ADE_train_00000001.jpg: (5, 6)")
+    (message,) = messages(check_setting("ade20k-instance"), "train")
+    assert message.startswith("run lengths (RLE) whose size differs from the image: ")
+    assert message.endswith("ADE_train_00000001.jpg: 6 x 5")
 
 
 def test_unknown_names():

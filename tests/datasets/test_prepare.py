@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from examples.miniature_datasets import DATASETS, draw_dataset
-from mask2former.data.published import jobs
+from mask2former.data.published import ade20k
 
 from ..conftest import load_script
 
@@ -96,17 +96,17 @@ def test_changed_sources_are_prepared_again(copy, scripts, capsys):
 
 def test_an_interrupted_run_is_taken_up(copy, trees, scripts, capsys, monkeypatch):
     root = copy("ade20k", prepared=False)
-    real, done = jobs._do, []
+    real, done = ade20k.make_panoptic, []
 
-    def interrupted(make, job, previous):
+    def interrupted(job):
         done.append(job)
-        if len(done) == 11:
+        if len(done) == 3:
             raise KeyboardInterrupt
-        return real(make, job, previous)
+        return real(job)
 
     arguments = ["--root", str(root), "--split", "val", "--workers", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "_do", interrupted)
+        patch.setattr(ade20k, "make_panoptic", interrupted)
         with pytest.raises(SystemExit) as caught:
             scripts["ade20k"].main(arguments)
     assert caught.value.code == 130

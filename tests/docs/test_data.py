@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mask2former.data.custom import problems
+from mask2former.data import problems
 from mask2former.data.datasets.custom import FORMATS, read_classes
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -15,8 +15,8 @@ PROBLEMS = [value for value in vars(problems).values() if isinstance(value, prob
 
 
 def rows() -> list[list[str]]:
-    """The table of problems: cells of what they are of, of those in the way, and of notes."""
-    table = DOCUMENT.split("| of | in the way | notes |")[1].split("\n\n")[0]
+    """The table of problems: cells with their subject, the blocking ones, and the notes."""
+    table = DOCUMENT.split("| of | blocking | notes |")[1].split("\n\n")[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[1:]]
 
 

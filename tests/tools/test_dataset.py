@@ -124,7 +124,7 @@ def test_config_makes_its_own_split(format, tmp_path, capsys):
     out = tmp_path / "out"
     assert tool.main(["config", *files(root, format), "--gpu-memory", "24", "--output", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "- divided: 5 images to train on, 1 to evaluate" in printed
+    assert "- divided: 5 images for training, 1 for evaluation" in printed
     assert "DiNAT-Large" in printed
     # Again, with the same result.
     before = (out / "config.yaml").read_bytes()
@@ -155,7 +155,7 @@ def test_problems_end_with_1_and_write_nothing(tmp_path, capsys):
     [
         ("", "--images"),
         ("--images nowhere --annotations x.json", "no folder nowhere"),
-        ("--images {0}/images", "images alone make no format"),
+        ("--images {0}/images", "images alone form no format"),
         ("--images {0}/images --labels {0}/labels", "label maps need --classes"),
         ("--images {0}/images --annotations {0}/instances.json --val-annotations nowhere", "val: annotations: no file"),
     ],
@@ -184,7 +184,7 @@ def test_split_divides_one_set_alone(tmp_path, capsys):
     root = draw_all(tmp_path, 2)
     words = [*files(root, "semantic"), "--val-labels", str(root / "labels"), "--output", str(tmp_path / "out")]
     assert tool.main(["split", *words]) == 2
-    assert "take the --val- options away" in capsys.readouterr().err
+    assert "remove the --val- options" in capsys.readouterr().err
 
 
 def test_train_and_val_are_inspected_together(tmp_path, capsys):
@@ -194,4 +194,4 @@ def test_train_and_val_are_inspected_together(tmp_path, capsys):
     words += ["--val-annotations", str(val / "panoptic.json")]
     assert tool.main(["inspect", *words]) == 1
     printed = capsys.readouterr().out
-    assert re.search(r"val: images that are both in train and val +\| +1 \| \S+/002.jpg = 002.jpg", printed)
+    assert re.search(r"val: images that are in both train and val +\| +1 \| \S+/002.jpg = 002.jpg", printed)

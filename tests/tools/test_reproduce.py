@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.data.published import Finding, SettingReport
+from mask2former.data.problems import Findings, Problem
+from mask2former.data.published import SettingCheck
 from mask2former.evaluation import reproduction
 from mask2former.evaluation.reproduction import Record, draw_chart, read_records, read_results, write_report
 from mask2former.model_zoo import SETTINGS
@@ -18,6 +19,7 @@ from tests.conftest import ROOT, config_path, load_script
 from tests.tiny import TINY
 
 script = load_script("tools/reproduce.py")
+MISSING = Problem("missing", "unpack it")
 RUN_PROCESS = script.run_process
 SMALL = [*TINY[TINY.index("MODEL.DEVICE") :], "TEST.AUG.MIN_SIZES", "(64,)", "DATALOADER.NUM_WORKERS", "0"]
 PQ = {"panoptic_seg": {"PQ": 58.0}, "segm": {"AP": 50.0, "AP50": 60.0}, "sem_seg": {"mIoU": None}}
@@ -36,10 +38,10 @@ def weights(tmp_path):
 
 @pytest.fixture
 def data(monkeypatch, tmp_path):
-    """Lets the check of the data find what a test wants: setting -> findings."""
-    found = {}
-    reports = {name: SettingReport(name, {"val": 7}, found.setdefault(name, [])) for name in SETTINGS}
-    monkeypatch.setattr(reproduction, "check_settings", lambda names, splits: [reports[name] for name in names])
+    """Findings of the check of the data, by setting and split, to which a test adds its own."""
+    found = {name: {"train": Findings(), "val": Findings()} for name in SETTINGS}
+    checks = {name: SettingCheck(name, {"val": 7}, found[name]) for name in SETTINGS}
+    monkeypatch.setattr(reproduction, "check_settings", lambda names, splits: [checks[name] for name in names])
     monkeypatch.setenv("DETECTRON2_DATASETS", "restored after the test")
     return found
 
@@ -152,28 +154,28 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path, weights, data
 
 
 def test_what_is_missing_is_listed_with_the_reason(tmp_path, weights, data, evaluated, capsys):
-    data["coco-panoptic"].append(Finding("val", "no panoptic_val2017", blocks=True))
-    data["ade20k-panoptic"].append(Finding("val", "7 images, expected 2000", blocks=False))
-    data["ade20k-instance"].append(Finding("train", "no images/training", blocks=True))
+    data["coco-panoptic"]["val"].add(MISSING, "panoptic_val2017")
+    data["ade20k-panoptic"]["val"].add(Problem("other count", "nothing", blocks=False), "7 instead of 2000")
+    data["ade20k-instance"]["train"].add(MISSING, "images/training")
     (weights / "mask2former_dinat_large_coco_instance.safetensors").unlink()
     assert run(tmp_path, weights) == 0
     found = entries(tmp_path)
     assert [name for name, entry in found.items() if entry["status"] == "missing"] == ["coco-panoptic", "coco-instance"]
-    assert found["coco-panoptic"]["reason"] == "data: no panoptic_val2017"
+    assert found["coco-panoptic"]["reason"] == "data: missing: panoptic_val2017"
     reason = found["coco-instance"]["reason"]
     assert reason.startswith("weights: no mask2former_dinat_large_coco_instance.pth (or .safetensors) in ")
     assert "published at https://shi-labs.com/" in reason
     assert len(evaluated) == 6
-    assert found["ade20k-panoptic"]["remarks"] == ["7 images, expected 2000"]
+    assert found["ade20k-panoptic"]["remarks"] == ["other count: 7 instead of 2000"]
     text = (tmp_path / "out" / "reproduction.md").read_text()
-    assert "Without a result" in text and "no panoptic_val2017" in text
-    assert "| ade20k-panoptic | 7 images, expected 2000 |" in text
-    assert "ade20k-panoptic: 7 images, expected 2000" in capsys.readouterr().out
+    assert "Without a result" in text and "missing: panoptic_val2017" in text
+    assert "| ade20k-panoptic | other count: 7 instead of 2000 |" in text
+    assert "ade20k-panoptic: other count: 7 instead of 2000" in capsys.readouterr().out
 
 
 def test_a_dry_run_shows_the_plan_and_does_nothing(tmp_path, weights, data, evaluated, capsys):
     (weights / SETTINGS["ade20k-panoptic"].checkpoint).write_bytes(b"x" * 3_400_000)
-    data["coco-instance"].append(Finding("val", "no val2017", blocks=True))
+    data["coco-instance"]["val"].add(MISSING, "val2017")
     assert run(tmp_path, weights, "--dry-run") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["ade20k-panoptic", "7", "single", "3", "MB", "evaluate"] in rows

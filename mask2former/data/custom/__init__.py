@@ -1,1 +1,1 @@
-"""Your own data: read in four formats, checked, drawn, split, and made ready for training. tools/dataset.py runs it."""
+"""A user's own data: four formats are read, checked, drawn, split and prepared for training (tools/dataset.py)."""

@@ -1,4 +1,4 @@
-"""Look at labelled data: sample images with their labels, and how often each class occurs."""
+"""Draw labelled data: sample images with their labels, and how often each class occurs."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,25 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hotcoco import mask as mask_util
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from pycocotools import mask as mask_util
 
 from mask2former.data.classes import ClassTable
-from mask2former.data.custom.derive import combine, contiguous_labels, void_label
-from mask2former.data.custom.inspection import Inspected, Inspection
-from mask2former.data.custom.label_maps import read_class_ids
-from mask2former.data.custom.masks import to_rle
-from mask2former.data.custom.source import Content, Sample, Split
+from mask2former.data.custom.inspection import InspectedSplit, Inspection
+from mask2former.data.custom.scan import to_rle
+from mask2former.data.custom.source import LabelledImage, Split, SplitContent, read_class_ids
+from mask2former.data.custom.training_files import combine, contiguous_labels, void_label
 from mask2former.data.image_io import read_image, read_label_map, read_panoptic_ids
 from mask2former.prediction.drawing import contact_sheet, draw_instances, draw_panoptic, draw_semantic
 from mask2former.utils.files import atomic_write
 from mask2former.utils.label_images import write_png
 
 _COLORS: Mapping[Split, str] = {"train": "#2f6fb2", "val": "#c4432b"}
-# More classes are too many to read: the most frequent and the rarest are shown.
+# Of more classes, only the most frequent and the rarest are shown.
 _MOST = 80
 
 
@@ -32,29 +31,28 @@ def write_preview(inspection: Inspection, folder: Path, count: int, seed: int) -
     """Write `samples_SPLIT.png` and `classes.png`.
 
     Args:
-        inspection: of the data.
-        folder: where the files go.
-        count: images on a contact sheet; every class is on one of them if there is room.
-        seed: of what is drawn at random.
+        inspection: The inspected data.
+        folder: Folder for the files.
+        count: Number of images on a contact sheet; every class is on one of them if there is room.
+        seed: Seed of the random choice of images.
 
     Returns:
         The files.
     """
     written = []
-    for split, inspected in inspection.splits.items():
-        chosen = choose(inspected, count, seed)
-        if chosen:
-            pictures = [draw(inspected.content, inspected.content.samples[i]) for i in chosen]
-            written.append(folder / f"samples_{split}.png")
+    for name, inspected in inspection.splits.items():
+        if chosen := choose(inspected, count, seed):
+            pictures = [draw(inspected.content, inspected.content.images[i]) for i in chosen]
             columns = int(np.ceil(np.sqrt(len(pictures))))
-            write_png(written[-1], contact_sheet(_same_shape(pictures), columns, width=640 * columns))
+            sheet = contact_sheet(_same_shape(pictures), columns, width=640 * columns)
+            written.append(write_png(folder / f"samples_{name}.png", sheet))
     written.append(folder / "classes.png")
     _draw_histograms(inspection, written[-1])
     return written
 
 
-def choose(inspected: Inspected, count: int, seed: int) -> list[int]:
-    """Positions of images without a problem of their own: those with classes not chosen yet first, the rarest first."""
+def choose(inspected: InspectedSplit, count: int, seed: int) -> list[int]:
+    """Positions of images without a blocking problem; first those with classes not chosen yet, the rarest first."""
     sound = [i for i, scan in enumerate(inspected.scans) if not any(problem.blocks for problem, _ in scan.found)]
     order = [sound[i] for i in np.random.RandomState(seed).permutation(len(sound))]
     images = inspected.images()
@@ -68,27 +66,26 @@ def choose(inspected: Inspected, count: int, seed: int) -> list[int]:
     return [*chosen, *(i for i in order if i not in chosen)][:count]
 
 
-def draw(content: Content, sample: Sample) -> NDArray[np.uint8]:
-    """Draw an image's labels on it; RGB."""
-    image, format = read_image(sample.image), content.source.format
-    categories = content.categories
+def draw(content: SplitContent, labelled: LabelledImage) -> NDArray[np.uint8]:
+    """Draw an image with its labels on it; RGB [H, W, 3]."""
+    image, format, categories = read_image(labelled.path), content.source.format, content.categories
     classes = ClassTable([c.name for c in categories], [c.color for c in categories])
     position = {category.id: i for i, category in enumerate(categories)}
     if format == "coco_instance":
         size = image.shape[0], image.shape[1]
-        masks = [mask_util.decode(to_rle(a["segmentation"], size)).astype(bool) for a in sample.annotations]
+        masks = [mask_util.decode(to_rle(a["segmentation"], size)).astype(bool) for a in labelled.annotations]
         stacked = np.stack(masks) if masks else np.zeros((0, *size), bool)
-        return draw_instances(image, stacked, [position[a["category_id"]] for a in sample.annotations], None, classes)
-    if sample.label is None:
-        raise ValueError(f"{sample.image}: no label to draw")
+        return draw_instances(image, stacked, [position[a["category_id"]] for a in labelled.annotations], None, classes)
+    if labelled.label is None:
+        raise ValueError(f"{labelled.path}: no label to draw")
     if format == "semantic":
-        labels = contiguous_labels(read_class_ids(sample.label, content.palette)[0], categories)
+        labels = contiguous_labels(read_class_ids(labelled.label, content.palette)[0], categories)
         return draw_semantic(image, labels, classes, void_label(len(categories)))
     if format == "coco_panoptic":
-        ids, segments = read_panoptic_ids(sample.label), sample.annotations
+        ids, segments = read_panoptic_ids(labelled.label), labelled.annotations
     else:
-        numbers = read_label_map(sample.numbers or "")
-        ids, segments = combine(read_class_ids(sample.label, content.palette)[0], numbers, categories)
+        numbers = read_label_map(labelled.numbers or "")
+        ids, segments = combine(read_class_ids(labelled.label, content.palette)[0], numbers, categories)
     infos: list[dict[str, Any]] = [
         {
             "id": segment["id"],
@@ -101,7 +98,7 @@ def draw(content: Content, sample: Sample) -> NDArray[np.uint8]:
 
 
 def _same_shape(pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-    """Pictures on white of one shape, so that the tall ones don't fill the sheet."""
+    """Pad pictures with white to one shape, so that tall ones do not fill the sheet."""
     shape = np.median([picture.shape[0] / picture.shape[1] for picture in pictures])
     padded = []
     for picture in pictures:
@@ -121,9 +118,9 @@ def _draw_histograms(inspection: Inspection, path: Path) -> None:
     if len(order) > _MOST:
         order = [*order[: _MOST // 2], *order[-_MOST // 2 :]]
     counts: Mapping[str, Mapping[Split, Counter[int]]] = {
-        "images that have it": {split: of.images() for split, of in inspection.splits.items()},
-        "segments": {split: of.total("segments") for split, of in inspection.splits.items()},
-        "pixels in %": {split: _percent(of.total("pixels")) for split, of in inspection.splits.items()},
+        "images with the class": {name: split.images() for name, split in inspection.splits.items()},
+        "segments": {name: split.total("segments") for name, split in inspection.splits.items()},
+        "pixels in %": {name: _percent(split.total("pixels")) for name, split in inspection.splits.items()},
     }
     figure = Figure(figsize=(13, max(3.2, 1.4 + 0.24 * len(order))), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -132,6 +129,8 @@ def _draw_histograms(inspection: Inspection, path: Path) -> None:
         _draw_bars(axes, title, of_splits, order)
         axes.set_yticks(range(len(order)), [names[c] for c in order] if axes is all_axes[0] else [""] * len(order))
     _draw_sizes(all_axes[-1], inspection)
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png")
@@ -147,19 +146,17 @@ def _draw_bars(axes: Axes, title: str, of_splits: Mapping[Split, Counter[int]], 
     axes.set_title(title)
     axes.invert_yaxis()
     axes.margins(x=0.25, y=0.01)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_sizes(axes: Axes, inspection: Inspection) -> None:
-    for split, inspected in inspection.splits.items():
-        sizes = Counter(inspected.sizes)
+    for name, split in inspection.splits.items():
+        sizes = Counter(split.sizes)
         heights, widths = zip(*sizes, strict=True) if sizes else ((), ())
         areas = [12 + 40 * np.log10(count) for count in sizes.values()]
-        axes.scatter(widths, heights, areas, color=_COLORS[split], alpha=0.6, linewidths=0)
-    axes.set(title="sizes of images", xlabel="width", ylabel="height")
+        axes.scatter(widths, heights, areas, color=_COLORS[name], alpha=0.6, linewidths=0)
+    axes.set(title="image sizes", xlabel="width", ylabel="height")
     axes.margins(0.1)
     axes.set(xlim=(0, None), ylim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _percent(pixels: Counter[int]) -> Counter[int]:

@@ -1,78 +1,224 @@
-"""Settings for a training on a data set: model, image sizes, batch, length and learning rate, each with its reason."""
+"""Choose settings for training on a data set: model, image sizes, batch, length and learning rate, with reasons."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mask2former.data.custom.choices import Machine, Recipe, RecipeError
-from mask2former.data.custom.inspection import Inspection
-from mask2former.data.custom.memory import COSTS, PICO, Fit, largest_fit
-from mask2former.data.custom.schedule import batch_size, set_batch, set_length
-from mask2former.data.custom.source import Format
+import numpy as np
+import yaml
 
-# Sides of training images, in pixels.
-_LARGEST, _LARGEST_ON_CPU, _SMALLEST = 1024, 256, 64
-# DiNAT looks 7 pixels far times its dilation, at strides 4 to 32.
+from mask2former.data.custom.inspection import Inspection
+from mask2former.data.datasets.custom import FORMATS
+from mask2former.tasks import TASKS, Task
+from mask2former.utils.errors import UserError
+
+# Smallest and largest sides of training images, in pixels.
+_SMALLEST, _LARGEST, _LARGEST_ON_CPU = 64, 1024, 256
+# Strides of DiNAT's levels.
 _STRIDES = (4, 8, 16, 32)
-_INPUTS: Mapping[Format, str] = {
-    "coco_instance": "coco_instance_lsj",
-    "coco_panoptic": "coco_panoptic_lsj",
-    "semantic_instance": "coco_panoptic_lsj",
-    "semantic": "mask_former_semantic",
+_TASKS: Mapping[str, Task] = {
+    **{name: format.task for name, format in FORMATS.items()},
+    "semantic_instance": FORMATS["coco_panoptic"].task,
 }
-_BEST: Mapping[str, str] = {
-    "coco_instance_lsj": "segm/AP",
-    "coco_panoptic_lsj": "panoptic_seg/PQ",
-    "mask_former_semantic": "sem_seg/mIoU",
+_BEST_METRICS: Mapping[Task, str] = {"instance": "segm/AP", "panoptic": "panoptic_seg/PQ", "semantic": "sem_seg/mIoU"}
+
+# Published settings: images per step, and the learning rate for them.
+_BATCH = 16
+_RATE = 1.0e-4
+# Epochs of the published settings by number of training images: Cityscapes, ADE20K, COCO.
+_EPOCHS = ((2975, 484), (20210, 127), (118287, 100))
+# Share of the iterations after which the published COCO settings divide the learning rate by 10.
+_STEPS = (0.889, 0.963)
+_LEAST_ITERATIONS = 500
+_EVALUATIONS = 10
+
+# The small model of configs/shapes, with its small head: for CPUs.
+PICO = "pico"
+# Batch of configs/_base_/shapes.yaml, whose learning rate it uses, and images seen in that training.
+_PICO_BATCH = 8
+_PICO_IMAGES = 12800
+# Number of times that it sees each image of a large data set; a CPU is slow.
+_PICO_EPOCHS = 20
+
+_GIB = 2**30
+# Number of pixels of the measurements in `COSTS`.
+_REFERENCE = 1024 * 1024
+# Weights, gradients and the two moments of AdamW in float32.
+_BYTES_PER_PARAMETER = 16
+# GiB used by CUDA and its libraries.
+_CONTEXT = 0.7
+# GiB per image for temporary buffers and the losses; `COSTS` counts only what is kept for the backward pass.
+_TRANSIENT = 1.5
+# Usable share of the GPU memory: the allocator can't use every gap.
+_USABLE = 0.9
+
+
+class RecipeError(UserError):
+    """A machine or choice for which no training is possible."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine for training.
+
+    Attributes:
+        gpu_memory: GiB of each GPU; 0 if there is no GPU.
+        gpus: Number of GPUs.
+        processors: Number of processors.
+    """
+
+    gpu_memory: float
+    gpus: int
+    processors: int
+
+
+@dataclass
+class Recipe:
+    """Settings with their reasons.
+
+    Attributes:
+        size: Size of the DiNAT, as in configs/_base_/dinat_SIZE.yaml.
+        values: Values by config key, with dots.
+        reasons: Lines of text.
+    """
+
+    size: str
+    values: dict[str, Any] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+    def set(self, reason: str, **values: Any) -> None:
+        """Set keys (with "__" for dots) for a reason."""
+        self.values |= {key.replace("__", "."): value for key, value in values.items()}
+        self.reasons.append(reason)
+
+    def lines(self) -> list[str]:
+        """The reasons as a list for people."""
+        return [f"- {reason}" for reason in self.reasons]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """GPU memory for training a model.
+
+    Attributes:
+        parameters: Millions of parameters, with the head.
+        plain: GiB that an image of 1024 x 1024 keeps for the backward pass, in float32.
+        checkpointed: The same with MODEL.DINAT.USE_CHECKPOINT, which computes the backbone twice.
+    """
+
+    parameters: float
+    plain: float
+    checkpointed: float
+
+    @property
+    def fixed(self) -> float:
+        """GiB that do not depend on the images."""
+        return self.parameters * 1e6 * _BYTES_PER_PARAMETER / _GIB + _CONTEXT
+
+    def per_image(self, pixels: int, checkpoint: bool) -> float:
+        """GiB for an image with this number of pixels."""
+        return ((self.checkpointed if checkpoint else self.plain) + _TRANSIENT) * pixels / _REFERENCE
+
+
+# Costs of configs/_base_/dinat_NAME.yaml, the largest first, with Mask2Former's head, 200 queries and 80 classes,
+# counted by benchmarks/training_memory.py on tensors without content, PyTorch 2.14. They grow with the number of pixels
+# if the dilations fit smaller maps (see `fitting_dilations`).
+COSTS: Mapping[str, Cost] = {
+    "large": Cost(219.9, 9.02, 3.09),
+    "base": Cost(108.8, 7.21, 2.78),
+    "small": Cost(69.9, 5.43, 2.63),
+    "tiny": Cost(47.2, 4.65, 2.48),
+    "mini": Cost(39.3, 3.96, 2.44),
 }
+SIZES = (*COSTS, PICO)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model that fits: its size, whether it needs checkpointing, and the number of images per GPU."""
+
+    size: str
+    checkpoint: bool
+    images: int
+
+    def memory(self, pixels: int) -> float:
+        """GiB for images with this number of pixels."""
+        return COSTS[self.size].fixed + self.images * COSTS[self.size].per_image(pixels, self.checkpoint)
+
+
+def largest_fit(memory: float, pixels: int, most: int, sizes: Sequence[str] = tuple(COSTS)) -> Fit | None:
+    """The largest model that can be trained on a GPU; without checkpointing, which costs time, if that fits.
+
+    Args:
+        memory: GiB of the GPU.
+        pixels: Number of pixels of a training image.
+        most: Largest useful number of images per GPU.
+        sizes: Keys of `COSTS` to choose from, the best first.
+
+    Returns:
+        The fit; None if even one image is too much for all models.
+    """
+    for size in sizes:
+        for checkpoint in (False, True):
+            room = _USABLE * memory - COSTS[size].fixed
+            images = int(room / COSTS[size].per_image(pixels, checkpoint))
+            if images >= 1:
+                return Fit(size, checkpoint, min(images, most))
+    return None
+
+
+def read_backbones(base_folder: Path) -> dict[str, dict[str, Any]]:
+    """The section MODEL.DINAT of each `dinat_SIZE.yaml` of a folder (configs/_base_), by size."""
+    files = {size: base_folder / f"dinat_{size}.yaml" for size in SIZES}
+    return {size: yaml.safe_load(file.read_text(encoding="utf-8"))["MODEL"]["DINAT"] for size, file in files.items()}
 
 
 def make_recipe(
     inspection: Inspection,
     machine: Machine,
-    backbone: Mapping[str, Mapping[str, Any]],
+    backbones: Mapping[str, Mapping[str, Any]],
     size: str | None = None,
     weights: str = "",
 ) -> Recipe:
     """Choose settings.
 
     Args:
-        inspection: of the data.
-        machine: what to train on.
-        backbone: size -> its section MODEL.DINAT.
-        size: the DiNAT, a key of `backbone`; None: the largest that fits.
-        weights: what MODEL.WEIGHTS will be; empty: nothing.
+        inspection: The inspected data.
+        machine: The machine for training.
+        backbones: Section MODEL.DINAT by size.
+        size: Size of the DiNAT, a key of `backbones`; None for the largest that fits.
+        weights: Value of MODEL.WEIGHTS; may be empty.
 
     Raises:
-        RecipeError: the model does not fit into the memory at any size of images.
+        RecipeError: The model does not fit into the memory at any image size.
     """
-    images = len(inspection.train.scans)
+    images, task = len(inspection.train.scans), _TASKS[inspection.train.content.source.format]
     height, width = (int(median(axis)) for axis in zip(*inspection.train.sizes, strict=True))
-    batch = batch_size(images, machine.gpus)
-    side, fit = _choose_model(_side(inspection, machine), batch, machine, size)
+    # The batch is as published, but not larger than the data set; each GPU gets the same number of images.
+    batch = machine.gpus * math.ceil(min(_BATCH, images) / machine.gpus)
+    side, fit = _choose_model(_side(inspection, machine, task), batch, machine, size)
     recipe = Recipe(fit.size if fit else size or PICO)
-    _set_classes(recipe, inspection)
-    _set_model(recipe, fit, side, machine, weights, backbone[recipe.size])
-    mapper = _INPUTS[inspection.train.content.source.format]
-    _set_sizes(recipe, mapper, side, height, width)
-    set_batch(recipe, batch, fit.images if fit else batch, machine, images)
-    set_length(recipe, images, batch, _BEST[mapper], pretrained=bool(weights))
-    _set_void(recipe, inspection)
+    _set_classes(recipe, inspection, task)
+    _set_model(recipe, fit, side, machine, weights, backbones[recipe.size])
+    _set_sizes(recipe, task, side, height, width)
+    _set_batch(recipe, batch, fit.images if fit else batch, machine, images)
+    _set_length(recipe, images, batch, task, pretrained=bool(weights))
+    _set_void(recipe, inspection, task)
     return recipe
 
 
-def _side(inspection: Inspection, machine: Machine) -> int:
-    """Side of training images before memory is looked at: the data's, a multiple of 32."""
-    sizes = inspection.train.sizes
-    semantic = inspection.train.content.source.format == "semantic"
-    typical = median(min(size) if semantic else max(size) for size in sizes)
+def _side(inspection: Inspection, machine: Machine, task: Task) -> int:
+    """Side of training images regardless of memory: that of the data, rounded to a multiple of 32."""
+    typical = median(min(size) if task == "semantic" else max(size) for size in inspection.train.sizes)
     most = _LARGEST if machine.gpu_memory else _LARGEST_ON_CPU
     return int(min(most, max(_SMALLEST, 32 * round(typical / 32))))
 
 
 def _choose_model(side: int, batch: int, machine: Machine, size: str | None) -> tuple[int, Fit | None]:
-    """The side of training images, and the model unless it is the one for CPUs."""
+    """The side of training images and the model; None for the model for CPUs."""
     if size == PICO or (size is None and not machine.gpu_memory):
         return side, None
     if not machine.gpu_memory:
@@ -84,35 +230,31 @@ def _choose_model(side: int, batch: int, machine: Machine, size: str | None) -> 
             return smaller, fit
     raise RecipeError(
         f"--gpu-memory {machine.gpu_memory:g}: too little to train DiNAT-{size or 'Mini'} on images of 256 x 256; "
-        f"--gpu-memory 0 chooses a model for CPUs, which is small enough for any GPU"
+        f"--gpu-memory 0 chooses a model for CPUs, which fits any GPU"
     )
 
 
-def _set_classes(recipe: Recipe, inspection: Inspection) -> None:
-    format = inspection.train.content.source.format
-    name, classes = _INPUTS[format], len(inspection.categories)
-    panoptic, instance = name == "coco_panoptic_lsj", name != "mask_former_semantic"
+def _set_classes(recipe: Recipe, inspection: Inspection, task: Task) -> None:
+    spec, classes = TASKS[task], len(inspection.categories)
     things = sum(category.isthing for category in inspection.categories)
-    kinds = f" ({things} things, {classes - things} stuff)" if panoptic else ""
+    kinds = f" ({things} things, {classes - things} stuff)" if task == "panoptic" else ""
+    *others, last = spec.outputs
+    results = f"{', '.join(others)} and {last}" if others else last
     recipe.set(
-        f"{classes} classes{kinds}: "
-        + (
-            "panoptic, instance and semantic results"
-            if panoptic
-            else f"{'instance' if instance else 'semantic'} results"
-        ),
+        f"{classes} classes{kinds}: {results} results",
         MODEL__SEM_SEG_HEAD__NUM_CLASSES=classes,
-        INPUT__DATASET_MAPPER_NAME=name,
-        MODEL__MASK_FORMER__TEST__PANOPTIC_ON=panoptic,
-        MODEL__MASK_FORMER__TEST__INSTANCE_ON=instance and things > 0,
-        MODEL__MASK_FORMER__TEST__SEMANTIC_ON=panoptic or not instance,
+        INPUT__DATASET_MAPPER_NAME=spec.mappers[0],
+        **{
+            f"MODEL__MASK_FORMER__TEST__{other.switch}": name in spec.outputs and (name != "instance" or things > 0)
+            for name, other in TASKS.items()
+        },
     )
     most = max(scan.segments.total() for scan in inspection.train.scans)
-    # Twice as many as are needed, and as published where that is enough.
-    wanted = next((count for count in ((16, 50) if recipe.size == PICO else ()) + (100, 200) if 2 * most <= count), 0)
-    queries = wanted or 100 * math.ceil(most / 50)
+    # Twice as many as needed, rounded up to the published number if that is enough.
+    counts = ((16, 50) if recipe.size == PICO else ()) + (100, 200)
+    queries = next((count for count in counts if 2 * most <= count), 100 * math.ceil(most / 50))
     recipe.set(
-        f"{queries} queries, each of which can find one segment: there are at most {most} on an image",
+        f"{queries} queries, each for one segment: an image has at most {most}",
         MODEL__MASK_FORMER__NUM_OBJECT_QUERIES=queries,
     )
 
@@ -122,31 +264,31 @@ def _set_model(
 ) -> None:
     if fit is None:
         why = "" if machine.gpu_memory else "no GPU: "
-        recipe.set(f"{why}DiNAT-Pico with a small head, 2 million parameters, which learns on a CPU")
+        recipe.set(f"{why}DiNAT-Pico with a small head, 2 million parameters, which can be trained on a CPU")
     elif not machine.gpu_memory:
-        recipe.set(f"DiNAT-{recipe.size.title()} as asked for; without a GPU it is slow")
+        recipe.set(f"DiNAT-{recipe.size.title()} as requested; slow without a GPU")
     else:
         gib = f"{fit.memory(side * side):.1f} of {machine.gpu_memory:g} GiB with {fit.images} images of {side} x {side}"
         checkpoint = "; activations of the backbone are computed twice to save memory" if fit.checkpoint else ""
         recipe.set(
-            f"DiNAT-{fit.size.title()}, {COSTS[fit.size].parameters:.0f} million parameters: takes {gib}{checkpoint}",
+            f"DiNAT-{fit.size.title()}, {COSTS[fit.size].parameters:.0f} million parameters: needs {gib}{checkpoint}",
             MODEL__DINAT__USE_CHECKPOINT=fit.checkpoint,
         )
     dilations = fitting_dilations(backbone, side)
     if dilations != backbone["DILATIONS"]:
         recipe.set(
-            f"dilations reduced: maps of images of {side} x {side} are smaller than a dilated window",
+            f"dilations reduced: feature maps of {side} x {side} images are smaller than a dilated window",
             MODEL__DINAT__DILATIONS=dilations,
         )
     start = f"starts from {weights}" if weights else (
-        "starts from NOTHING: give --weights (ImageNet or an own checkpoint, see Weights in README.md) unless you have "
-        "many thousands of images"
+        "starts from RANDOM weights: give --weights (ImageNet or your own checkpoint, see Weights in README.md) unless "
+        "you have many thousands of images"
     )  # fmt: skip
     recipe.set(start, MODEL__WEIGHTS=weights)
 
 
 def fitting_dilations(backbone: Mapping[str, Any], side: int) -> list[list[int]]:
-    """The dilations of a DiNAT with those reduced whose window is larger than the map of an image's side."""
+    """Dilations of a DiNAT, reduced where the dilated window is larger than the feature map of an image's side."""
     kernels: Sequence[int] = backbone.get("KERNEL_SIZES") or [backbone.get("KERNEL_SIZE", 7)] * len(_STRIDES)
     return [
         [max(1, min(dilation, side // stride // kernel)) for dilation in of_level]
@@ -154,12 +296,12 @@ def fitting_dilations(backbone: Mapping[str, Any], side: int) -> list[list[int]]
     ]
 
 
-def _set_sizes(recipe: Recipe, name: str, side: int, height: int, width: int) -> None:
+def _set_sizes(recipe: Recipe, task: Task, side: int, height: int, width: int) -> None:
     shorter, longer = min(height, width), max(height, width)
-    if name == "mask_former_semantic":
+    if task == "semantic":
         recipe.set(
-            f"images are typically {width} x {height}: trained on crops of {side} x {side} at 0.5 to 2 times a "
-            f"shorter side of {side}, tested at {side}",
+            f"typical image size {width} x {height}: trained on crops of {side} x {side} from images whose shorter "
+            f"side is 0.5 to 2 times {side}, tested at {side}",
             INPUT__MIN_SIZE_TRAIN=[round(side * scale / 10) for scale in range(5, 21)],
             INPUT__MAX_SIZE_TRAIN=4 * max(side, round(longer * side / shorter)),
             INPUT__CROP__ENABLED=True,
@@ -173,8 +315,8 @@ def _set_sizes(recipe: Recipe, name: str, side: int, height: int, width: int) ->
         return
     tested = max(32, round(shorter * side / longer))
     recipe.set(
-        f"images are typically {width} x {height}: trained on squares of {side} at 0.5 to 2 times that size, tested at "
-        f"{round(longer * tested / shorter)} x {tested}",
+        f"typical image size {width} x {height}: trained on squares of {side} from images scaled by 0.5 to 2, tested "
+        f"at {round(longer * tested / shorter)} x {tested}",
         INPUT__IMAGE_SIZE=side,
         INPUT__SIZE_DIVISIBILITY=-1,
         INPUT__MIN_SCALE=0.5,
@@ -184,13 +326,81 @@ def _set_sizes(recipe: Recipe, name: str, side: int, height: int, width: int) ->
     )
 
 
-def _set_void(recipe: Recipe, inspection: Inspection) -> None:
-    recipe.set("segments that a crop leaves without a pixel are forgotten", INPUT__DROP_EMPTY_TARGETS=True)
-    if inspection.train.content.source.format == "coco_instance":
+def _set_batch(recipe: Recipe, batch: int, fitting: int, machine: Machine, images: int) -> None:
+    """Divide the images of a step over GPUs and accumulation steps.
+
+    Args:
+        recipe: The recipe to extend.
+        batch: Number of images per step, a multiple of the number of GPUs.
+        fitting: Number of images that a GPU can process at a time.
+        machine: The machine for training.
+        images: Number of images of the data set.
+    """
+    of_gpu = batch // machine.gpus
+    together = max(number for number in range(1, of_gpu + 1) if of_gpu % number == 0 and number <= fitting)
+    steps = of_gpu // together
+    why = "as published" if batch == _BATCH else f"there are {images} images; published {_BATCH}"
+    gpus = f" on each of {machine.gpus} GPUs" if machine.gpus > 1 else ""
+    recipe.set(
+        f"batch of {batch} ({why})"
+        + (f": {together} images at a time{gpus}, {steps} times per step" if steps > 1 else gpus),
+        SOLVER__IMS_PER_BATCH=together * machine.gpus,
+        SOLVER__ACCUMULATE_STEPS=steps,
+    )
+    workers = max(1, min(4, machine.processors // machine.gpus))
+    recipe.set(
+        f"{workers} data loading processes{' per GPU' if machine.gpus > 1 else ''}: there are {machine.processors} "
+        "processors, and more than 4 processes rarely help",
+        DATALOADER__NUM_WORKERS=workers,
+    )
+
+
+def _set_length(recipe: Recipe, images: int, batch: int, task: Task, *, pretrained: bool) -> None:
+    """Choose iterations, learning rate and evaluation period."""
+    if recipe.size == PICO:
+        epochs, like = max(_PICO_EPOCHS, _PICO_IMAGES / images), f"`make demo`: {_PICO_IMAGES} images in total"
+    else:
+        epochs = float(np.interp(math.log(images), *np.transpose([(math.log(n), e) for n, e in _EPOCHS])))
+        like = "published settings: 100 times for COCO, 127 for ADE20K, 484 for Cityscapes"
+    iterations = max(_LEAST_ITERATIONS, round(epochs * images / batch / 10) * 10)
+    steps = [round(iterations * share) for share in _STEPS]
+    recipe.set(
+        f"{iterations} iterations, each image {iterations * batch / images:.0f} times ({like}); learning rate divided "
+        f"by 10 at {steps[0]} and {steps[1]}",
+        SOLVER__MAX_ITER=iterations,
+        SOLVER__STEPS=steps,
+        SOLVER__LR_SCHEDULER_NAME="WarmupMultiStepLR",
+    )
+    period, metric = iterations // _EVALUATIONS, _BEST_METRICS[task]
+    recipe.set(
+        f"evaluated and saved every {period} iterations; the checkpoint with the best {metric} is model_best.pth",
+        TEST__EVAL_PERIOD=period,
+        SOLVER__CHECKPOINT_PERIOD=period,
+        TEST__BEST_METRIC=metric,
+    )
+    if recipe.size == PICO:
+        recipe.set(
+            f"learning rate of the small model, scaled from a batch of {_PICO_BATCH} to {batch}",
+            SOLVER__LR_REFERENCE_BATCH=_PICO_BATCH,
+        )
+        return
+    recipe.set(
+        f"learning rate {_RATE:g} for a batch of {_BATCH}"
+        + (f", scaled to {batch}" if batch != _BATCH else "")
+        + (", a tenth of it in the pretrained backbone" if pretrained else ""),
+        SOLVER__BASE_LR=_RATE,
+        SOLVER__BACKBONE_MULTIPLIER=0.1 if pretrained else 1.0,
+        SOLVER__LR_REFERENCE_BATCH=_BATCH,
+    )
+
+
+def _set_void(recipe: Recipe, inspection: Inspection, task: Task) -> None:
+    recipe.set("segments without a pixel in the crop are dropped", INPUT__DROP_EMPTY_TARGETS=True)
+    if task == "instance":
         return
     area = sum(height * width for height, width in inspection.train.sizes)
     void = 1 - inspection.train.total("pixels").total() / area
     if void > 0.001:
         recipe.set(
-            f"{void:.1%} of the pixels have no class: the losses leave them out", MODEL__MASK_FORMER__IGNORE_VOID=True
+            f"{void:.1%} of the pixels have no class: the losses ignore them", MODEL__MASK_FORMER__IGNORE_VOID=True
         )

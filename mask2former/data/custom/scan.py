@@ -1,41 +1,40 @@
-"""Open the files of one image, and say what is wrong with them and what is on it. Runs in worker processes."""
+"""Open the files of one image, and list its segments and its problems. Runs in worker processes."""
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hotcoco import mask as mask_util
 from numpy.typing import NDArray
 
-from mask2former.data.custom import problems
-from mask2former.data.custom.label_maps import Palette, label_text, read_class_ids
-from mask2former.data.custom.masks import bad_field, mask_area, segmentation_problems, size_text
-from mask2former.data.custom.problems import Found, Problem
-from mask2former.data.custom.source import Format, Sample
+from mask2former.data import problems
+from mask2former.data.custom.source import Format, LabelledImage, Palette, label_text, read_class_ids
 from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids
-from mask2former.data.published.inspect import NOT_IN_JSON, NOT_IN_PNG, OTHER_AREA, few, segment_areas, segment_problems
+from mask2former.data.problems import Found, Problem, compare_segments, few, segment_areas, size_text
 
-_PANOPTIC: Mapping[str, Problem] = {
-    NOT_IN_JSON: problems.NOT_IN_JSON,
-    NOT_IN_PNG: problems.NOT_IN_PNG,
-    OTHER_AREA: problems.OTHER_AREA,
-}
+# Pixels by which a polygon may extend beyond the image: tools round coordinates in many ways.
+_MARGIN = 1.0
+# At larger distances, rasterisation would overflow.
+_FAR = 1e5
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scan:
-    """What the files of an image say.
+    """Content of an image's files.
 
     Attributes:
-        size: height and width of the image; None if it can't be read.
-        digest: of its pixels.
-        found: what is wrong.
-        pixels: category id -> pixels, and
-        segments: category id -> instances, or 1 for a class without instances.
-        numbered: category id -> pixels that have an instance number.
-        colored: whether the label map is one of colours.
+        size: Height and width of the image; None if it is unreadable.
+        digest: Digest of its pixels.
+        found: Problems.
+        pixels: Number of pixels by category id.
+        segments: Number of instances by category id; 1 for a class without instances.
+        numbered: Number of pixels with an instance number by category id.
+        colored: Whether the label map has colours instead of ids.
     """
 
     size: tuple[int, int] | None = None
@@ -47,7 +46,7 @@ class Scan:
     colored: bool = False
 
     def add(self, problem: Problem, where: str) -> None:
-        """Note a problem."""
+        """Add a problem."""
         self.found.append(Found(problem, where))
 
 
@@ -56,10 +55,10 @@ class Scanner:
     """Scans images of one format.
 
     Attributes:
-        format: what the labels are.
-        category_ids: those of the class list.
-        ignore_label: value of void in semantic label maps.
-        palette: what the colours of label maps of colours mean.
+        format: Format of the labels.
+        category_ids: Ids of the class list.
+        ignore_label: Value of void in semantic label maps.
+        palette: Meaning of the colours of label maps.
     """
 
     format: Format
@@ -67,66 +66,66 @@ class Scanner:
     ignore_label: int
     palette: Palette
 
-    def __call__(self, sample: Sample) -> Scan:
+    def __call__(self, image: LabelledImage) -> Scan:
         """Open an image and its labels."""
-        scan = Scan()
-        self._scan_image(sample, scan)
+        scan = self._scan_image(image)
         if self.format == "coco_instance":
-            self._scan_annotations(sample, scan)
+            self._scan_annotations(image, scan)
         else:
-            self._scan_labels(sample, scan)
+            try:
+                scan = replace(scan, colored=self._scan_labels(image, scan))
+            except ImageReadError as error:
+                scan.add(problems.UNREADABLE_LABEL, str(error))
         if not scan.segments and not scan.found:
-            scan.add(problems.NOTHING_LABELLED, str(sample.image))
+            scan.add(problems.NOTHING_LABELLED, str(image.path))
         return scan
 
-    def _scan_image(self, sample: Sample, scan: Scan) -> None:
-        if not sample.image.exists():
-            scan.add(problems.MISSING_IMAGE, str(sample.image))
-            return
+    def _scan_image(self, image: LabelledImage) -> Scan:
+        if not image.path.exists():
+            return Scan(found=[Found(problems.MISSING_IMAGE, str(image.path))])
         try:
-            pixels = read_image(sample.image)
+            pixels = read_image(image.path)
         except ImageReadError as error:
-            scan.add(problems.UNREADABLE_IMAGE, str(error))
-            return
-        scan.size = pixels.shape[0], pixels.shape[1]
-        scan.digest = hashlib.blake2b(repr(scan.size).encode() + pixels.tobytes(), digest_size=16).hexdigest()
-        if sample.size not in (None, scan.size):
-            scan.add(
-                problems.ANNOTATED_SIZE, f"{sample.image}: {size_text(scan.size)}, annotated {size_text(sample.size)}"
-            )
+            return Scan(found=[Found(problems.UNREADABLE_IMAGE, str(error))])
+        size = pixels.shape[0], pixels.shape[1]
+        scan = Scan(size, hashlib.blake2b(repr(size).encode() + pixels.tobytes(), digest_size=16).hexdigest())
+        if image.size not in (None, size):
+            sizes = f"{size_text(size)}, annotated {size_text(image.size)}"
+            scan.add(problems.ANNOTATED_SIZE, f"{image.path}: {sizes}")
+        return scan
 
-    def _scan_labels(self, sample: Sample, scan: Scan) -> None:
-        if sample.label is None or not sample.label.exists():
-            scan.add(problems.MISSING_LABEL, str(sample.label))
-            return
-        try:
-            if self.format == "coco_panoptic":
-                ids = read_panoptic_ids(sample.label)
-                self._check_size(scan, sample.label, ids)
-                self._scan_panoptic(sample, scan, ids)
-                return
-            labels, scan.colored = read_class_ids(sample.label, self.palette)
-            self._check_size(scan, sample.label, labels)
-            numbers = None
-            if sample.numbers is not None:
-                numbers = read_label_map(sample.numbers)
-                self._check_size(scan, sample.numbers, numbers)
-                if numbers.shape != labels.shape:
-                    return
-        except ImageReadError as error:
-            scan.add(problems.UNREADABLE_LABEL, str(error))
-            return
-        self._scan_classes(sample, scan, labels, numbers)
+    def _scan_labels(self, image: LabelledImage, scan: Scan) -> bool:
+        """Scan the label images, and return whether the label map has colours."""
+        if image.label is None or not image.label.exists():
+            scan.add(problems.MISSING_LABEL, str(image.label))
+            return False
+        if self.format == "coco_panoptic":
+            ids = read_panoptic_ids(image.label)
+            self._check_size(scan, image.label, ids)
+            self._scan_panoptic(image, scan, ids)
+            return False
+        labels, colored = read_class_ids(image.label, self.palette)
+        self._check_size(scan, image.label, labels)
+        numbers = None
+        if image.numbers is not None:
+            numbers = read_label_map(image.numbers)
+            self._check_size(scan, image.numbers, numbers)
+            if numbers.shape != labels.shape:
+                return colored
+        self._scan_classes(image, scan, labels, numbers)
+        return colored
 
-    def _check_size(self, scan: Scan, path: Any, labels: NDArray[Any]) -> None:
+    def _check_size(self, scan: Scan, path: Path, labels: NDArray[Any]) -> None:
         if scan.size is not None and labels.shape != scan.size:
             scan.add(problems.LABEL_SIZE, f"{path}: {size_text(labels.shape)}, image {size_text(scan.size)}")
 
-    def _scan_classes(self, sample: Sample, scan: Scan, labels: NDArray[Any], numbers: NDArray[Any] | None) -> None:
+    def _scan_classes(
+        self, image: LabelledImage, scan: Scan, labels: NDArray[Any], numbers: NDArray[Any] | None
+    ) -> None:
         pairs = label_pairs(labels, numbers)
         outside = sorted({label for label, _ in pairs} - self.category_ids - {self.ignore_label})
         if outside:
-            scan.add(problems.OUTSIDE_CLASSES, f"{sample.label}: {', '.join(map(label_text, outside[:5]))}")
+            scan.add(problems.OUTSIDE_CLASSES, f"{image.label}: {', '.join(map(label_text, outside[:5]))}")
         labels_of: dict[int, set[int]] = {}
         for (label, number), pixels in pairs.items():
             if label not in self.category_ids:
@@ -138,32 +137,31 @@ class Scanner:
                 labels_of.setdefault(number, set()).add(label)
         for label in scan.pixels:
             scan.segments[label] = max(scan.segments[label], 1)
-        shared = sorted(number for number, labels in labels_of.items() if len(labels) > 1)
-        if shared:
-            scan.add(problems.SEVERAL_CLASSES, f"{sample.numbers}: {few(shared)}")
+        if shared := [number for number, labels in labels_of.items() if len(labels) > 1]:
+            scan.add(problems.SEVERAL_CLASSES, f"{image.numbers}: {few(shared)}")
 
-    def _scan_panoptic(self, sample: Sample, scan: Scan, ids: NDArray[np.integer]) -> None:
+    def _scan_panoptic(self, image: LabelledImage, scan: Scan, ids: NDArray[np.integer]) -> None:
         found = segment_areas(ids)
-        for segment in sample.annotations:
+        for segment in image.annotations:
             if field := bad_field(segment):
-                scan.add(problems.BAD_FIELD, f"{sample.label}: {field}")
+                scan.add(problems.BAD_FIELD, f"{image.label}: {field}")
                 return
             if segment["category_id"] not in self.category_ids:
-                scan.add(problems.OUTSIDE_CLASSES, f"{sample.label}: category {segment['category_id']}")
+                scan.add(problems.OUTSIDE_CLASSES, f"{image.label}: category {segment['category_id']}")
                 continue
             scan.pixels[segment["category_id"]] += found.get(segment["id"], 0)
             scan.segments[segment["category_id"]] += 1
-        counts = Counter(segment["id"] for segment in sample.annotations)
+        counts = Counter(segment["id"] for segment in image.annotations)
         if twice := [identity for identity, count in counts.items() if count > 1]:
-            scan.add(problems.SEGMENT_ID_TWICE, f"{sample.label}: {few(twice)}")
-        areas = {segment["id"]: segment.get("area") for segment in sample.annotations}
-        for problem, details in segment_problems(found, areas).items():
-            scan.add(_PANOPTIC[problem], f"{sample.label}: {details}")
+            scan.add(problems.SEGMENT_ID_TWICE, f"{image.label}: {few(twice)}")
+        listed = {segment["id"]: segment.get("area") for segment in image.annotations}
+        for problem, details in compare_segments(found, listed):
+            scan.add(problem, f"{image.label}: {details}")
 
-    def _scan_annotations(self, sample: Sample, scan: Scan) -> None:
-        size = sample.size or scan.size or (0, 0)
-        for annotation in sample.annotations:
-            where = f"annotation {annotation.get('id')} of {sample.image.name}"
+    def _scan_annotations(self, image: LabelledImage, scan: Scan) -> None:
+        size = image.size or scan.size or (0, 0)
+        for annotation in image.annotations:
+            where = f"annotation {annotation.get('id')} of {image.path.name}"
             if field := bad_field(annotation):
                 scan.add(problems.BAD_FIELD, f"{where}: {field}")
                 continue
@@ -180,9 +178,91 @@ class Scanner:
 
 
 def label_pairs(labels: NDArray[Any], numbers: NDArray[Any] | None) -> dict[tuple[int, int], int]:
-    """(label, instance number) -> pixels, of maps [H, W]; numbers are 0 where there is no map of them."""
+    """Number of pixels by (label, instance number) of maps [H, W]; without `numbers` all numbers are 0."""
     if numbers is None:
         values, counts = np.unique(labels, return_counts=True)
         return {(int(value), 0): int(count) for value, count in zip(values, counts, strict=True)}
     values, counts = np.unique(labels.astype(np.int64) << 32 | numbers.astype(np.int64), return_counts=True)
     return {(int(v) >> 32, int(v) & 0xFFFFFFFF): int(count) for v, count in zip(values, counts, strict=True)}
+
+
+def bad_field(annotation: Mapping[str, Any]) -> str:
+    """The first invalid field of an annotation or of an entry of `segments_info`; empty if there is none."""
+    box, area, crowd = annotation.get("bbox", [0, 0, 0, 0]), annotation.get("area"), annotation.get("iscrowd", 0)
+    valid = {
+        **{key: type(annotation.get(key)) is int and annotation[key] >= 0 for key in ("id", "category_id")},
+        "iscrowd": isinstance(crowd, int) and crowd in (0, 1),
+        "area": area is None or (_is_number(area) and area >= 0),
+        "bbox": isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)),
+    }
+    return next((f"{key} {annotation.get(key)!r}" for key, fine in valid.items() if not fine), "")
+
+
+def segmentation_problems(segmentation: Any, size: tuple[int, int]) -> Iterator[Found]:
+    """Problems of a `segmentation` in COCO's format on an image of `size` (height, width), with details."""
+    if not segmentation:
+        yield Found(problems.NO_SEGMENTATION, "")
+    elif isinstance(segmentation, dict):
+        yield from _rle_problems(segmentation, size)
+    elif isinstance(segmentation, list) and all(isinstance(polygon, list) for polygon in segmentation):
+        yield from _polygon_problems(segmentation, size)
+    else:
+        yield Found(problems.BAD_MASK, "")
+
+
+def _rle_problems(rle: Mapping[str, Any], size: tuple[int, int]) -> Iterator[Found]:
+    stated, counts = rle.get("size"), rle.get("counts")
+    if not isinstance(stated, list) or len(stated) != 2 or not isinstance(counts, str | list):
+        yield Found(problems.BAD_MASK, "")
+        return
+    if tuple(stated) != size:
+        yield Found(problems.RLE_SIZE, f": {size_text(stated)}, image {size_text(size)}")
+        return
+    if isinstance(counts, list):
+        numbers = all(type(count) is int and count >= 0 for count in counts)
+        if not numbers or sum(counts) != size[0] * size[1]:
+            details = f": runs of {sum(counts)} pixels, image {size_text(size)}" if numbers else ""
+            yield Found(problems.BAD_MASK, details)
+            return
+    else:
+        try:
+            mask_util.decode({"size": stated, "counts": counts})
+        except (ValueError, TypeError):
+            yield Found(problems.BAD_MASK, ": runs that don't fill the image")
+            return
+    if mask_area(rle, size) < 1:
+        yield Found(problems.EMPTY_MASK, "")
+
+
+def _polygon_problems(polygons: Sequence[list[Any]], size: tuple[int, int]) -> Iterator[Found]:
+    if not all(_is_number(coordinate) for polygon in polygons for coordinate in polygon):
+        yield Found(problems.BAD_MASK, "")
+        return
+    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
+        yield Found(problems.FEW_POINTS, f": {min(len(polygon) for polygon in polygons)} coordinates")
+        return
+    corners = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons])
+    beyond = max(0.0, float(-corners.min()), float((corners - [size[1], size[0]]).max()))
+    if beyond > _FAR:
+        yield Found(problems.BAD_MASK, f": {beyond:.0f} pixels outside the image")
+        return
+    if beyond > _MARGIN:
+        yield Found(problems.POLYGON_OUTSIDE, f": by {beyond:.0f} pixels")
+    if mask_area(polygons, size) < 1:
+        yield Found(problems.EMPTY_MASK, "")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def mask_area(segmentation: Any, size: tuple[int, int]) -> int:
+    """Number of pixels of a `segmentation` without any problem except being empty."""
+    return int(mask_util.area(to_rle(segmentation, size)))
+
+
+def to_rle(segmentation: Any, size: tuple[int, int]) -> Any:
+    """Compressed run lengths of a `segmentation` on an image of `size` (height, width)."""
+    if isinstance(segmentation, list):
+        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+    return mask_util.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation

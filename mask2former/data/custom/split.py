@@ -1,4 +1,4 @@
-"""Divide a data set into one to train on and one to evaluate on."""
+"""Divide a data set into one part for training and one for evaluation."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mask2former.data.custom.inspection import Inspected
+from mask2former.data.custom.inspection import InspectedSplit
 from mask2former.data.custom.source import Source, Split
 from mask2former.data.datasets.custom import read_json
 from mask2former.utils.errors import UserError
@@ -15,44 +15,43 @@ from mask2former.utils.files import atomic_write, write_json
 
 
 class SplitError(UserError):
-    """Images that can't be divided as asked."""
+    """Images that can't be divided as requested."""
 
 
-def split(inspected: Inspected, folder: Path, share: float, seed: int) -> dict[Split, Inspected]:
+def split(inspected: InspectedSplit, folder: Path, share: float, seed: int) -> dict[Split, InspectedSplit]:
     """Divide a split, and write both parts in its format: two JSON files, or two lists of images.
 
-    Classes are spread over both parts as evenly as whole images allow; images of the same pixels stay together. The
+    Classes are spread over both parts as evenly as whole images allow; images with equal pixels stay together. The
     same data, share and seed give the same parts.
 
     Args:
-        inspected: what to divide.
-        folder: where the files go: train.json and val.json, or train.txt and val.txt.
-        share: part of the images to evaluate on, between 0 and 1.
-        seed: of the generator.
+        inspected: The split to divide.
+        folder: Folder for train.json and val.json, or train.txt and val.txt.
+        share: Share of the images for evaluation, between 0 and 1.
+        seed: Seed of the random order.
 
     Raises:
-        SplitError: there are fewer than two different images.
+        SplitError: There are fewer than two different images.
     """
-    parts = divide(inspected, share, seed)
-    divided: dict[Split, Inspected] = {}
-    for name, chosen in parts.items():
-        content = inspected.content
-        samples = tuple(content.samples[i] for i in chosen)
-        part = replace(content, source=_write(content.source, name, folder, [s.key for s in samples]), samples=samples)
-        divided[name] = Inspected(part, tuple(inspected.scans[i] for i in chosen))
+    content, divided = inspected.content, {}
+    for name, chosen in divide(inspected, share, seed).items():
+        images = tuple(content.images[i] for i in chosen)
+        source = _write(content.source, name, folder, [image.key for image in images])
+        scans = tuple(inspected.scans[i] for i in chosen)
+        divided[name] = InspectedSplit(replace(content, source=source, images=images), scans)
     return divided
 
 
-def divide(inspected: Inspected, share: float, seed: int) -> Mapping[Split, list[int]]:
+def divide(inspected: InspectedSplit, share: float, seed: int) -> Mapping[Split, list[int]]:
     """Positions of the images of both parts; see `split`.
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data", 2011): the
-    rarest class that is left is given out first, each image to the part that lacks most of the class.
+    rarest remaining class is distributed first, each image to the part that lacks most of the class.
     """
     rng = np.random.RandomState(seed)
-    groups = _groups(inspected)
+    groups = _equal_images(inspected)
     if len(groups) < 2:
-        raise SplitError("there are fewer than two different images to divide")
+        raise SplitError("fewer than two different images: nothing to divide")
     present = [frozenset(c for i in group for c in inspected.scans[i].segments) for group in groups]
     total = Counter(category for classes in present for category in classes)
     shares: dict[Split, float] = {"train": 1 - share, "val": share}
@@ -70,18 +69,14 @@ def divide(inspected: Inspected, share: float, seed: int) -> Mapping[Split, list
             lacking[part].subtract(dict.fromkeys(present[i], 1))
             room[part] -= len(groups[i])
         left = [i for i in left if i not in taken]
-    _fill_empty(chosen)
-    return {part: sorted(position for i in of_part for position in groups[i]) for part, of_part in chosen.items()}
-
-
-def _fill_empty(chosen: Mapping[Split, list[int]]) -> None:
     for part, other in (("val", "train"), ("train", "val")):
         if not chosen[part]:
             chosen[part].append(chosen[other].pop())
+    return {part: sorted(position for i in of_part for position in groups[i]) for part, of_part in chosen.items()}
 
 
-def _groups(inspected: Inspected) -> list[list[int]]:
-    """Positions of images with the same pixels."""
+def _equal_images(inspected: InspectedSplit) -> list[list[int]]:
+    """Positions of images, grouped by equal pixels."""
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for i, scan in enumerate(inspected.scans):
         groups[scan.digest or f"unread {i}"].append(i)
@@ -89,6 +84,7 @@ def _groups(inspected: Inspected) -> list[list[int]]:
 
 
 def _write(source: Source, part: Split, folder: Path, keys: Sequence[int | str]) -> Source:
+    """Write the list or the annotation file of a part, and return its source."""
     if source.annotations is None:
         path = folder / f"{part}.txt"
         with atomic_write(path) as file:

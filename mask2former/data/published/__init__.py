@@ -1,14 +1,12 @@
-"""Published data sets on disk: label files that their owners leave to the user, and checks of complete trees."""
+"""Published data sets on disk: make the label files that their owners leave to the user, and check complete trees."""
 
 from collections.abc import Callable, Mapping
 
 from mask2former.data.published.ade20k import prepare_ade20k
-from mask2former.data.published.check import check_setting, check_settings
+from mask2former.data.published.check import SettingCheck, check_settings, render
 from mask2former.data.published.cityscapes import prepare_cityscapes
 from mask2former.data.published.coco import prepare_coco
-from mask2former.data.published.command import add_arguments, report
-from mask2former.data.published.findings import Finding, SettingReport, render
-from mask2former.data.published.jobs import PreparationError, Summary
+from mask2former.data.published.preparation import PreparationError, Summary
 
 PREPARATIONS: Mapping[str, Callable[..., list[Summary]]] = {
     "coco": prepare_coco,
@@ -18,16 +16,12 @@ PREPARATIONS: Mapping[str, Callable[..., list[Summary]]] = {
 
 __all__ = [
     "PREPARATIONS",
-    "Finding",
     "PreparationError",
-    "SettingReport",
+    "SettingCheck",
     "Summary",
-    "add_arguments",
-    "check_setting",
     "check_settings",
     "prepare_ade20k",
     "prepare_cityscapes",
     "prepare_coco",
     "render",
-    "report",
 ]

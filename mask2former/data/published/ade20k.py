@@ -1,6 +1,6 @@
-"""ADE20K: semantic maps from 0, instances in COCO's format, and both put together as panoptic segmentations."""
+"""ADE20K: semantic maps that start at 0, instances in COCO's format, and both combined as panoptic segmentations."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,74 +9,73 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mask2former.data.coco_format import instance_annotation, segment_info, unused_segment_id
+from mask2former.data.datasets import AnnotationError
 from mask2former.data.datasets.ade20k import CATEGORIES, INSTANCE_CATEGORIES, SOURCE
 from mask2former.data.image_io import image_size, read_label_map, read_panoptic_png
-from mask2former.data.published.jobs import Job, Make, Part, Summary, run_parts
+from mask2former.data.problems import size_text
+from mask2former.data.published.preparation import SPLITS, Job, Made, Make, Part, Summary, run_parts
+from mask2former.tasks import Task
 from mask2former.utils.files import write_json
 from mask2former.utils.label_images import ids_to_colors
 
-SPLITS = ("train", "val")
-TASKS = ("semantic", "instance", "panoptic")
-
-_FOLDERS = {"train": "training", "val": "validation"}
-# What is read beside the images.
-_LABELS = {
-    "semantic": ("annotations",),
-    "instance": ("annotations_instance",),
-    "panoptic": ("annotations", "annotations_instance"),
-}
-Made = tuple[Sequence[NDArray[Any]], Any]
+PREPARED_TASKS: tuple[Task, ...] = ("semantic", "instance", "panoptic")
 
 
 def prepare_ade20k(
-    root: Path, splits: Sequence[str] = SPLITS, *, workers: int = 1, tasks: Sequence[str] = TASKS
+    root: Path, splits: Sequence[str] = SPLITS, *, workers: int = 1, tasks: Sequence[Task] = PREPARED_TASKS
 ) -> list[Summary]:
-    """Make what the settings need under `ADEChallengeData2016/`.
+    """Make the files that the settings need under `ADEChallengeData2016/`.
 
-    - semantic: `annotations_detectron2/{training,validation}/*.png`, the owners' labels minus 1, 255 for void.
+    - semantic: `annotations_detectron2/{training,validation}/*.png`, the published labels minus 1, 255 for void.
     - instance: `ade20k_instance_{train,val}.json` in COCO's format.
     - panoptic: `ade20k_panoptic_{train,val}.json` and folders in COCO's format. Things cover the stuff that the
-      semantic map has at their place; sizes of stuff in the JSON are, as in the published runs, those before that.
+      semantic map has in the same place. As in the published runs, areas of stuff in the JSON include covered pixels.
 
     Args:
-        root: the folder that DETECTRON2_DATASETS names.
-        splits: of "train" and "val".
-        workers: number of processes.
-        tasks: of "semantic", "instance" and "panoptic".
+        root: The folder that DETECTRON2_DATASETS names.
+        splits: Any of "train" and "val".
+        workers: Number of processes.
+        tasks: Any of "semantic", "instance" and "panoptic".
 
     Raises:
-        MissingDatasetError: files of the owners are missing.
-        PreparationError: some are damaged.
+        MissingDatasetError: Published files are missing.
+        PreparationError: Published files are damaged.
     """
     folder = Path(root, "ADEChallengeData2016")
     parts = [_plan(folder, split, task) for split in splits for task in tasks]
     return run_parts(folder, parts, source=SOURCE, workers=workers)
 
 
-def _plan(folder: Path, split: str, task: str) -> Part:
-    """What to do for one task; `folder` is that of the data set."""
-    split_folder = _FOLDERS[split]
-    outputs = {"semantic": f"annotations_detectron2/{split_folder}", "panoptic": f"ade20k_panoptic_{split}"}
-    source_folders = [folder / name / split_folder for name in ("images", *_LABELS[task])]
-    images = sorted(source_folders[0].glob("*.jpg"))
+def _plan(folder: Path, split: str, task: Task) -> Part:
+    subfolder = {"train": "training", "val": "validation"}[split]
+    name = f"ade20k_{task}_{split}"
+    make: Make
+    write: Callable[..., None] | None
+    if task == "semantic":
+        make, labels, write = make_semantic, ("annotations",), None
+        outputs = folder / "annotations_detectron2" / subfolder
+    elif task == "instance":
+        make, labels, write, outputs = make_instances, ("annotations_instance",), write_instances, None
+    else:
+        make, labels, write = make_panoptic, ("annotations", "annotations_instance"), write_panoptic
+        outputs = folder / name
+    images, *label_folders = (folder / source / subfolder for source in ("images", *labels))
     jobs = [
         Job(
             image.stem,
-            (image, *(labels / f"{image.stem}.png" for labels in source_folders[1:])),
-            (folder / outputs[task] / f"{image.stem}.png",) if task in outputs else (),
+            (image, *(labels / f"{image.stem}.png" for labels in label_folders)),
+            (outputs / f"{image.stem}.png",) if outputs else (),
         )
-        for image in images
+        for image in sorted(images.glob("*.jpg"))
     ]
-    finish = None
-    if task != "semantic":
-        finish = partial(_WRITE[task], folder / f"ade20k_{task}_{split}.json")
-    # Without an image there is no job that could miss its labels.
-    missing = [] if images else [path for path in source_folders if path == source_folders[0] or not path.exists()]
-    return Part(f"ade20k {task} {split}", jobs, _MAKE[task], finish, missing)
+    finish = partial(write, folder / f"{name}.json") if write else None
+    # Without images, no job reports missing labels.
+    missing = [] if jobs else [images, *(path for path in label_folders if not path.exists())]
+    return Part(name.replace("_", " "), jobs, make, finish, missing)
 
 
 def make_semantic(job: Job) -> Made:
-    """Contiguous labels of the owners' semantic map."""
+    """Contiguous labels of the published semantic map."""
     image, path = job.sources
     labels = _read_semantic(path)
     _image_entry(job.key, image, path, labels)
@@ -85,7 +84,7 @@ def make_semantic(job: Job) -> Made:
 
 
 def make_instances(job: Job) -> Made:
-    """The image's entry and its annotations; their ids are given when all images are together."""
+    """The image's entry and its annotations, whose ids are assigned by `write_instances`."""
     image, labels = job.sources
     instances = read_panoptic_png(labels)
     annotations = [
@@ -102,7 +101,8 @@ def make_panoptic(job: Job) -> Made:
     instances = read_panoptic_png(instance_path)
     entry = _image_entry(job.key, image, instance_path, instances)
     if labels.shape != instances.shape[:2]:
-        raise ValueError(f"{semantic_path}: {labels.shape} pixels, but {instance_path} has {instances.shape[:2]}")
+        sizes = f"{size_text(labels.shape)} pixels, but {instance_path} has {size_text(instances.shape)}"
+        raise AnnotationError(f"{semantic_path}: {sizes}")
     stuff = [i for i in np.unique(labels).tolist() if i >= 0 and not CATEGORIES[i].isthing]
     segments = [(class_id, labels == class_id) for class_id in stuff]
     segments += things_of(instance_path, instances)
@@ -118,12 +118,12 @@ def make_panoptic(job: Job) -> Made:
 
 
 def things_of(path: Path, instances: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Category (0-based of the 150) and mask [H, W] of each thing in an instance map [H, W, 3].
+    """Category (0-based position among the 150) and mask [H, W] of each thing in an instance map [H, W, 3].
 
-    The red channel has the instance category 1..100, the green one the number of the thing, 0 for none.
+    The red channel holds the instance category 1..100, the green channel the number of the thing, 0 for none.
 
     Raises:
-        ValueError: a thing has several categories, or one that there is not.
+        AnnotationError: A thing has several categories or an unknown one.
     """
     categories, numbers = instances[:, :, 0], instances[:, :, 1]
     for number in np.unique(numbers).tolist():
@@ -133,7 +133,7 @@ def things_of(path: Path, instances: NDArray[np.uint8]) -> Iterator[tuple[int, N
         found = np.unique(categories[mask]).tolist()
         if len(found) > 1 or not 1 <= found[0] <= len(INSTANCE_CATEGORIES):
             expected = f"expected one of 1 to {len(INSTANCE_CATEGORIES)}"
-            raise ValueError(f"{path}: thing {number} has instance category {found}, {expected}")
+            raise AnnotationError(f"{path}: thing {number} has instance category {found}, {expected}")
         yield INSTANCE_CATEGORIES[found[0] - 1].id, mask
 
 
@@ -163,16 +163,12 @@ def write_panoptic(path: Path, entries: Sequence[dict[str, Any]]) -> None:
 def _read_semantic(path: Path) -> NDArray[np.uint8]:
     labels = read_label_map(path)
     if labels.size and labels.max() > len(CATEGORIES):
-        raise ValueError(f"{path}: labels up to {labels.max()}, expected at most {len(CATEGORIES)}")
+        raise AnnotationError(f"{path}: labels up to {labels.max()}, expected at most {len(CATEGORIES)}")
     return labels.astype(np.uint8)
 
 
 def _image_entry(stem: str, image: Path, labels: Path, pixels: NDArray[Any]) -> dict[str, Any]:
     size = image_size(image)
     if pixels.shape[:2] != size:
-        raise ValueError(f"{labels}: {pixels.shape[:2]} pixels, but {image} has {size}")
+        raise AnnotationError(f"{labels}: {size_text(pixels.shape)} pixels, but {image} has {size_text(size)}")
     return {"id": stem, "file_name": image.name, "width": size[1], "height": size[0]}
-
-
-_MAKE: Mapping[str, Make] = {"semantic": make_semantic, "instance": make_instances, "panoptic": make_panoptic}
-_WRITE = {"instance": write_instances, "panoptic": write_panoptic}

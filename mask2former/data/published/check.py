@@ -1,30 +1,37 @@
-"""Check the data sets of settings: what loads, what is there, and with `full` what is in every file."""
+"""Check the data sets of settings: whether they load, which files exist, and with `full` the content of every file."""
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.data.catalog import Metadata
+from numpy.typing import NDArray
+from tabulate import tabulate
 from tqdm import tqdm
 
-from mask2former.data.datasets import MissingDatasetError, dataset_metadata
+from mask2former.data import problems
+from mask2former.data.datasets import MissingDatasetError, cityscapes, dataset_metadata
 from mask2former.data.datasets.registry import DatasetDict
-from mask2former.data.published.findings import Finding, SettingReport
-from mask2former.data.published.inspect import OTHER_AREA, Inspection, Task, run
-from mask2former.data.published.tasks import instance_problems, label_tasks
+from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids
+from mask2former.data.problems import Findings, Found, Problem, compare_segments, few, segment_areas, size_text
+from mask2former.data.published.preparation import SPLITS
 from mask2former.model_zoo import SETTINGS
+from mask2former.utils.errors import UserError
 from mask2former.utils.parallel import processes, report_interval
 
-SPLITS = ("train", "val")
-# Of the published data sets.
+# Number of images of the published data sets.
 PUBLISHED_IMAGES: Mapping[str, Mapping[str, int]] = {
     "coco": {"train": 118287, "val": 5000},
     "ade20k": {"train": 20210, "val": 2000},
     "cityscapes": {"train": 2975, "val": 500},
 }
-# Names in the settings' configs; {} is the split.
+# Names of data sets in the configs of the settings; {} is the split.
 _NAMES = {
     "coco-panoptic": {"train": "coco_2017_train_panoptic", "val": "coco_2017_val_panoptic_with_sem_seg"},
     "coco-instance": "coco_2017_{}",
@@ -35,157 +42,272 @@ _NAMES = {
     "cityscapes-instance": "cityscapes_fine_instance_seg_{}",
     "cityscapes-semantic": "cityscapes_fine_sem_seg_{}",
 }
-# Of many files of one kind, a message names these.
-_NAMED = 3
-# They leave training and evaluation as they are, and may well be in published files.
-_HARMLESS = (OTHER_AREA,)
+# Ids of Cityscapes that pixels can have. Ids from the divisor on are this times the class, plus a number.
+_CITYSCAPES_IDS = frozenset(range(34))
+_CITYSCAPES_DIVISOR = 1000
+
+_AGAIN = "unpack or prepare the data set again"
+UNLOADABLE = Problem("missing or damaged files", _AGAIN)
+ABSENT_FROM_INSTANCES = Problem("images of the panoptic JSON that the instances JSON lacks", _AGAIN)
+OTHER_COUNT = Problem("number of images differs from the published data set", "nothing: subsets work", blocks=False)
+UNANNOTATED = Problem("images without an entry in the annotations", "nothing: they are ignored", blocks=False)
 
 
-@dataclass
-class _Loaded:
-    """A data set as far as it could be loaded, and problem -> what it was found in."""
+@dataclass(frozen=True)
+class SettingCheck:
+    """Result of the check of one of the settings of `mask2former.model_zoo`.
 
-    metadata: Metadata
-    split: str
-    on_disk: list[str] = field(default_factory=list)
-    dicts: list[DatasetDict] = field(default_factory=list)
-    problems: dict[str, list[str]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    Attributes:
+        setting: Name of the setting, such as coco-panoptic.
+        images: Number of images by split, for the splits that were checked.
+        findings: Problems by split.
+    """
+
+    setting: str
+    images: Mapping[str, int]
+    findings: Mapping[str, Findings]
 
     @property
-    def images(self) -> int:
-        """How many have annotations, or where these can't be loaded, how many there are."""
-        return len(self.dicts) or len(self.on_disk)
+    def can_train(self) -> bool:
+        """Whether the training split was checked and no problem prevents training."""
+        return "train" in self.findings and not self.findings["train"].blocking
 
-    def add(self, problem: str, where: str) -> None:
-        self.problems.setdefault(problem, []).append(where)
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether the validation split was checked and no problem prevents evaluation."""
+        return "val" in self.findings and not self.findings["val"].blocking
 
-    def findings(self) -> Iterator[Finding]:
-        for problem, places in self.problems.items():
-            named = "; ".join(places[:_NAMED]) + ("; ..." if len(places) > _NAMED else "")
-            counted = f"{problem} ({len(places)}): " if problem else ""
-            yield Finding(self.split, counted + named, blocks=problem not in _HARMLESS)
-        for note in self.notes:
-            yield Finding(self.split, note, blocks=False)
+
+@dataclass(frozen=True)
+class _LoadedSplit:
+    """A split, without dicts if it can't be loaded."""
+
+    metadata: Metadata
+    on_disk: list[str]
+    dicts: list[DatasetDict]
+    findings: Findings
+    missing: set[str] = field(default_factory=set)
 
 
 def dataset_name(setting: str, split: str) -> str:
-    """The name in the catalogs of what a setting trains on ("train") or is evaluated on ("val")."""
+    """Name in the catalogs of the data set that a setting uses for training ("train") or evaluation ("val")."""
     names = _NAMES[setting]
     return names.format(split) if isinstance(names, str) else names[split]
 
 
-def check_setting(
-    setting: str, *, full: bool = False, workers: int = 1, splits: Sequence[str] = SPLITS
-) -> SettingReport:
-    """Check the files of one setting under DETECTRON2_DATASETS; see `check_settings`."""
-    (report,) = check_settings([setting], full=full, workers=workers, splits=splits)
-    return report
-
-
 def check_settings(
     settings: Sequence[str], *, full: bool = False, workers: int = 1, splits: Sequence[str] = SPLITS
-) -> list[SettingReport]:
+) -> list[SettingCheck]:
     """Check the files of settings under DETECTRON2_DATASETS.
 
-    The annotations are loaded as training and evaluation load them, and every file that they name has to exist.
+    The annotations are loaded as for training and evaluation, and every file that they name must exist.
 
     Args:
-        settings: names in `mask2former.model_zoo.SETTINGS`.
-        full: also open every file once, and compare labels with the images, with each other, and with the table of
-            classes.
-        workers: number of processes with `full`.
-        splits: of "train" and "val".
+        settings: Names in `mask2former.model_zoo.SETTINGS`.
+        full: Also open every file once, and compare labels with the images, with each other, and with the classes.
+        workers: Number of processes for `full`.
+        splits: Any of "train" and "val".
 
     Raises:
-        ValueError: there is no such setting or split.
+        ValueError: A setting or split is unknown.
     """
-    if unknown := [setting for setting in settings if setting not in SETTINGS]:
-        raise ValueError(f"unknown setting {unknown[0]!r}, expected one of {', '.join(SETTINGS)}")
-    if unknown := [split for split in splits if split not in SPLITS]:
-        raise ValueError(f"unknown split {unknown[0]!r}, expected one of {', '.join(SPLITS)}")
-    keys = [(setting, split) for setting in settings for split in splits]
-    loaded = {key: _load(*key) for key in keys}
+    for kind, names, known in (("setting", settings, SETTINGS), ("split", splits, SPLITS)):
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"unknown {kind} {unknown[0]!r}, expected one of {', '.join(known)}")
+    loaded = {(setting, split): _load(setting, split) for setting in settings for split in splits}
     if full:
         _open_files(list(loaded.values()), workers)
     return [
-        SettingReport(
+        SettingCheck(
             setting,
-            {split: loaded[setting, split].images for split in splits},
-            tuple(finding for split in splits for finding in loaded[setting, split].findings()),
+            # Where annotations can't be loaded, the files are counted.
+            {name: len(loaded[setting, name].dicts or loaded[setting, name].on_disk) for name in splits},
+            {name: loaded[setting, name].findings for name in splits},
         )
         for setting in settings
     ]
 
 
-def _load(setting: str, split: str) -> _Loaded:
-    """Load a data set, look whether all files that it names exist, and count."""
-    name = dataset_name(setting, split)
-    loaded = _Loaded(dataset_metadata(name), split)
-    loaded.on_disk = _images_on_disk(loaded.metadata)
+def _load(setting: str, split: str) -> _LoadedSplit:
+    """Load a split, count its images, and look for all files that it names."""
+    metadata = dataset_metadata(dataset_name(setting, split))
+    folder = Path(metadata.get("image_root") or metadata.image_dir)
+    on_disk = sorted(str(path) for path in folder.rglob("*") if path.suffix in (".jpg", ".png"))
+    findings = Findings()
     try:
-        loaded.dicts = DatasetCatalog.get(name)
-    except MissingDatasetError as error:
-        loaded.add("", f"missing: {', '.join(error.paths)}. {error.source}" if error.paths else str(error))
-        return loaded
-    except ValueError as error:
-        loaded.add("", str(error))
-        return loaded
-    known: dict[str, bool] = {}
-    for record in loaded.dicts:
-        for path in (record["file_name"], *(task.path for task in label_tasks(loaded.metadata, record))):
-            if not known.setdefault(path, os.path.exists(path)):
-                loaded.add("missing", path)
-    for problem, where in instance_problems(loaded.metadata, loaded.dicts):
-        loaded.add(problem, where)
-    _count(loaded, PUBLISHED_IMAGES[SETTINGS[setting].dataset][split])
+        loaded = _LoadedSplit(metadata, on_disk, DatasetCatalog.get(metadata.name), findings)
+    except UserError as error:
+        missing = isinstance(error, MissingDatasetError) and error.paths
+        findings.add(UNLOADABLE, f"{', '.join(error.paths)}. {error.source}" if missing else str(error))
+        return _LoadedSplit(metadata, on_disk, [], findings)
+    images = {record["file_name"] for record in loaded.dicts}
+    labels = dict.fromkeys(path for record in loaded.dicts for path, _ in label_checks(metadata, record))
+    for problem, paths in ((problems.MISSING_IMAGE, sorted(images)), (problems.MISSING_LABEL, labels)):
+        for path in paths:
+            if not os.path.exists(path):
+                loaded.missing.add(path)
+                findings.add(problem, path)
+    for problem, where in _annotation_problems(metadata, loaded.dicts):
+        findings.add(problem, where)
+    count, published = len(loaded.dicts), PUBLISHED_IMAGES[SETTINGS[setting].dataset][split]
+    if count != published:
+        findings.add(OTHER_COUNT, f"{count} instead of {published}")
+    for path in on_disk:
+        if path not in images:
+            findings.add(UNANNOTATED, path)
     return loaded
 
 
-def _count(loaded: _Loaded, published: int) -> None:
-    count = len(loaded.dicts)
-    if count != published:
-        loaded.notes.append(f"{count} images, published are {published}")
-    with_labels = {record["file_name"] for record in loaded.dicts}
-    without = [path for path in loaded.on_disk if path not in with_labels]
-    if without:
-        loaded.notes.append(f"{len(without)} images that the annotations don't have, such as {without[0]}")
+def _annotation_problems(metadata: Metadata, dicts: Sequence[DatasetDict]) -> Iterator[Found]:
+    """Problems of the instance annotations, and of the instances JSON that the evaluation of a panoptic set reads.
+
+    (Unknown categories are errors of loading.)
+    """
+    for record in dicts:
+        for annotation in record.get("annotations", ()):
+            segmentation = annotation["segmentation"]
+            size = tuple(segmentation["size"]) if isinstance(segmentation, dict) else None
+            if size not in (None, (record["height"], record["width"])):
+                yield Found(problems.RLE_SIZE, f"{record['file_name']}: {size_text(size)}")
+    if "pan_seg_file_name" not in dicts[0] or not metadata.get("json_file"):
+        return
+    path = metadata.json_file
+    try:
+        content: dict[str, Any] = json.loads(Path(path).read_text())
+        images = {image["id"] for image in content["images"]}
+        categories = {annotation["category_id"] for annotation in content["annotations"]}
+    except json.JSONDecodeError as error:
+        yield Found(UNLOADABLE, f"{path}: not valid JSON ({error})")
+        return
+    except (KeyError, TypeError) as error:
+        yield Found(UNLOADABLE, f"{path}: not COCO's instance format: {error!r}")
+        return
+    if lacking := [record["image_id"] for record in dicts if record["image_id"] not in images]:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        yield Found(ABSENT_FROM_INSTANCES, f"{path}: {lacking[0]}{more}")
+    if unknown := categories - metadata.thing_dataset_id_to_contiguous_id.keys():
+        yield Found(problems.OUTSIDE_CLASSES, f"{path}: categories {few(unknown)}")
 
 
-def _images_on_disk(metadata: Metadata) -> list[str]:
-    folder = Path(metadata.get("image_root") or metadata.image_dir)
-    return sorted(str(path) for path in folder.rglob("*") if path.suffix in (".jpg", ".png"))
+class OpenedFile(NamedTuple):
+    """Height and width of a file's pixels (None if it is unreadable), and its problems."""
+
+    size: tuple[int, int] | None
+    found: Sequence[Found]
 
 
-def _open_files(all_loaded: Sequence[_Loaded], workers: int) -> None:
-    """Open every file once, however many settings have it, and add what is wrong to all that do."""
-    tasks: dict[str, Task] = {}
+Check = Callable[[str], OpenedFile]
+
+
+def label_checks(metadata: Metadata, record: DatasetDict) -> Iterator[tuple[str, Check]]:
+    """Paths of the label images of a dict, each with the function that opens and checks it."""
+    if "sem_seg_file_name" in record:
+        allowed = frozenset((*range(len(metadata.stuff_classes)), metadata.ignore_label))
+        yield record["sem_seg_file_name"], partial(check_labels, allowed=allowed)
+    if "pan_seg_file_name" in record:
+        segments = record["segments_info"]
+        areas = {segment["id"]: segment.get("area") for segment in segments}
+        # In ADE20K, areas of stuff are those before things were pasted over it.
+        pasted_over = "ade20k" in metadata.name
+        hidden = [s["id"] for s in segments if pasted_over and not s["isthing"]]
+        yield record["pan_seg_file_name"], partial(check_panoptic, listed=areas, hidden=hidden)
+    if metadata.evaluator_type.startswith("cityscapes") and metadata.name.endswith("_val"):
+        check = partial(check_labels, allowed=_CITYSCAPES_IDS, divisor=_CITYSCAPES_DIVISOR)
+        for path in cityscapes.evaluation_labels(metadata, record):
+            yield path, check
+
+
+def check_image(path: str) -> OpenedFile:
+    """Decode a photograph completely."""
+    return OpenedFile(_size(read_image(path)), ())
+
+
+def check_labels(path: str, allowed: Collection[int], divisor: int = 0) -> OpenedFile:
+    """Check a label map.
+
+    Args:
+        path: The image.
+        allowed: Ids that pixels may have.
+        divisor: Value from which on ids are this times their class, plus a number; 0 if there are no such ids.
+    """
+    labels = read_label_map(path)
+    found = np.unique(labels).astype(np.int64)
+    if divisor:
+        found = np.where(found >= divisor, found // divisor, found)
+    outside = {*found.tolist()}.difference(allowed)
+    return OpenedFile(
+        _size(labels), [Found(problems.OUTSIDE_CLASSES, f"{path}: ids {few(outside)}")] if outside else ()
+    )
+
+
+def check_panoptic(path: str, listed: Mapping[int, int | None], hidden: Collection[int] = ()) -> OpenedFile:
+    """Compare a panoptic PNG with its JSON; see `compare_segments`."""
+    ids = read_panoptic_ids(path)
+    found = compare_segments(segment_areas(ids), listed, hidden)
+    return OpenedFile(_size(ids), [Found(problem, f"{path}: {details}") for problem, details in found])
+
+
+def _size(pixels: NDArray[Any]) -> tuple[int, int]:
+    return pixels.shape[0], pixels.shape[1]
+
+
+def _open_file(path: str, check: Check) -> OpenedFile:
+    """Open and check one file. Runs in worker processes."""
+    try:
+        return check(path)
+    except ImageReadError as error:
+        problem = problems.UNREADABLE_IMAGE if check is check_image else problems.UNREADABLE_LABEL
+        return OpenedFile(None, [Found(problem, str(error))])
+
+
+def _open_files(all_loaded: Sequence[_LoadedSplit], workers: int) -> None:
+    """Open every file once, and add its problems to all splits that have it."""
+    checks: dict[str, Check] = {}
     for loaded in all_loaded:
-        missing = set(loaded.problems.get("missing", ()))
         for record in loaded.dicts:
-            for task in label_tasks(loaded.metadata, record, with_image=True):
-                if task.path not in missing:
-                    tasks[task.path] = task
+            found = {record["file_name"]: check_image, **dict(label_checks(loaded.metadata, record))}
+            checks |= {path: check for path, check in found.items() if path not in loaded.missing}
     with processes(workers) as run_all:
-        results = run_all(run, tasks.values())
-        progress = tqdm(results, "checking", len(tasks), unit="file", mininterval=report_interval())
-        inspections = dict(zip(tasks, progress, strict=True))
+        results = run_all(_open_file, checks.keys(), checks.values())
+        progress = tqdm(results, "checking", len(checks), unit="file", mininterval=report_interval())
+        opened = dict(zip(checks, progress, strict=True))
     for loaded in all_loaded:
         for record in loaded.dicts:
-            _compare(loaded, record, inspections)
+            _compare(loaded, record, opened)
 
 
-def _compare(loaded: _Loaded, record: DatasetDict, inspections: Mapping[str, Inspection]) -> None:
-    image = inspections.get(record["file_name"])
-    size = image.size if image else None
-    annotated = (record.get("height"), record.get("width"))
-    if size and None not in annotated and size != annotated:
-        loaded.add("image of another size than annotated", f"{record['file_name']}: {size}, annotated {annotated}")
-    for task in label_tasks(loaded.metadata, record, with_image=True):
-        inspection = inspections.get(task.path)
-        if inspection is None:
+def _compare(loaded: _LoadedSplit, record: DatasetDict, opened: Mapping[str, OpenedFile]) -> None:
+    """Add the problems of the files of a dict, and compare their sizes."""
+    findings, image = loaded.findings, record["file_name"]
+    size = opened[image].size if image in opened else None
+    annotated = (record["height"], record["width"]) if "height" in record else size
+    if size and annotated and size != annotated:
+        findings.add(problems.ANNOTATED_SIZE, f"{image}: {size_text(size)}, annotated {size_text(annotated)}")
+    for path in (image, *(path for path, _ in label_checks(loaded.metadata, record))):
+        if path not in opened:
             continue
-        for problem, details in inspection.problems.items():
-            loaded.add(problem, details if task.path in details else f"{task.path}: {details}")
-        if size and inspection.size and inspection.size != size:
-            loaded.add("labels of another size than the image", f"{task.path}: {inspection.size}, image {size}")
+        for problem, where in opened[path].found:
+            findings.add(problem, where)
+        labels = opened[path].size
+        if size and labels and labels != size:
+            findings.add(problems.LABEL_SIZE, f"{path}: {size_text(labels)}, image {size_text(size)}")
+
+
+def render(checks: Sequence[SettingCheck]) -> str:
+    """A table of all settings, and below it all problems; those that several settings share are listed once."""
+    rows = []
+    settings: dict[tuple[str, str, str], list[str]] = {}
+    for check in checks:
+        row: list[Any] = [check.setting]
+        for split, usable in (("train", check.can_train), ("val", check.can_evaluate)):
+            row += [("yes" if usable else "NO"), check.images[split]] if split in check.images else ["", ""]
+        rows.append(row)
+        for kind, blocks in (("problem", True), ("note", False)):
+            for split, findings in check.findings.items():
+                for message in findings.messages(blocks=blocks):
+                    settings.setdefault((kind, split, message), []).append(check.setting)
+    table = tabulate(rows, ["setting", "can train", "images", "can evaluate", "images"])
+    # Problems come before notes.
+    ordered = sorted(settings.items(), key=lambda item: item[0][0], reverse=True)
+    lines = [f"{kind} ({', '.join(names)}, {split}): {message}" for (kind, split, message), names in ordered]
+    return "\n".join([table, *([""] if lines else []), *lines])

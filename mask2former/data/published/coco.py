@@ -1,19 +1,15 @@
-"""COCO: semantic maps from the panoptic annotations, which evaluation measures mIoU on."""
+"""COCO: semantic maps of the panoptic annotations, for the evaluation of mIoU."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mask2former.data.datasets.coco import CATEGORIES, SOURCE
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.image_io import read_panoptic_ids
-from mask2former.data.published.jobs import Job, Part, PreparationError, Summary, run_parts
-
-SPLITS = ("train", "val")
+from mask2former.data.published.preparation import SPLITS, Job, Made, Part, PreparationError, Summary, run_parts
 
 _CONTIGUOUS = {category.id: i for i, category in enumerate(CATEGORIES)}
 
@@ -22,13 +18,13 @@ def prepare_coco(root: Path, splits: Sequence[str] = SPLITS, *, workers: int = 1
     """Make `coco/panoptic_semseg_{train,val}2017/`: 8-bit PNGs of contiguous ids 0..132, 255 for void.
 
     Args:
-        root: the folder that DETECTRON2_DATASETS names.
-        splits: of "train" and "val".
-        workers: number of processes.
+        root: The folder that DETECTRON2_DATASETS names.
+        splits: Any of "train" and "val".
+        workers: Number of processes.
 
     Raises:
-        MissingDatasetError: files of the owners are missing.
-        PreparationError: some are damaged.
+        MissingDatasetError: Published files are missing.
+        PreparationError: Published files are damaged.
     """
     folder = Path(root, "coco")
     return run_parts(folder, [_plan(folder, split) for split in splits], source=SOURCE, workers=workers)
@@ -53,8 +49,8 @@ def _plan(folder: Path, split: str) -> Part:
     return Part(name, jobs, make_semantic)
 
 
-def make_semantic(job: Job) -> tuple[Sequence[NDArray[Any]], Any]:
-    """The semantic map of a panoptic PNG; the job's details are pairs of a segment's id and its contiguous class."""
+def make_semantic(job: Job) -> Made:
+    """The semantic map of a panoptic PNG; the job's details are pairs of segment id and contiguous class."""
     ids = read_panoptic_ids(job.sources[0])
     labels = np.full(ids.shape, IGNORE_LABEL, np.uint8)
     for segment_id, class_id in job.details:

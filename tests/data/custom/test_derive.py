@@ -7,11 +7,11 @@ import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from mask2former.data.custom.derive import combine, contiguous_labels, derive, void_label
 from mask2former.data.custom.inspection import inspect_sources, render
 from mask2former.data.custom.preview import choose, write_preview
 from mask2former.data.custom.preview import draw as draw_labels
 from mask2former.data.custom.split import SplitError, divide, split
+from mask2former.data.custom.training_files import combine, contiguous_labels, derive, void_label
 from mask2former.data.datasets import Category
 from mask2former.data.datasets.custom import register_custom_dataset
 from mask2former.data.image_io import read_label_map, read_panoptic_ids
@@ -97,7 +97,7 @@ def test_colours_of_the_list_stand_for_classes_and_void(format, draw, tmp_path, 
     register_custom_dataset(derive(content.train, "made", tmp_path / "out", workers=1))
     (record,) = DatasetCatalog.get("made")
     np.testing.assert_array_equal(read_label_map(record["sem_seg_file_name"]), np.where(labels == 4, 255, labels))
-    assert draw_labels(content.train.content, content.train.content.samples[0]).shape[2] == 3
+    assert draw_labels(content.train.content, content.train.content.images[0]).shape[2] == 3
 
 
 def test_sound_files_are_used_where_they_are(draw, tmp_path):
@@ -130,17 +130,17 @@ def test_split_is_reproducible_complete_and_in_the_format_of_the_input(format, d
     parts = split(whole, tmp_path / "a", share=0.3, seed=1)
     again = split(whole, tmp_path / "b", share=0.3, seed=1)
     other = split(whole, tmp_path / "c", share=0.3, seed=2)
-    keys = {name: [sample.key for sample in of.content.samples] for name, of in parts.items()}
+    keys = {name: [image.key for image in of.content.images] for name, of in parts.items()}
     assert (len(keys["train"]), len(keys["val"])) == (7, 3)
-    assert sorted(keys["train"] + keys["val"], key=str) == [sample.key for sample in whole.content.samples]
+    assert sorted(keys["train"] + keys["val"], key=str) == [image.key for image in whole.content.images]
     for written in (tmp_path / "a").iterdir():
         assert written.read_bytes() == (tmp_path / "b" / written.name).read_bytes()
-    assert keys["val"] == [sample.key for sample in again["val"].content.samples]
-    assert keys["val"] != [sample.key for sample in other["val"].content.samples]
+    assert keys["val"] == [image.key for image in again["val"].content.images]
+    assert keys["val"] != [image.key for image in other["val"].content.images]
     # What was written reads as what was divided.
     for of in parts.values():
         read = inspect_sources([of.content.source], workers=1).splits[of.content.source.split]
-        assert [sample.key for sample in read.content.samples] == [sample.key for sample in of.content.samples]
+        assert [image.key for image in read.content.images] == [image.key for image in of.content.images]
         assert read.scans == of.scans
 
 
@@ -160,7 +160,7 @@ def test_split_spreads_rare_classes_and_keeps_copies_together(draw):
     whole = inspected(root, INSTANCE).train
     for seed in range(5):
         parts = divide(whole, share=0.5, seed=seed)
-        keys = {name: {whole.content.samples[i].key for i in of} for name, of in parts.items()}
+        keys = {name: {whole.content.images[i].key for i in of} for name, of in parts.items()}
         assert len(keys["val"] & {2, 7}) == 1
         assert len(keys["val"] & {9, 100, 101}) in (0, 3)
         assert 5 <= len(keys["val"]) <= 7
@@ -179,7 +179,7 @@ def test_one_image_can_not_be_split_and_two_always_give_one_each(draw, tmp_path)
 def test_labels_are_drawn_where_they_are(format, draw):
     root = draw(1)
     content = inspected(root, format).train.content
-    picture = draw_labels(content, content.samples[0])
+    picture = draw_labels(content, content.images[0])
     image, labels, _ = scene(0)
     factor = picture.shape[0] // image.shape[0]
     plain = np.asarray(Image.open(root / "images/000.jpg")).repeat(factor, 0).repeat(factor, 1).astype(int)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mask2former.data.custom import problems
+from mask2former.data import problems
 from mask2former.data.custom.inspection import inspect_sources, render
-from mask2former.data.custom.masks import mask_area, segmentation_problems
+from mask2former.data.custom.scan import mask_area, segmentation_problems
 from mask2former.data.custom.source import Source, SourceError
 from mask2former.data.datasets import AnnotationError
 
@@ -272,9 +272,9 @@ def test_bad_list_of_classes_is_named(text, draw):
 def test_files_that_make_no_format(draw):
     root = draw(1)
     sound = source(root, INSTANCE)
-    with pytest.raises(SourceError, match="train: images alone make no format"):
+    with pytest.raises(SourceError, match="train: images alone form no format"):
         replace(sound, annotations=None)
-    with pytest.raises(SourceError, match=r"annotations, labels make no format \(coco_instance: images, annotations;"):
+    with pytest.raises(SourceError, match=r"annotations, labels form no format \(coco_instance: images, annotations;"):
         replace(sound, labels=root / "labels")
     with pytest.raises(SourceError, match=r"no folder .*nowhere"):
         replace(sound, images=root / "nowhere")

@@ -7,13 +7,20 @@ import pytest
 import yaml
 
 from mask2former.config import setup_cfg
-from mask2former.data.custom.choices import Machine, RecipeError
-from mask2former.data.custom.config_file import SIZES, describe, read_backbones, write_config
-from mask2former.data.custom.inspection import Inspected, Inspection
-from mask2former.data.custom.memory import COSTS, largest_fit
-from mask2former.data.custom.recipe import fitting_dilations, make_recipe
+from mask2former.data.custom.inspection import InspectedSplit, Inspection
+from mask2former.data.custom.recipe import (
+    COSTS,
+    SIZES,
+    Machine,
+    RecipeError,
+    fitting_dilations,
+    largest_fit,
+    make_recipe,
+    read_backbones,
+)
 from mask2former.data.custom.scan import Scan
-from mask2former.data.custom.source import Content, Sample, Source
+from mask2former.data.custom.source import LabelledImage, Source, SplitContent
+from mask2former.data.custom.training_files import write_config
 from mask2former.data.datasets import Category, register_custom_datasets
 from mask2former.data.datasets.custom import CustomDataset
 
@@ -34,8 +41,8 @@ def inspection(tmp_path, format="coco_instance", images=1000, pixels=(480, 640),
     object.__setattr__(source, "split", "train")
     categories = tuple(Category(i, str(i), (0, 0, 0), i < things) for i in range(3))
     scan = Scan(pixels, "", pixels=Counter({0: pixels[0] * pixels[1]}), segments=Counter({0: segments}))
-    content = Content(source, categories, (Sample(0, tmp_path / "0.jpg"),) * images)
-    return Inspection({"train": Inspected(content, (scan,) * images)}, {})
+    content = SplitContent(source, categories, (LabelledImage(0, tmp_path / "0.jpg"),) * images)
+    return Inspection({"train": InspectedSplit(content, (scan,) * images)}, {})
 
 
 def recipe(tmp_path, machine=GPU_24, size=None, weights="w.pth", **data):
@@ -152,7 +159,7 @@ def test_void_is_left_out_of_the_losses_where_there_is_any(tmp_path):
     half = Inspection({"train": replace(data.train, scans=(scan,) * 1000)}, {})
     made = make_recipe(half, GPU_24, BACKBONES)
     assert made.values[key] is True
-    assert any(line.startswith("- 50.0% of the pixels have no class") for line in describe(made))
+    assert any(line.startswith("- 50.0% of the pixels have no class") for line in made.lines())
 
 
 @pytest.mark.parametrize("size", SIZES)

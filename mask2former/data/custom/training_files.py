@@ -1,0 +1,255 @@
+"""Write the files that training reads: label maps in contiguous ids, COCO's panoptic format, and a config."""
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from mask2former.data.coco_format import instance_annotation, segment_info, unused_segment_id
+from mask2former.data.custom.inspection import InspectedSplit
+from mask2former.data.custom.recipe import PICO, Recipe
+from mask2former.data.custom.scan import label_pairs
+from mask2former.data.custom.source import LabelledImage, Palette, Source, Split, read_class_ids
+from mask2former.data.datasets.custom import CustomDataset, class_entry
+from mask2former.data.datasets.registry import IGNORE_LABEL, Category
+from mask2former.data.image_io import read_label_map, read_panoptic_ids
+from mask2former.data.published.preparation import Job, Made, Make, Part, run_parts
+from mask2former.utils.files import atomic_write, write_json
+from mask2former.utils.label_images import ids_to_colors
+
+Categories = tuple[Category, ...]
+
+
+def derive(inspected: InspectedSplit, name: str, folder: Path, workers: int) -> CustomDataset:
+    """Make a split ready for registration; files that an earlier call made from the same data are kept.
+
+    - coco_instance: used as it is.
+    - semantic: label maps in contiguous ids are written unless the given ones already have such ids.
+    - coco_panoptic: areas and boxes are computed again; semantic label maps and an instances JSON are written for the
+      evaluation of mIoU and AP.
+    - semantic_instance: becomes coco_panoptic. Pixels of a thing without a number are a crowd.
+
+    Args:
+        inspected: The split.
+        name: Name of the data set.
+        folder: Folder for the files.
+        workers: Number of processes.
+
+    Raises:
+        PreparationError: Labels are unreadable.
+    """
+    source, categories = inspected.content.source, inspected.content.categories
+    if source.format == "semantic":
+        return _derive_semantic(inspected, name, folder, workers)
+    if source.format == "coco_instance":
+        paths = {"images": source.images, "annotations": _given(source.annotations)}
+        return CustomDataset(name, "coco_instance", categories, _absolute(paths))
+    combines = source.format == "semantic_instance"
+    paths = {
+        "images": source.images,
+        "annotations": folder / "panoptic.json",
+        "panoptic": folder / "panoptic" if combines else _given(source.panoptic),
+        "semantic": folder / "semantic",
+    }
+    if any(category.isthing for category in categories):
+        paths["instances"] = folder / "instances.json"
+    make: Make = partial(make_from_panoptic, categories)
+    if combines:
+        make = partial(make_combined, categories, inspected.content.palette)
+    jobs = [_panoptic_job(source, image, paths, categories) for image in inspected.content.images]
+    finish = partial(write_annotations, categories, paths)
+    run_parts(folder, [Part(f"panoptic {source.split}", jobs, make, finish)], source="", workers=workers)
+    return CustomDataset(name, "coco_panoptic", categories, _absolute(paths), void_label(len(categories)))
+
+
+def _derive_semantic(inspected: InspectedSplit, name: str, folder: Path, workers: int) -> CustomDataset:
+    source, categories = inspected.content.source, inspected.content.categories
+    paths = {"images": source.images, "labels": _given(source.labels)}
+    if source.files:
+        paths["files"] = source.files
+    ignore_label, contiguous = source.ignore_label, list(range(len(categories)))
+    if any(scan.colored for scan in inspected.scans) or [category.id for category in categories] != contiguous:
+        paths["labels"], ignore_label = folder / "labels", void_label(len(categories))
+        details = _details(categories, ignore_label)
+        jobs = [
+            Job(str(image.key), (_given(image.label),), (folder / "labels" / f"{image.key}.png",), details)
+            for image in inspected.content.images
+        ]
+        make = partial(make_semantic, categories, inspected.content.palette)
+        run_parts(folder, [Part(f"contiguous ids {source.split}", jobs, make)], source="", workers=workers)
+    numbered = tuple(Category(i, c.name, c.color, c.isthing) for i, c in enumerate(categories))
+    return CustomDataset(name, "semantic", numbered, _absolute(paths), ignore_label)
+
+
+def _panoptic_job(source: Source, image: LabelledImage, paths: Mapping[str, Path], categories: Categories) -> Job:
+    label = _given(image.label)
+    name = f"{image.key}.png" if image.numbers else label.relative_to(_given(source.panoptic)).as_posix()
+    entry = {"id": image.key, "file_name": image.path.relative_to(source.images).as_posix()}
+    details = {"image": entry, "label": name, "segments": image.annotations, **_details(categories, None)}
+    sources, outputs = (label,), (paths["semantic"] / name,)
+    if image.numbers:
+        sources, outputs = (label, image.numbers), (*outputs, paths["panoptic"] / name)
+    return Job(str(image.key), sources, outputs, details)
+
+
+def make_semantic(categories: Categories, palette: Palette, job: Job) -> Made:
+    """The label map in contiguous ids."""
+    return [contiguous_labels(read_class_ids(job.sources[0], palette)[0], categories)], None
+
+
+def make_combined(categories: Categories, palette: Palette, job: Job) -> Made:
+    """Semantic and panoptic PNG of a pair of label maps, and the image's entries."""
+    label_file, number_file = job.sources
+    labels, numbers = read_class_ids(label_file, palette)[0], read_label_map(number_file)
+    ids, segments = combine(labels, numbers, categories)
+    return [contiguous_labels(labels, categories), ids_to_colors(ids)], _entries(job, ids, segments, categories)
+
+
+def make_from_panoptic(categories: Categories, job: Job) -> Made:
+    """Semantic PNG of a panoptic PNG, and the image's entries."""
+    ids, segments = read_panoptic_ids(job.sources[0]), job.details["segments"]
+    index = {category.id: i for i, category in enumerate(categories)}
+    labels = _replace(ids, {s["id"]: index[s["category_id"]] for s in segments}, len(categories))
+    return [labels], _entries(job, ids, segments, categories)
+
+
+def _entries(
+    job: Job, ids: NDArray[np.integer], segments: Sequence[Mapping[str, Any]], categories: Categories
+) -> dict[str, Any]:
+    """The image's entries in the panoptic and the instances JSON."""
+    image = {**job.details["image"], "height": ids.shape[0], "width": ids.shape[1]}
+    things = {category.id for category in categories if category.isthing}
+    infos, annotations = [], []
+    for segment in segments:
+        mask, crowd = ids == segment["id"], bool(segment.get("iscrowd", 0))
+        infos.append(segment_info(mask, segment["id"], segment["category_id"], crowd))
+        if segment["category_id"] in things:
+            annotations.append(instance_annotation(mask, 0, image["id"], segment["category_id"], crowd, polygons=False))
+    annotation = {"image_id": image["id"], "file_name": job.details["label"], "segments_info": infos}
+    return {"image": image, "panoptic": annotation, "instances": annotations}
+
+
+def write_annotations(categories: Categories, paths: Mapping[str, Path], entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write the panoptic JSON and, if there are things, the instances JSON."""
+    images = [entry["image"] for entry in entries]
+    described = [{**class_entry(category), "isthing": int(category.isthing)} for category in categories]
+    panoptic = [entry["panoptic"] for entry in entries]
+    write_json(paths["annotations"], {"images": images, "annotations": panoptic, "categories": described})
+    if "instances" in paths:
+        things = [category for category in described if category["isthing"]]
+        annotations = [annotation for entry in entries for annotation in entry["instances"]]
+        numbered = [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
+        write_json(paths["instances"], {"images": images, "annotations": numbered, "categories": things})
+
+
+def combine(
+    labels: NDArray[Any], numbers: NDArray[Any], categories: Categories
+) -> tuple[NDArray[np.int64], list[dict[str, Any]]]:
+    """Join a semantic map and a map of instance numbers.
+
+    Args:
+        labels: Class ids [H, W]; ids that are not in `categories` are void.
+        numbers: Instance numbers [H, W]; 0 for none. They are used for things only.
+        categories: The classes.
+
+    Returns:
+        Segment ids [H, W], 0 for void, and for each segment `id`, `category_id` and `iscrowd`.
+    """
+    by_id = {category.id: category for category in categories}
+    ids = np.zeros(labels.shape, np.int64)
+    segments: dict[tuple[int, int], dict[str, Any]] = {}
+    for label, number in sorted(label_pairs(labels, numbers)):
+        category = by_id.get(label)
+        key = (label, number if category and category.isthing else 0)
+        if category is None or key in segments:
+            continue
+        segment_id = unused_segment_id(category.color, {segment["id"] for segment in segments.values()})
+        mask = labels == label
+        ids[mask & (numbers == number) if category.isthing else mask] = segment_id
+        crowd = int(category.isthing and number == 0)
+        segments[key] = {"id": segment_id, "category_id": label, "iscrowd": crowd}
+    return ids, list(segments.values())
+
+
+def contiguous_labels(labels: NDArray[Any], categories: Categories) -> NDArray[Any]:
+    """Positions in `categories` [H, W] of a map of their ids; `void_label` for all other ids."""
+    return _replace(labels, {category.id: i for i, category in enumerate(categories)}, len(categories))
+
+
+def _replace(values: NDArray[Any], positions: Mapping[int, int], classes: int) -> NDArray[Any]:
+    """Replace each value by its position; `void_label` for values without one."""
+    void = void_label(classes)
+    found, places = np.unique(values, return_inverse=True)
+    replaced = [positions.get(value, void) for value in found.tolist()]
+    table = np.array(replaced, np.uint8 if void == IGNORE_LABEL else np.uint16)
+    return table[places].reshape(values.shape)
+
+
+def void_label(classes: int) -> int:
+    """Value of void in label maps with this number of classes: 255, or the largest of 16 bits if 255 is a class."""
+    return IGNORE_LABEL if classes <= IGNORE_LABEL else 65535
+
+
+def _details(categories: Categories, ignore_label: int | None) -> dict[str, Any]:
+    """Everything except sources that files depend on."""
+    return {"classes": [[c.id, c.isthing, *c.color] for c in categories], "void": ignore_label}
+
+
+def _given(path: Path | None) -> Path:
+    if path is None:
+        raise ValueError("a source lacks a path that its format has")
+    return path
+
+
+def _absolute(paths: Mapping[str, Path]) -> dict[str, Path]:
+    return {key: path.resolve() for key, path in paths.items()}
+
+
+def write_config(
+    path: Path, recipe: Recipe, datasets: Mapping[Split, CustomDataset], base_folder: Path, command: str
+) -> None:
+    """Write a config file, which is either complete or absent.
+
+    Args:
+        path: The file.
+        recipe: The settings.
+        datasets: Data sets for training and evaluation.
+        base_folder: The folder configs/_base_.
+        command: Command that made the config, for its first line.
+    """
+    folder = path.parent.resolve()
+    bases = ["mask2former.yaml", f"dinat_{recipe.size}.yaml", *(["shapes.yaml"] if recipe.size == PICO else [])]
+    values = {
+        **recipe.values,
+        "DATASETS.TRAIN": [datasets["train"].name],
+        "DATASETS.TEST": [datasets["val"].name],
+        "DATASETS.CUSTOM": [
+            {**dataset.entry(), **{key: _near(path, folder) for key, path in dataset.paths.items()}}
+            for dataset in datasets.values()
+        ],
+        "OUTPUT_DIR": str(folder / "training"),
+    }
+    content: dict[str, Any] = {"_BASE_": [_near(base_folder.resolve() / base, folder) for base in bases]}
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        node = content
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    with atomic_write(path) as file:
+        for comment in (f"Written by: {command}", "", *recipe.lines()):
+            for line in textwrap.wrap(comment, 116, subsequent_indent="  ") or [""]:
+                file.write(f"# {line}".rstrip() + "\n")
+        yaml.safe_dump(content, file, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+
+
+def _near(path: Path, folder: Path) -> str:
+    """A path relative to a config's folder if it is near, so that both can be moved together."""
+    near = path.is_relative_to(folder.parent)
+    return Path(os.path.relpath(path, folder)).as_posix() if near else str(path)
