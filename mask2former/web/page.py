@@ -72,11 +72,11 @@ class Handlers:
         self._samples = samples
 
     def uploaded(self, path: str) -> list[Any]:
-        """Values after a photograph was uploaded: the upload, empty drop area, picture, status, table, two buttons."""
+        """New values of upload, drop area, picture, status, table and both buttons after a photograph was uploaded."""
         return self._received(Upload(path, Path(path).name))
 
     def sample_chosen(self, index: int) -> list[Any]:
-        """Values after the sample with an index was chosen, see `uploaded`."""
+        """New values after a sample was chosen, see `uploaded`."""
         file = self._samples[index]
         return self._received(Upload(str(file), file.name))
 
@@ -98,6 +98,7 @@ class Handlers:
         except (PhotoError, MemoryError, torch.OutOfMemoryError) as error:
             return None, status_html(_explain(error), error=True), gr.update(visible=False)
         table = gr.update(value=[list(row) for row in shown.rows], visible=bool(shown.rows))
+        # The picture is a plain value: Gradio never deletes the files of components whose properties are updated.
         return (shown.photo, shown.masks), status_html(shown.caption), table
 
     def task_changed(self, task: Task, classes: Sequence[str]) -> list[Any]:
@@ -105,11 +106,11 @@ class Handlers:
         return [gr.update(**settings) for settings in _settings(self._bench.predictor, task, classes)]
 
     def picture(self, request: gr.Request, upload: Upload, *values: Any) -> Path:
-        """Picture to download."""
+        """Write the picture to download."""
         return self._download(self._bench.picture, request, upload, values)
 
     def data(self, request: gr.Request, upload: Upload, *values: Any) -> Path:
-        """JSON to download."""
+        """Write the JSON to download."""
         return self._download(self._bench.data, request, upload, values)
 
     def _download(
@@ -159,7 +160,7 @@ def build_page(bench: Workbench, samples: Sequence[Path]) -> gr.Blocks:
                     components=["image"],
                     samples=[[shrunk(read_image(file), _THUMBNAIL_SIDE)] for file in samples],
                     type="index",
-                    samples_per_page=len(samples),
+                    samples_per_page=len(samples) or 1,
                     visible=bool(samples),
                     elem_id="m2f-samples",
                 )
@@ -256,7 +257,7 @@ def _about(predictor: Predictor) -> str:
     others = len(names) - _NAMED_CLASSES
     listed = ", ".join(names[:_NAMED_CLASSES]) + (f" and {others} more" if others > 0 else "")
     return (
-        f"What is in a photograph, pixel by pixel. This model knows {len(names)} classes: {html.escape(listed)}. "
+        f"Shows what is in a photograph, pixel by pixel. The model knows {len(names)} classes: {html.escape(listed)}. "
         "Photographs stay on this server, which deletes them after about an hour."
     )
 
