@@ -34,8 +34,9 @@ def test_every_backend_has_one_row():
 
 @pytest.mark.parametrize("folder", [path for path in folders() if (path / "README.md").exists()], ids=str)
 def test_a_readme_names_every_file_and_folder_beside_it(folder):
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"^[-|] `([^`]+?)/?`", text, re.MULTILINE))
+    lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    entries = [line.split(":")[0] for line in lines if line.startswith("- ")]
+    named = {name.rstrip("/") for entry in entries for name in re.findall("`([^`]+)`", entry)}
     modules = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
     packages = {path.name for path in folders() if path.parent == folder}
     assert named == modules | packages
