@@ -21,7 +21,7 @@ from mask2former.data.coco_format import instance_annotation, segment_info, unus
 from mask2former.data.datasets import datasets_root
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.datasets.shapes import CATEGORIES, ShapesSegment, draw_scene
-from mask2former.utils.errors import UserError
+from mask2former.utils.errors import UserError, report_errors
 from mask2former.utils.files import atomic_write, write_json
 from mask2former.utils.label_images import ids_to_colors
 from mask2former.utils.parallel import report_interval
@@ -166,11 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of the images; default: 128")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     options = parser.parse_args(arguments)
-    try:
+    with report_errors():
         prepare(options.root, train=options.train, val=options.val, size=options.size, seed=options.seed)
-    except ShapesError as error:
-        print(f"prepare_shapes: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

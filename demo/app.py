@@ -21,7 +21,7 @@ from typing import NoReturn
 from detectron2.utils.logger import setup_logger
 
 from mask2former import Predictor
-from mask2former.utils.errors import UserError
+from mask2former.utils.errors import report_errors
 from mask2former.web import Limits, Workbench, find_samples
 
 
@@ -100,12 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Gradio stores uploads and pictures there.
         os.environ["GRADIO_TEMP_DIR"] = files
         try:
-            serve_model(options, Path(files))
+            with report_errors(status=2):
+                serve_model(options, Path(files))
         except KeyboardInterrupt:
             return 0
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from mask2former.data.image_io import read_image, read_panoptic_ids
 from mask2former.engine import available_device
 from mask2former.prediction.drawing import contact_sheet, draw_panoptic, side_by_side
 from mask2former.prediction.predictor import Predictor
+from mask2former.utils.errors import UserError, report_errors
 from mask2former.utils.files import atomic_write, write_json
 from mask2former.utils.label_images import write_png
 
@@ -51,7 +52,7 @@ METRICS: Mapping[str, tuple[str, float | None]] = {
 CLASS_EMBED_SCALE = 6
 
 
-class DemoError(Exception):
+class DemoError(UserError):
     """A step of the demo failed; the message says which."""
 
 
@@ -225,10 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setup_logger(name="mask2former")
     os.chdir(ROOT)  # the commands run here, and the folder of the data sets is relative to it
     try:
-        missed = demo(options)
-    except DemoError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
+        with report_errors():
+            missed = demo(options)
     except KeyboardInterrupt:
         print("demo: interrupted", file=sys.stderr)
         return 130

@@ -20,10 +20,16 @@ MOVED: dict[str, tuple[str, ...]] = {
     "mask2former.data.parallel": ("mask2former.utils.parallel",),
     "mask2former.data.preparation": ("mask2former.data.published",),
     "mask2former.data.sampling": ("mask2former.data.build",),
+    "mask2former.engine.averaging": ("mask2former.engine.hooks",),
+    "mask2former.engine.best": ("mask2former.engine.hooks",),
     "mask2former.engine.checkpoint": ("mask2former.checkpoint",),
+    "mask2former.engine.device": ("mask2former.engine.run",),
     "mask2former.engine.download": ("mask2former.checkpoint",),
+    "mask2former.engine.loss_curves": ("mask2former.engine.hooks",),
     "mask2former.engine.matching": ("mask2former.checkpoint",),
+    "mask2former.engine.validation": ("mask2former.engine.hooks",),
     "mask2former.engine.weights": ("mask2former.checkpoint",),
+    "mask2former.engine.writing": ("mask2former.engine.hooks",),
     "mask2former.files": ("mask2former.utils.files",),
     "mask2former.image_files": ("mask2former.prediction.files",),
     "mask2former.journal": ("mask2former.utils.journal",),
@@ -40,7 +46,13 @@ MOVED: dict[str, tuple[str, ...]] = {
     "mask2former.visualization.classes": ("mask2former.data.classes", "mask2former.tasks"),
 }
 # Old name -> new name of what was renamed or merged.
-RENAMED = {"StagedPredictor": "Predictor", "panoptic_colors": "ids_to_colors"}
+RENAMED = {
+    "BestModel": "BestWeights",
+    "StagedPredictor": "Predictor",
+    "match": "compare",
+    "match_backbone": "compare_backbone",
+    "panoptic_colors": "ids_to_colors",
+}
 
 
 class _MovedModules(MetaPathFinder, Loader):

@@ -15,14 +15,12 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 from yaml.constructor import ConstructorError
 
-from mask2former.utils.errors import UserError
+from mask2former.utils.errors import ConfigError
+
+__all__ = ["ENTRY_POINTS", "ConfigError", "add_maskformer2_config", "setup_cfg"]
 
 # Entry points of this group are functions that add a backbone's keys to a config.
 ENTRY_POINTS = "mask2former.config"
-
-
-class ConfigError(UserError):
-    """A config file or an override that can't be used; the message names the file or key and what was expected."""
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
@@ -162,7 +160,7 @@ def setup_cfg(
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)
-    for add_keys in _installed_extensions() if extend is None else extend:
+    for add_keys in load_extensions() if extend is None else extend:
         add_keys(cfg)
     loaded = _load_yaml(config_file)
     if loaded.get("VERSION", cfg.VERSION) != cfg.VERSION:
@@ -176,7 +174,12 @@ def setup_cfg(
     return cfg
 
 
-def _installed_extensions() -> list[Callable[[CfgNode], None]]:
+def load_extensions() -> list[Callable[[CfgNode], None]]:
+    """Functions of the entry-point group `mask2former.config`, which add keys; loading one registers its backbone.
+
+    Raises:
+        ConfigError: A package of the group can't be imported.
+    """
     entries = importlib.metadata.entry_points(group=ENTRY_POINTS)
     return [_load(entry) for entry in sorted(entries, key=lambda entry: entry.name)]
 

@@ -18,8 +18,6 @@ NETWORK = (
     *("torch.hub", "detectron2.model_zoo"),
 )
 MAY_USE_NETWORK = {
-    # Asks the system for a free port of this machine, for the worker processes to meet at.
-    "mask2former.engine.launch": ("socket",),
     # Asks the system whether an address of this machine is free.
     "mask2former.web.page": ("socket",),
     # Downloads the weights of a URL that a user gave.

@@ -353,7 +353,7 @@ def test_another_number_of_classes_starts_with_a_new_class_head_alone(trained, f
     log = (output / "log.txt").read_text()
     assert re.search(rf"re-initialised +{re.escape(CLASS_HEAD)} +8x64 +5x64\n", log)
     assert log.count("re-initialised") == 3
-    assert "knows 7 classes, the model 4: the class head alone starts from random weights" in log
+    assert "has 7 classes, the model has 4: only the class head starts from random weights" in log
     before, after = weights_of(trained[0] / "model_final.pth"), weights_of(output / "model_final.pth")
     assert before.keys() == after.keys()
     assert after[CLASS_HEAD].shape == (5, 64)
@@ -402,7 +402,7 @@ def test_evaluations_are_of_the_average(fine_tuned, run, tmp_path):
     again = {**changes, "MODEL__WEIGHTS": output / "model_final.pth"}
     run(instance_options(tmp_path / "b", ["--eval-only"], **again))
     assert (tmp_path / "b/inference/metrics.json").read_text() == measured
-    assert "The average of the weights" in (tmp_path / "b/log.txt").read_text()
+    assert "Loading the average of the weights" in (tmp_path / "b/log.txt").read_text()
 
 
 def test_average_and_best_go_on_when_resumed(fine_tuned, run, tmp_path):
@@ -422,8 +422,8 @@ def test_average_and_best_go_on_when_resumed(fine_tuned, run, tmp_path):
 def test_a_checkpoint_with_other_classes_is_neither_evaluated_nor_resumed(trained, run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(instance_options(tmp_path / "a", ["--eval-only"], MODEL__WEIGHTS=trained[0] / "model_final.pth"))
-    assert "It knows 7 classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is 4" in capsys.readouterr().err
+    assert "The checkpoint has 7 classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is 4" in capsys.readouterr().err
     shutil.copytree(trained[0], tmp_path / "b")
     with pytest.raises(SystemExit):
         run(instance_options(tmp_path / "b", ["--resume"], SOLVER__MAX_ITER=60))
-    assert "It knows 7 classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is 4" in capsys.readouterr().err
+    assert "The checkpoint has 7 classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is 4" in capsys.readouterr().err

@@ -21,23 +21,20 @@ import torch
 from safetensors.torch import save
 
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
-from mask2former.config import ConfigError, setup_cfg
-from mask2former.engine import (
-    CheckpointError,
+from mask2former.checkpoint import (
     CheckpointMismatchError,
-    DownloadError,
     build_empty_state,
+    compare,
+    compare_backbone,
     fetch,
     from_transformers,
     holds_backbone_only,
     is_url,
-    match,
-    match_backbone,
     read_checkpoint,
-    report_errors,
 )
+from mask2former.config import setup_cfg
 from mask2former.model_zoo import SETTINGS
-from mask2former.utils.errors import UserError
+from mask2former.utils.errors import UserError, report_errors
 from mask2former.utils.files import atomic_write, sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,8 +62,7 @@ def check_names(state: dict[str, torch.Tensor], model_state: State, source: str,
     Raises:
         CheckpointMismatchError: they are not the model's, nor its backbone's.
     """
-    matching = match_backbone if holds_backbone_only(state, model_state) else match
-    _, report = matching(state, model_state)
+    _, report = (compare_backbone if holds_backbone_only(state, model_state) else compare)(state, model_state)
     if not report.exact:
         raise CheckpointMismatchError(
             f"{source} does not fit {config_file}: {report.summary()}\n{report.mismatches()}\nNothing was written."
@@ -177,7 +173,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     options = parse_arguments(arguments)
-    with report_errors((CheckpointError, ConfigError, ConversionError, DownloadError, OSError)):
+    with report_errors():
         convert(options)
 
 

@@ -1,15 +1,14 @@
-"""Fills a model with weights that depend on their names alone, and saves them as a checkpoint.
+"""Fill a model with weights that depend on their names alone, and save them as a checkpoint.
 
     python tools/deterministic_weights.py --config-file F --output X.safetensors [--class-embed-scale S] [KEY VALUE ...]
 
-With them two machines, or two implementations, can be compared without a trained checkpoint, and a full-size model
-can be run where there is none. What such a model predicts has no meaning. The numbers come from NumPy's `RandomState`,
-whose stream is guaranteed never to change, seeded by the CRC-32 of a name. Tests use the functions as well.
+They make it possible to compare two machines or two implementations without a trained checkpoint, and to run a model of
+full size. Its predictions have no meaning. The numbers come from NumPy's `RandomState`, whose stream is guaranteed
+never to change, seeded by the CRC-32 of a name. Tests use these functions as well.
 """
 
 import argparse
 import math
-import os
 import sys
 import zlib
 from collections.abc import Collection, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import nn
 
 CLASS_EMBED = "sem_seg_head.predictor.class_embed.weight"
@@ -32,16 +31,16 @@ def generator(name: str) -> np.random.RandomState:
 
 
 def draw(name: str, shape: Sequence[int]) -> NDArray[np.float32]:
-    """Standard normal numbers of this shape, a pure function of the name."""
+    """Standard normal numbers of a shape, a pure function of the name."""
     return generator(name).standard_normal(tuple(shape)).astype(np.float32)
 
 
 def weight(name: str, shape: Sequence[int]) -> NDArray[np.float32]:
     """Value of a parameter or buffer, from r = `draw(name, shape)`.
 
-    Relative position biases (`*.rpb`): r. `*sampling_offsets.bias`: 2 r. Other tensors of one dimension: 1 + 0.1 r
-    where the name ends in "weight" (norms), else 0.1 r (biases). All others: r / sqrt(fan-in), where the fan-in is the
-    product of all dimensions but the first.
+    Relative position biases (`*.rpb`) are r, `*sampling_offsets.bias` 2 r. Other tensors of one dimension are 1 + 0.1 r
+    if the name ends in "weight" (norms), otherwise 0.1 r (biases). All others are r / sqrt(fan-in), where the fan-in is
+    the product of all dimensions but the first.
     """
     values = draw(name, shape)
     if name.endswith(".rpb"):
@@ -79,23 +78,21 @@ def load_weights(model: nn.Module, skip: Collection[str] = FIXED_BUFFERS) -> nn.
 
 
 def save(model: nn.Module, path: Path) -> None:
-    """Write the state dict as safetensors, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the state dict as safetensors, complete or not at all."""
+    from mask2former.utils.files import atomic_write
+
+    with atomic_write(path, "wb") as file:
+        file.write(serialize({name: value.contiguous() for name, value in model.state_dict().items()}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    # Here, so that the functions above can be used without Detectron2.
+    # Imported here so that the functions above can be used without Detectron2.
     from detectron2.modeling import build_model
 
     import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
-    from mask2former.config import ConfigError, setup_cfg
+    from mask2former.config import setup_cfg
+    from mask2former.utils.errors import report_errors
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="F", help="a file of configs/")
@@ -105,17 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=float,
         default=1.0,
         metavar="S",
-        help="factor on the class weights; more than 1 makes scores differ more, so that some segments are kept",
+        help="factor for the class weights; above 1, scores differ more and some segments are kept",
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set")
     options = parser.parse_intermixed_args(arguments)
     if options.output.suffix != ".safetensors":
         parser.error(f"--output {options.output}: expected a name ending in .safetensors")
-    try:
+    with report_errors(status=2):
         cfg = setup_cfg(options.config_file, options.opts)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     cfg.MODEL.DEVICE = "cpu"
     model = load_weights(build_model(cfg))
     with torch.no_grad():

@@ -36,7 +36,7 @@ from mask2former.export import describe, export_network, save_onnx, save_torch_e
 from mask2former.export.network import side_step
 from mask2former.export.numpy_postprocessing import image_sizes
 from mask2former.export.verification import MARGIN, ImageComparison, verify
-from mask2former.utils.errors import UserError, report_errors
+from mask2former.utils.errors import report_errors
 
 SAVERS = {"onnx": save_onnx, "torch-export": save_torch_export}
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -177,7 +177,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = parse_arguments(arguments)
-    with report_errors((UserError, OSError)):
+    with report_errors():
         return 0 if export(options) else 1
     return 1
 

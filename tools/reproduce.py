@@ -29,8 +29,8 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
-from mask2former.config import ConfigError, setup_cfg
-from mask2former.engine import CheckpointError, build_empty_state, match, read_checkpoint
+from mask2former.checkpoint import CheckpointError, build_empty_state, compare, read_checkpoint
+from mask2former.config import setup_cfg
 from mask2former.evaluation.reproduction import Plan, Record, plan_settings, read_records, read_results, write_report
 from mask2former.model_zoo import SETTINGS
 from mask2former.utils.errors import report_errors, report_interrupt
@@ -85,7 +85,7 @@ def prepare(plan: Plan, options: argparse.Namespace) -> Run:
 def check_weights(path: Path, cfg: CfgNode) -> str:
     """Reason why a checkpoint does not fit the model of a config; empty if it fits."""
     try:
-        _, report = match(read_checkpoint(path)["model"], build_empty_state(cfg))
+        _, report = compare(read_checkpoint(path)["model"], build_empty_state(cfg))
     except CheckpointError as error:
         return str(error)
     return "" if report.exact else f"{path} is a checkpoint of another setting: {report.summary()}"
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["DETECTRON2_DATASETS"] = str(options.datasets.resolve())
     options.weights, options.output = options.weights.resolve(), options.output.resolve()
     interrupted = report_interrupt(f"the same command continues; finished results are in {options.output}")
-    with interrupted, report_errors((ConfigError,)):
+    with interrupted, report_errors():
         return 0 if reproduce(options) else 1
 
 

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from mask2former.checkpoint.download import fetch, is_url
-from mask2former.checkpoint.names import LoadReport, holds_backbone_only, match, match_backbone
+from mask2former.checkpoint.names import LoadReport, compare, compare_backbone, holds_backbone_only
 from mask2former.checkpoint.reading import (
     CheckpointError,
     CheckpointMismatchError,
@@ -19,18 +19,20 @@ from mask2former.checkpoint.reading import (
     StateDict,
     read_checkpoint,
 )
-from mask2former.engine.averaging import AVERAGE_KEY, averaged_weights
 from mask2former.utils.files import atomic_write
+
+# Key under which a checkpoint keeps the state of `torch.optim.swa_utils.AveragedModel` (SOLVER.EMA).
+AVERAGE_KEY = "ema"
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with atomic writes and without its name-matching heuristics.
+    """Detectron2's checkpointer with atomic writes and without its heuristics for names.
 
-    A run killed at any moment leaves `last_checkpoint` naming a complete file, or no `last_checkpoint`. A file whose
-    names or shapes are not the model's is refused unless `allow_partial` is set.
+    After a run is killed at any moment, `last_checkpoint` names a complete file or does not exist. A file whose names
+    or shapes differ from the model's is refused unless `allow_partial` is set.
 
     Attributes:
-        report: what became of the names of the file that was loaded last.
+        report: Account of the names in the file that was loaded last.
     """
 
     def __init__(
@@ -38,36 +40,30 @@ class Checkpointer(DetectionCheckpointer):
         model: nn.Module,
         save_dir: str = "",
         *,
-        save_to_disk: bool | None = None,
         allow_partial: bool = False,
         allow_pickle: bool = False,
-        accept_backbone: bool = False,
-        accept_other_classes: bool = False,
+        starts_training: bool = False,
         prefer_average: bool = False,
         **checkpointables: Any,
     ):
-        """Set the model and what else is saved with it.
+        """Initialize the checkpointer.
 
         Args:
-            model: loaded and saved; of a DistributedDataParallel, the module inside.
-            save_dir: the folder of the run's checkpoints.
-            save_to_disk: whether `save` writes; by default on the main process only.
-            allow_partial: load what fits of a file that does not fit exactly.
-            allow_pickle: open `.pkl` files, which can run any code.
-            accept_backbone: a file may hold the backbone alone (an ImageNet classifier, say), as a training starts
-                from it.
-            accept_other_classes: weights may be of another number of classes, as a training starts from them: the class
-                head alone then stays as it was initialised. Never so where the states of other objects are loaded,
-                too, as on resuming.
-            prefer_average: where a training's checkpoint has the average of the weights, load that.
-            checkpointables: objects with `state_dict` and `load_state_dict`.
+            model: Model to load and save, possibly in a DistributedDataParallel.
+            save_dir: Folder of the run's checkpoints; only the main process writes there.
+            allow_partial: Whether to load the weights that fit from a file that does not fit exactly.
+            allow_pickle: Whether to open `.pkl` files, which can run any code.
+            starts_training: Whether a training starts from the file. Such a file may hold the backbone alone, as an
+                ImageNet classifier does, or have another number of classes: the class head then keeps its initial
+                weights. Another number of classes is never accepted when a training is resumed.
+            prefer_average: Whether to load the average of the weights (SOLVER.EMA) if the checkpoint has one.
+            checkpointables: Objects with `state_dict` and `load_state_dict`, by name.
         """
-        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        super().__init__(model, save_dir, **checkpointables)
         self.logger = logging.getLogger(__name__)
         self.allow_partial = allow_partial
         self.allow_pickle = allow_pickle
-        self.accept_backbone = accept_backbone
-        self.accept_other_classes = accept_other_classes
+        self.starts_training = starts_training
         self.prefer_average = prefer_average
         self.report: LoadReport | None = None
 
@@ -75,29 +71,27 @@ class Checkpointer(DetectionCheckpointer):
         """Write `save_dir/name.pth` and make it the last checkpoint.
 
         Args:
-            name: without folder and ending.
-            kwargs: what else to put into the file; weights, numbers, strings and containers of these.
+            name: File name without folder and extension.
+            kwargs: Further content of the file: weights, numbers, strings and containers of these.
         """
-        if not self.save_dir or not self.save_to_disk:
-            return
-        states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
-        self.save_weights(name, self.model, **states, **kwargs)
-        self.tag_last_checkpoint(f"{name}.pth")
+        if self.save_dir and self.save_to_disk:
+            states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+            self.save_weights(name, self.model, **states, **kwargs)
+            self.tag_last_checkpoint(f"{name}.pth")
 
     def save_weights(self, name: str, model: nn.Module, **kwargs: Any) -> None:
         """Write the weights of a model to `save_dir/name.pth`, which does not become the last checkpoint.
 
         Args:
-            name: without folder and ending.
-            model: of the same kind as the one that is trained.
-            kwargs: see `save`.
+            name: File name without folder and extension.
+            model: Model of the same kind as the one being trained.
+            kwargs: Further content of the file.
         """
-        if not self.save_dir or not self.save_to_disk:
-            return
-        path = os.path.join(self.save_dir, f"{name}.pth")
-        self.logger.info("Saving checkpoint to %s", path)
-        with atomic_write(path, "wb", durable=True) as file:
-            torch.save({"model": model.state_dict(), **kwargs}, file)
+        if self.save_dir and self.save_to_disk:
+            path = os.path.join(self.save_dir, f"{name}.pth")
+            self.logger.info("Saving checkpoint to %s", path)
+            with atomic_write(path, "wb", durable=True) as file:
+                torch.save({"model": model.state_dict(), **kwargs}, file)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a file of `save_dir` the one that `resume_or_load` resumes from."""
@@ -105,10 +99,10 @@ class Checkpointer(DetectionCheckpointer):
             file.write(last_filename_basename)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Load the last checkpoint with all it holds if `resume` is set and there is one, else the weights of `path`.
+        """Load the last checkpoint completely if `resume` is set and it exists, otherwise the weights of `path`.
 
         Raises:
-            CheckpointError: as `load`.
+            CheckpointError: The file can't be used; see `load`.
         """
         if not resume:
             return self.load(path, checkpointables=[])
@@ -116,51 +110,35 @@ class Checkpointer(DetectionCheckpointer):
         if not any(found):
             self.logger.info("No checkpoint to resume from in %s: starting from MODEL.WEIGHTS", self.save_dir)
             return self.load(path, checkpointables=[])
+        tag = os.path.join(self.save_dir, "last_checkpoint")
         if not all(found):
             raise CheckpointNotFoundError(
-                f"{os.path.join(self.save_dir, 'last_checkpoint')} is missing on some machines; "
-                "to resume there, copy it and the checkpoint that it names"
+                f"{tag} is missing on some machines; to resume there, copy it and the checkpoint that it names"
             )
-        last = self.get_checkpoint_file()
-        self._require_file(last, named_by=os.path.join(self.save_dir, "last_checkpoint"))
-        return self.load(last)
+        return self._load_named(tag, self.get_checkpoint_file(), None)
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:  # type: ignore[override]
-        """Load weights, and the states of other objects.
+        """Load weights and the states of other objects.
 
         Args:
-            path: a local file (see `read_checkpoint`), or a URL (see `fetch`); empty: leave the model as it was
-                initialised.
-            checkpointables: names of the objects to load besides the model; None: all, which must be in the file.
+            path: Local file (see `read_checkpoint`) or URL (see `fetch`). If it is empty, the model keeps its initial
+                weights.
+            checkpointables: Names of the objects to load in addition to the model. None means all, and the file must
+                have all of them.
 
         Returns:
-            What else the file holds.
+            The remaining content of the file.
 
         Raises:
-            CheckpointNotFoundError: no such file on this or another machine.
-            CheckpointMismatchError: other names or shapes than the model's.
-            CheckpointError: not a checkpoint, or it lacks the state of an object; a URL that can't be downloaded.
+            CheckpointNotFoundError: The file does not exist on this or on another machine.
+            CheckpointMismatchError: Names or shapes differ from the model's.
+            CheckpointError: The file is not a checkpoint or lacks the state of an object, or a download failed.
         """
         if not path:
             self.logger.info("MODEL.WEIGHTS is empty: the model starts from random weights")
             return {}
         path = self._downloaded(path) if is_url(str(path)) else str(path)
-        self._require_file(path, named_by="MODEL.WEIGHTS")
-        self.logger.info("Loading %s", path)
-        checkpoint = read_checkpoint(path, allow_pickle=self.allow_pickle)
-        states = self.checkpointables if checkpointables is None else checkpointables
-        lacking = [key for key in states if key not in checkpoint]
-        if lacking:
-            hint = "; resume with SOLVER.EMA.ENABLED False, as it was trained" if lacking == [AVERAGE_KEY] else ""
-            raise CheckpointError(f"{path}: not a checkpoint to resume from; it lacks {', '.join(lacking)}{hint}")
-        weights = checkpoint.pop("model")
-        if self.prefer_average and AVERAGE_KEY in checkpoint:
-            self.logger.info("The average of the weights (SOLVER.EMA) is taken")
-            weights = averaged_weights(checkpoint[AVERAGE_KEY])
-        self._load_weights(weights, path, starting=not states)
-        for key in states:
-            self.checkpointables[key].load_state_dict(checkpoint.pop(key))
-        return checkpoint
+        return self._load_named("MODEL.WEIGHTS", path, checkpointables)
 
     @staticmethod
     def _downloaded(url: str) -> str:
@@ -169,36 +147,50 @@ class Checkpointer(DetectionCheckpointer):
             path = str(fetch(url))
         except CheckpointError as failure:
             error = str(failure)
-        # All end together, where some machines have no connection.
-        errors = [failure for failure in comm.all_gather(error) if failure]
-        if errors:
+        # All processes must fail together, even if only some machines lack a connection.
+        if errors := [failure for failure in comm.all_gather(error) if failure]:
             raise CheckpointError(f"MODEL.WEIGHTS: {errors[0]}")
         return path
 
-    @staticmethod
-    def _require_file(path: str, named_by: str) -> None:
+    def _load_named(self, named_by: str, path: str, checkpointables: Sequence[str] | None) -> dict[str, Any]:
         found = comm.all_gather(os.path.isfile(path))
         if not all(found):
-            where = "" if not any(found) else f" on ranks {[rank for rank, has in enumerate(found) if not has]}"
+            where = f" on ranks {[rank for rank, has in enumerate(found) if not has]}" if any(found) else ""
             raise CheckpointNotFoundError(
                 f"{named_by}: no file {path}{where} (working directory {os.getcwd()}); "
-                "README.md, Weights, says what it can be"
+                "the section Weights of README.md lists what it can be"
             )
+        self.logger.info("Loading %s", path)
+        checkpoint = read_checkpoint(path, allow_pickle=self.allow_pickle)
+        states = self.checkpointables if checkpointables is None else checkpointables
+        if lacking := [key for key in states if key not in checkpoint]:
+            hint = "; resume with SOLVER.EMA.ENABLED False, as it was trained" if lacking == [AVERAGE_KEY] else ""
+            raise CheckpointError(f"{path}: not a checkpoint to resume from; it lacks {', '.join(lacking)}{hint}")
+        weights = checkpoint.pop("model")
+        if self.prefer_average and AVERAGE_KEY in checkpoint:
+            self.logger.info("Loading the average of the weights (SOLVER.EMA)")
+            prefix = "module."
+            average = checkpoint[AVERAGE_KEY]
+            weights = {name.removeprefix(prefix): v for name, v in average.items() if name.startswith(prefix)}
+        self._load_weights(weights, path, other_classes=self.starts_training and not states)
+        for key in states:
+            self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        return checkpoint
 
-    def _load_weights(self, state: StateDict, path: str, *, starting: bool) -> None:
+    def _load_weights(self, state: StateDict, path: str, *, other_classes: bool) -> None:
         model_state = self.model.state_dict()
         backbone_only = holds_backbone_only(state, model_state)
-        if backbone_only and self.accept_backbone:
-            weights, report = match_backbone(state, model_state)
+        if backbone_only and self.starts_training:
+            weights, report = compare_backbone(state, model_state)
             self.logger.info("%s holds a backbone: the rest of the model starts from random weights", path)
         else:
-            weights, report = match(state, model_state, other_classes=self.accept_other_classes and starting)
+            weights, report = compare(state, model_state, other_classes=other_classes)
         if not report.exact:
             if not self.allow_partial or not weights:
-                hint = "It holds a backbone alone, which can start a training.\n" if backbone_only else _hint(report)
+                hint = "It holds only a backbone, which can start a training.\n" if backbone_only else _hint(report)
                 raise CheckpointMismatchError(
                     f"{path} is a checkpoint of another setting: {report.summary()}\n{report.mismatches()}\n{hint}"
-                    "Give the config it was trained with; --allow-partial loads what fits."
+                    "Use the config it was trained with, or --allow-partial to load what fits."
                 )
             self.logger.warning("%s is loaded in part: %s", path, report.summary())
         self.model.load_state_dict(weights, strict=False)
@@ -206,24 +198,24 @@ class Checkpointer(DetectionCheckpointer):
         self.logger.info("Loaded %d of %d weights:\n%s", len(weights), len(model_state), report.text())
         if report.reinitialised and report.classes is not None:
             self.logger.info(
-                "%s knows %d classes, the model %d: the class head alone starts from random weights",
+                "%s has %d classes, the model has %d: only the class head starts from random weights",
                 path,
                 *report.classes,
             )
 
 
 def _hint(report: LoadReport) -> str:
-    """What to do about the two differences that a setting of another data set usually has."""
+    """Advice about the two most common differences between settings."""
     hints = []
     if report.classes is not None:
         in_file, in_model = report.classes
         hints.append(
-            f"It knows {in_file} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {in_model}: a training can start from it "
-            "with a new class head, but nothing can be evaluated or resumed with it.\n"
+            f"The checkpoint has {in_file} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {in_model}: a training can start "
+            "from it with a new class head, but it can't be evaluated or resumed.\n"
         )
     queries = report.differing.get("sem_seg_head.predictor.query_feat.weight")
     if queries is not None:
         hints.append(
-            f"It has {queries[0][0]} queries: set MODEL.MASK_FORMER.NUM_OBJECT_QUERIES {queries[0][0]} to use it.\n"
+            f"The checkpoint has {queries[0][0]} queries: set MODEL.MASK_FORMER.NUM_OBJECT_QUERIES {queries[0][0]}.\n"
         )
     return "".join(hints)

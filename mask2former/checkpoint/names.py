@@ -1,7 +1,9 @@
-"""Which weights of a file a model takes: by exact name, and every name of either side accounted for."""
+"""Which weights of a file a model takes: by exact name, with an account of every name on either side."""
 
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from detectron2.config import CfgNode
@@ -9,39 +11,37 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch.nn import functional as F
 
-from mask2former.checkpoint.reading import StateDict
+from mask2former.checkpoint.reading import CheckpointError, StateDict
 
 Shape = tuple[int, ...]
 
-# Made from the config, so that a file may lack them or have them without any effect on what the model computes.
+# Buffers made from the config. A file may lack or have them without any effect on the model's output.
 _FROM_CONFIG = frozenset({"criterion.empty_weight", "pixel_mean", "pixel_std"})
-# What has a row per class, and one for "no object".
+# Weights with one row per class and one for "no object".
 _CLASS_HEAD = "sem_seg_head.predictor.class_embed.weight"
 _PER_CLASS = frozenset({_CLASS_HEAD, "sem_seg_head.predictor.class_embed.bias", "criterion.empty_weight"})
 _BACKBONE = "backbone."
-# What a DiNAT classifier has after its levels: one norm for the pooled features, and the classes. A backbone has a norm
-# for each of its outputs instead.
+# A DiNAT classifier ends in one norm for the pooled features and the classes. A backbone has a norm for each output.
 _CLASSIFIER_ONLY = frozenset({"norm.weight", "norm.bias", "head.weight", "head.bias"})
 _OUTPUT_NORMS = tuple(f"{_BACKBONE}norm{level}." for level in range(4))
-_BIAS_TABLE = ".attn.rpb"
 _ROWS_SHOWN = 30
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every name of a file and of a model.
+    """Account of every name of a file and of a model.
 
     Attributes:
-        loaded: names that the model takes from the file, resized ones included.
-        resized: of these, name -> shapes in the file and in the model.
-        reinitialised: name -> shapes in the file and in the model, of the class head where the file has other classes:
-            the model keeps what it was initialised with.
-        dropped: names (and shapes) of the file that such a model never takes: a classifier's head, what the config
-            says.
-        initial: names (and shapes) that such a file never has, and that keep what the model was initialised with.
-        differing: name -> shapes in the file and in the model, neither equal nor to be resized.
-        missing: names (and shapes) of the model that the file should have.
-        unexpected: names (and shapes) of the file that the model should have.
+        loaded: Names that the model takes from the file, including resized ones.
+        resized: Shapes in the file and in the model, by name, of the loaded weights that were resized.
+        reinitialised: Shapes in the file and in the model, by name, of the class head if the file has other classes;
+            the model keeps its initial values.
+        dropped: Shapes, by name, of weights in the file that such a model never takes: a classifier's head, and what
+            follows from the config.
+        initial: Shapes, by name, of weights that such a file never has and that keep their initial values.
+        differing: Shapes in the file and in the model, by name, that are neither equal nor resizable.
+        missing: Shapes, by name, of weights of the model that the file should have.
+        unexpected: Shapes, by name, of weights in the file that the model does not have.
     """
 
     loaded: tuple[str, ...]
@@ -55,12 +55,12 @@ class LoadReport:
 
     @property
     def exact(self) -> bool:
-        """Whether everything is as it should be."""
+        """Whether nothing differs, is missing or is unexpected."""
         return not (self.differing or self.missing or self.unexpected)
 
     @property
     def classes(self) -> tuple[int, int] | None:
-        """Numbers of classes in the file and in the model; None where they are equal or unknown."""
+        """Numbers of classes in the file and in the model; None if they are equal or unknown."""
         shapes = {**self.differing, **self.reinitialised}.get(_CLASS_HEAD)
         return None if shapes is None else (shapes[0][0] - 1, shapes[1][0] - 1)
 
@@ -72,7 +72,7 @@ class LoadReport:
         )
 
     def mismatches(self) -> str:
-        """What does not fit, a row per name; the first rows of each kind where there are many."""
+        """Table of the names that do not fit; of many, only the first rows of each kind."""
         kinds = [
             [(name, _text(in_file), _text(in_model)) for name, (in_file, in_model) in self.differing.items()],
             [(name, "missing", _text(shape)) for name, shape in self.missing.items()],
@@ -81,7 +81,7 @@ class LoadReport:
         return _table(kinds, ("name", "file", "model"))
 
     def text(self) -> str:
-        """The whole account, a row per name; what is merely loaded or left as it was, a row per part of the model."""
+        """Table of all names; weights that are simply loaded or kept are summarized per part of the model."""
         kinds = [
             [("loaded", name, count, count) for name, count in _parts(self.loaded)],
             [("resized", name, _text(a), _text(b)) for name, (a, b) in self.resized.items()],
@@ -96,14 +96,13 @@ class LoadReport:
 
 
 def holds_backbone_only(state: Mapping[str, torch.Tensor], model_state: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a file holds weights of the model's backbone and nothing else of the model."""
-    of_model = {name: name.startswith(_BACKBONE) for name in model_state}
-    named = _under_backbone(state)
-    return any(of_model.get(name, False) for name in named) and not any(of_model.get(name) is False for name in named)
+    """Whether a file holds weights of the model's backbone and no other weights of the model."""
+    known = [name for name in _under_backbone(state) if name in model_state]
+    return bool(known) and all(name.startswith(_BACKBONE) for name in known)
 
 
 def build_empty_state(cfg: CfgNode) -> dict[str, torch.Tensor]:
-    """The state dict of a config's model, with names, shapes and dtypes but no values; `cfg` stays as it is."""
+    """State dict of a config's model on the meta device: names, shapes and dtypes without values."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
@@ -111,50 +110,55 @@ def build_empty_state(cfg: CfgNode) -> dict[str, torch.Tensor]:
         return build_model(cfg).state_dict()
 
 
-def match(
+def compare(
     state: StateDict, model_state: Mapping[str, torch.Tensor], *, other_classes: bool = False
 ) -> tuple[StateDict, LoadReport]:
     """Compare a file with a model, name by name and shape by shape.
 
     Args:
-        state: of the file.
-        model_state: of the model.
-        other_classes: the file may be of another number of classes: then the model does without its class head.
+        state: State dict of the file.
+        model_state: State dict of the model.
+        other_classes: Whether the file may have another number of classes; its class head is then not taken.
 
     Returns:
-        What the model takes, and the account of all names.
+        The weights that the model takes, and the account of all names.
     """
     in_file, in_model = _shapes(state), _shapes(model_state)
     common = [name for name in in_model if name in in_file]
-    loaded = tuple(name for name in common if in_file[name] == in_model[name])
-    differing = {n: (in_file[n], in_model[n]) for n in common if in_file[n] != in_model[n]}
-    reinitialised = {n: pair for n, pair in differing.items() if other_classes and _differ_in_classes(n, *pair)}
+    different = {name: (in_file[name], in_model[name]) for name in common if in_file[name] != in_model[name]}
+    reinitialised = {
+        name: (a, b)
+        for name, (a, b) in different.items()
+        if other_classes and name in _PER_CLASS and len(a) == len(b) > 0 and a[1:] == b[1:]
+    }
+    only_in_file = {name: shape for name, shape in in_file.items() if name not in in_model}
+    only_in_model = {name: shape for name, shape in in_model.items() if name not in in_file}
     report = LoadReport(
-        loaded=loaded,
+        loaded=tuple(name for name in common if name not in different),
         reinitialised=reinitialised,
-        dropped={n: shape for n, shape in in_file.items() if n not in in_model and n in _FROM_CONFIG},
-        initial={n: shape for n, shape in in_model.items() if n not in in_file and n in _FROM_CONFIG},
-        differing={n: pair for n, pair in differing.items() if n not in reinitialised},
-        missing={n: shape for n, shape in in_model.items() if n not in in_file and n not in _FROM_CONFIG},
-        unexpected={n: shape for n, shape in in_file.items() if n not in in_model and n not in _FROM_CONFIG},
+        dropped={name: shape for name, shape in only_in_file.items() if name in _FROM_CONFIG},
+        initial={name: shape for name, shape in only_in_model.items() if name in _FROM_CONFIG},
+        differing={name: pair for name, pair in different.items() if name not in reinitialised},
+        missing={name: shape for name, shape in only_in_model.items() if name not in _FROM_CONFIG},
+        unexpected={name: shape for name, shape in only_in_file.items() if name not in _FROM_CONFIG},
     )
-    return {name: state[name] for name in loaded}, report
+    return {name: state[name] for name in report.loaded}, report
 
 
-def match_backbone(state: StateDict, model_state: Mapping[str, torch.Tensor]) -> tuple[StateDict, LoadReport]:
-    """Compare a file of a backbone, such as an ImageNet classifier, with a model that has this backbone.
+def compare_backbone(state: StateDict, model_state: Mapping[str, torch.Tensor]) -> tuple[StateDict, LoadReport]:
+    """Compare the file of a backbone, such as an ImageNet classifier, with a model that has this backbone.
 
-    Names of the file are those of the model, or all without `backbone.`, as DiNAT's classification checkpoints have
-    them. Of a classifier, the head and the norm before it are dropped. Tables of relative position bias of another
-    kernel size are resized.
+    Names in the file are those of the model, or all without `backbone.`, as in DiNAT's classification checkpoints. The
+    head of a classifier and the norm before it are dropped. Tables of relative position bias of another kernel size are
+    resized.
 
     Args:
-        state: of the file.
-        model_state: of the whole model; what is not the backbone's stays as it is, and so do the norms of the
-            backbone's outputs where the file has none.
+        state: State dict of the file.
+        model_state: State dict of the whole model. All weights outside the backbone keep their values, and so do the
+            norms of the backbone's outputs if the file has none.
 
     Returns:
-        What the model takes, under the model's names, and the account of all names.
+        The weights that the model takes, under the model's names, and the account of all names.
     """
     dropped = {name: value for name, value in state.items() if name in _CLASSIFIER_ONLY and name not in model_state}
     named = _under_backbone({name: value for name, value in state.items() if name not in dropped})
@@ -168,51 +172,39 @@ def match_backbone(state: StateDict, model_state: Mapping[str, torch.Tensor]) ->
         for name, value in model_state.items()
         if name not in named and (not name.startswith(_BACKBONE) or name.startswith(_OUTPUT_NORMS))
     }
-    taken, report = match(named, {name: value for name, value in model_state.items() if name not in initial})
-    return taken, LoadReport(
-        loaded=report.loaded,
-        resized=resized,
-        dropped=_shapes(dropped) | report.dropped,
-        initial=_shapes(initial),
-        differing=report.differing,
-        missing=report.missing,
-        unexpected=report.unexpected,
-    )
+    taken, report = compare(named, {name: value for name, value in model_state.items() if name not in initial})
+    dropped_shapes = _shapes(dropped) | report.dropped
+    return taken, replace(report, resized=resized, dropped=dropped_shapes, initial=_shapes(initial))
 
 
 def resize_bias_table(table: torch.Tensor, size: int) -> torch.Tensor:
     """Resize tables of relative position bias to another kernel size.
 
-    Bicubic, the cells' edges aligned and not the centres of the corner cells: how the published
-    `dinat_large_in22k_224_11x11interp` came from the 7x7 checkpoint (its authors name Swin's rule for other windows,
-    which is PyTorch's default).
+    The interpolation is bicubic and aligns the edges of the cells instead of the centres of the corner cells. The
+    published `dinat_large_in22k_224_11x11interp` was made from the 7x7 checkpoint in this way (its authors refer to
+    Swin's rule for other window sizes, which is PyTorch's default).
 
     Args:
-        table: [heads, 2k - 1, 2k - 1].
-        size: the new 2k - 1.
+        table: Tables, [heads, 2k - 1, 2k - 1].
+        size: New value of 2k - 1.
 
     Returns:
-        [heads, size, size], in the dtype of `table`.
+        Resized tables, [heads, size, size], in the dtype of `table`.
     """
     resized = F.interpolate(table.float().unsqueeze(0), size=(size, size), mode="bicubic", align_corners=False)
     return resized.squeeze(0).to(table.dtype)
 
 
-def _differ_in_classes(name: str, in_file: Shape, in_model: Shape) -> bool:
-    """Whether two shapes of the class head are equal but for the number of classes."""
-    return name in _PER_CLASS and len(in_file) == len(in_model) > 0 and in_file[1:] == in_model[1:]
-
-
 def _resizable(name: str, value: torch.Tensor, target: torch.Tensor) -> bool:
-    """Whether both are square tables of one number of heads, of different odd sides."""
-    if not name.endswith(_BIAS_TABLE) or value.shape == target.shape or value.ndim != 3 or target.ndim != 3:
+    """Whether both are bias tables of the same number of heads and of different kernel sizes."""
+    if not name.endswith(".attn.rpb") or value.shape == target.shape or value.ndim != 3 or target.ndim != 3:
         return False
     odd_squares = all(table.shape[1] == table.shape[2] and table.shape[1] % 2 for table in (value, target))
     return odd_squares and value.shape[0] == target.shape[0]
 
 
 def _under_backbone(state: Mapping[str, torch.Tensor]) -> StateDict:
-    """The same weights with names that start with `backbone.`, where none of them does."""
+    """Prefix all names with `backbone.`, unless some have the prefix already."""
     if any(name.startswith(_BACKBONE) for name in state):
         return dict(state)
     return {_BACKBONE + name: value for name, value in state.items()}
@@ -227,7 +219,7 @@ def _text(shape: Shape) -> str:
 
 
 def _parts(names: Iterable[str]) -> list[tuple[str, str]]:
-    """The modules of the first two levels that have these names, with how many there are of each."""
+    """Modules of the first two levels, and the number of names in each."""
     counts: dict[str, int] = {}
     for name in names:
         part = ".".join(name.split(".")[:-1][:2]) or name
@@ -240,7 +232,59 @@ def _table(kinds: Iterable[Sequence[tuple[str, ...]]], headers: tuple[str, ...])
     for kind in kinds:
         rows += kind[:_ROWS_SHOWN]
         if len(kind) > _ROWS_SHOWN:
-            position = headers.index("name")
             more = f"... and {len(kind) - _ROWS_SHOWN} more"
-            rows.append(tuple(more if column == position else "" for column in range(len(headers))))
+            rows.append(tuple(more if header == "name" else "" for header in headers))
     return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+
+
+# Modules of transformers' DinatForImageClassification, DinatModel and DinatBackbone, and their names in the authors'
+# classifiers. The norms of a backbone's outputs have their names in a detector.
+_LAYER = r"encoder\.levels\.(\d+)\.layers\.(\d+)\."
+_BLOCK = r"levels.\1.blocks.\2."
+_MODULES = (
+    (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"embeddings\.norm\.", "patch_embed.norm."),
+    (r"encoder\.levels\.(\d+)\.downsample\.", r"levels.\1.downsample."),
+    (_LAYER + r"layernorm_before\.", _BLOCK + "norm1."),
+    (_LAYER + r"layernorm_after\.", _BLOCK + "norm2."),
+    (_LAYER + r"attention\.self\.(?=rpb$)", _BLOCK + "attn."),
+    (_LAYER + r"attention\.output\.dense\.", _BLOCK + "attn.proj."),
+    (_LAYER + r"intermediate\.dense\.", _BLOCK + "mlp.fc1."),
+    (_LAYER + r"output\.dense\.", _BLOCK + "mlp.fc2."),
+    (r"layernorm\.", "norm."),
+    (r"classifier\.", "head."),
+)
+
+
+def from_transformers(state: StateDict) -> StateDict:
+    """Rename the weights of a DiNAT from the transformers library to its authors' names.
+
+    Query, key and value are joined into one projection, and a pair of layer scales is split; values do not change.
+
+    Raises:
+        CheckpointError: A name is not one of transformers' DiNAT, or a projection is incomplete.
+    """
+    renamed: StateDict = {}
+    projections: dict[str, StateDict] = defaultdict(dict)
+    for full_name, value in state.items():
+        name = full_name.removeprefix("dinat.")
+        if found := re.fullmatch(_LAYER + r"attention\.self\.(query|key|value)\.(weight|bias)", name):
+            level, index, part, kind = found.groups()
+            projections[f"levels.{level}.blocks.{index}.attn.qkv.{kind}"][part] = value
+        elif found := re.fullmatch(_LAYER + "layer_scale_parameters", name):
+            for number, gamma in enumerate(value, start=1):
+                renamed[f"levels.{found[1]}.blocks.{found[2]}.gamma{number}"] = gamma
+        elif found := re.fullmatch(r"hidden_states_norms\.stage(\d+)\.(weight|bias)", name):
+            renamed[f"norm{int(found[1]) - 1}.{found[2]}"] = value
+        else:
+            for pattern, replacement in _MODULES:
+                if found := re.match(pattern, name):
+                    renamed[found.expand(replacement) + name[found.end() :]] = value
+                    break
+            else:
+                raise CheckpointError(f"{full_name}: not a name in transformers' DiNAT")
+    for name, parts in projections.items():
+        if len(parts) < 3:
+            raise CheckpointError(f"{name}: expected query, key and value, found only {', '.join(parts)}")
+        renamed[name] = torch.cat([parts["query"], parts["key"], parts["value"]])
+    return renamed

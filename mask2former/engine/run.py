@@ -1,7 +1,9 @@
-"""What a run does before anything else: logs, seeds, and a copy of its config."""
+"""Surroundings of a run: its device, threads, logs and random seeds."""
 
 import logging
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import detectron2
 import torch
@@ -10,20 +12,66 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from mask2former.config import load_extensions
+from mask2former.data.datasets import register_custom_datasets
+from mask2former.utils.errors import UserError
 from mask2former.utils.files import atomic_write
 
-_LOGGERS = ("fvcore", "detectron2", "mask2former", "dinat_backbone")
+
+class DeviceError(UserError):
+    """The requested device does not exist on this machine."""
+
+
+def available_device(device: str, *, explicit: bool) -> str:
+    """Return `device`, or "cpu" if `device` is a GPU by default and the machine has none.
+
+    Args:
+        device: Value of MODEL.DEVICE.
+        explicit: Whether the user named the device, so that another one would be wrong.
+
+    Raises:
+        DeviceError: The user named a GPU and the machine has none.
+    """
+    if torch.device(device).type != "cuda" or torch.cuda.is_available():
+        return device
+    if explicit:
+        raise DeviceError(f"MODEL.DEVICE is {device}, but PyTorch finds no GPU here; use MODEL.DEVICE cpu")
+    return "cpu"
+
+
+@contextmanager
+def reproducible_threads(device: str) -> Generator[None, None, None]:
+    """On a CPU, compute with OMP_NUM_THREADS threads, or with one if the variable is not set.
+
+    The number of threads decides the order of sums on a CPU, and with it the last digits of results. A number that does
+    not depend on how many processes share the machine gives the same results in one process and in several.
+    """
+    if torch.device(device).type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    # torchrun sets the variable to 1 if it is not set.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def set_up_run(cfg: CfgNode, command: str) -> None:
-    """Open the logs of OUTPUT_DIR, write `config.yaml` there, and seed the generators, each process with its own seed.
+    """Prepare a process for a run: backbones, data sets, logs, and random seeds (one per process).
+
+    Opens the logs in OUTPUT_DIR and writes `config.yaml` there.
 
     Args:
-        cfg: the config of the run.
-        command: how it was started, for the log.
+        cfg: Config of the run; paths in DATASETS.CUSTOM are absolute.
+        command: Command that started the run, for the log.
     """
+    # A process that another one started has registered nothing yet.
+    load_extensions()
+    register_custom_datasets(cfg.DATASETS.CUSTOM, "")
     rank = comm.get_rank()
-    for name in _LOGGERS:
+    for name in ("fvcore", "detectron2", "mask2former", "dinat_backbone"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
     if comm.is_main_process():
         config_file = os.path.join(cfg.OUTPUT_DIR, "config.yaml")

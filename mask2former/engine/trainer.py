@@ -1,33 +1,30 @@
-"""Detectron2's default trainer on any device, with our loop, checkpoints and reports."""
+"""Detectron2's default trainer with the data, loss, optimiser, checkpoints and evaluation of this project."""
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, HookBase, PeriodicWriter
-from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from mask2former.checkpoint.checkpointer import Checkpointer
-from mask2former.engine.averaging import AVERAGE_KEY, AverageHook, build_average
-from mask2former.engine.best import BestModel
-from mask2former.engine.device import reproducible_threads
+from mask2former.checkpoint import AVERAGE_KEY, Checkpointer
+from mask2former.data import build_test_loader, build_train_loader, build_validation_loader
+from mask2former.engine.hooks import AverageHook, BestWeights, CurveWriter, build_average, validation_losses
+from mask2former.engine.run import reproducible_threads
 from mask2former.engine.train_loop import TrainLoop
-from mask2former.engine.validation import validation_losses
-from mask2former.engine.writing import CurveWriter
 from mask2former.evaluation import (
-    Batches,
     Speed,
     StreamingEvaluator,
+    build_evaluator,
     evaluation_fingerprint,
     json_ready,
     results_table,
@@ -36,27 +33,42 @@ from mask2former.evaluation import (
     write_speed,
 )
 from mask2former.maskformer_model import MaskFormer
-from mask2former.solver import scale_learning_rate
+from mask2former.solver import build_lr_scheduler, build_optimizer, scale_learning_rate
 from mask2former.test_time_augmentation import ModelWithTTA, SemanticSegmentorWithTTA
 from mask2former.utils.files import write_json
 
+_PERIOD = 20  # iterations between writes of metrics, as in Detectron2
 
-class BaseTrainer(DefaultTrainer):
-    """`DefaultTrainer` that also runs on CPUs, in one process or several.
 
-    Differences: bfloat16 autocast instead of scaled float16 where SOLVER.AMP.ENABLED is set; DistributedDataParallel
-    without a GPU; our `Checkpointer`; data sets to evaluate on are looked for before the training; one table per data
-    set; a run that had finished is only evaluated when it is resumed; what docs/fine_tuning.md describes. Subclasses
-    say how to build what the config names.
+class Trainer(DefaultTrainer):
+    """`DefaultTrainer` for GPUs and CPUs, in one process or several.
+
+    Differences from Detectron2: bfloat16 autocast instead of scaled float16 (SOLVER.AMP.ENABLED);
+    DistributedDataParallel without a GPU; our `Checkpointer`; data sets for evaluation are checked before the training;
+    one table per data set; a finished run is only evaluated when it is resumed; the options of docs/fine_tuning.md.
+    Subclasses can override each of the `build_*` methods and `test`.
+
+    Example::
+
+        trainer = Trainer(setup_cfg(config_file))
+        trainer.resume_or_load(resume=False)
+        results = trainer.train()
     """
 
+    build_optimizer = staticmethod(build_optimizer)
+    build_lr_scheduler = staticmethod(build_lr_scheduler)
+    build_train_loader = staticmethod(build_train_loader)
+    build_test_loader = staticmethod(build_test_loader)
+    build_validation_loader = staticmethod(build_validation_loader)
+    build_evaluator = staticmethod(build_evaluator)
+
     def __init__(self, cfg: CfgNode, *, allow_partial: bool = False, allow_pickle: bool = False):
-        """Build everything that `cfg` names.
+        """Build everything that the config names.
 
         Args:
-            cfg: the config, all keys known.
-            allow_partial: start from what fits of MODEL.WEIGHTS, where it does not fit exactly.
-            allow_pickle: MODEL.WEIGHTS may be a `.pkl`, which can run any code.
+            cfg: Config with all keys, for example from `setup_cfg`.
+            allow_partial: Whether to start from the weights that fit if MODEL.WEIGHTS does not fit exactly.
+            allow_pickle: Whether MODEL.WEIGHTS may be a `.pkl`, which can run any code.
         """
         TrainerBase.__init__(self)
         self.cfg = cfg = scale_learning_rate(self.auto_scale_workers(cfg, comm.get_world_size()))
@@ -68,12 +80,12 @@ class BaseTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         for dataset_name in cfg.DATASETS.TEST:
-            # What is missing should be known now and not when the training is done.
+            # Missing files should stop the run now and not after the training.
             DatasetCatalog.get(dataset_name)
             self.build_evaluator(cfg, dataset_name)
         self._validation = self.build_validation_loader(cfg) if cfg.TEST.VALIDATION_LOSS else None
         self._average = build_average(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
-        self._plain_model = model  # not wrapped for several processes
+        self._plain_model = model  # without DistributedDataParallel
         on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
         device_ids = [comm.get_local_rank()] if on_gpu else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
@@ -82,6 +94,7 @@ class BaseTrainer(DefaultTrainer):
             model, data_loader, optimizer, amp=cfg.SOLVER.AMP.ENABLED, accumulate_steps=accumulate
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        # As in Detectron2, a weak reference, so that trainer and checkpointer are freed with the last reference.
         states: dict[str, Any] = {"trainer": weakref.proxy(self)}
         if self._average is not None:
             states[AVERAGE_KEY] = self._average
@@ -90,16 +103,14 @@ class BaseTrainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             allow_partial=allow_partial,
             allow_pickle=allow_pickle,
-            accept_backbone=True,
-            accept_other_classes=True,
+            starts_training=True,
             **states,
         )
-        self._best = BestModel(self.checkpointer, cfg.TEST.BEST_METRIC) if cfg.TEST.BEST_METRIC else None
         self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model of `cfg` with random weights."""
+        """Build the model of a config with random weights."""
         model = build_model(cfg)
         sizes = dict.fromkeys((False, True), 0.0)
         for parameter in model.parameters():
@@ -110,90 +121,68 @@ class BaseTrainer(DefaultTrainer):
         )
         return model
 
-    def build_hooks(self) -> list[HookBase | None]:
-        """Detectron2's hooks, but augmentation at test time is left to the evaluation after the training."""
-        periodic = self.cfg.clone()
-        periodic.defrost()
-        periodic.TEST.AUG.ENABLED = False
-
-        def evaluate() -> dict[str, Any]:
-            done = self.iter >= self.max_iter
-            # A training that was finished before may have been interrupted while it was evaluated.
-            resume = 0 < self.max_iter <= self.start_iter
-            model = self._plain_model if self._average is None else self._average.module
-            self._last_eval_results = self.test(self.cfg if done else periodic, model, resume=resume)
-            return self._observe(self._last_eval_results, model)
-
-        node = self.cfg.TEST
-        hooks: list[HookBase | None] = []
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        """Build Detectron2's hooks and those of SOLVER.EMA, TEST.BEST_METRIC and TEST.VALIDATION_LOSS."""
+        cfg, evaluated = self.cfg.clone(), self._plain_model
+        found: list[hooks.HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if self._average is not None:
-            hooks.append(AverageHook(self._average, self._plain_model, self.checkpointer))
-        for default in super().build_hooks():
-            if isinstance(default, EvalHook):
-                hooks.append(EvalHook(node.EVAL_PERIOD, evaluate))
-            elif isinstance(default, PeriodicWriter) and node.VALIDATION_LOSS:
-                hooks.append(CurveWriter(default._writers, self.cfg.OUTPUT_DIR, node.EVAL_PERIOD, node.BEST_METRIC))
-            else:
-                hooks.append(default)
-        return hooks
+            evaluated = self._average.module
+            found.insert(0, AverageHook(self._average, self._plain_model, self.checkpointer))
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            cfg.defrost()
+            cfg.DATALOADER.NUM_WORKERS = 0  # saves memory, as in Detectron2
+            batches = self.build_train_loader(cfg)
+            found.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, batches, cfg.TEST.PRECISE_BN.NUM_ITER))
+        if comm.is_main_process():
+            found.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        found.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._evaluate(evaluated)))
+        if comm.is_main_process():
+            period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
+            if metric:
+                found.append(BestWeights(period, self.checkpointer, evaluated, metric))
+            writers = self.build_writers()
+            found.append(
+                CurveWriter(writers, cfg.OUTPUT_DIR, period, metric, _PERIOD)
+                if cfg.TEST.VALIDATION_LOSS
+                else hooks.PeriodicWriter(writers, _PERIOD)
+            )
+        return found
 
-    def _observe(self, results: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-        """What is logged of an evaluation: its results, and losses; the best model is kept."""
-        if self._validation is not None:
-            losses = validation_losses(model, self._validation)
-            results = {**results, "validation": losses} if losses else results
-        if self._best is not None and results:
-            self._best.update(flatten_results_dict(results), model, self.iter)
-        return results
+    def _evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """Evaluate during or after the training; test-time augmentation waits for the end."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.TEST.AUG.ENABLED = cfg.TEST.AUG.ENABLED and self.iter >= self.max_iter
+        # A training that was finished earlier may have been interrupted during its evaluation.
+        resume = 0 < self.max_iter <= self.start_iter
+        self._last_eval_results = self.test(cfg, model, resume=resume)
+        losses = {} if self._validation is None else validation_losses(model, self._validation)
+        return {**self._last_eval_results, "validation": losses} if losses else self._last_eval_results
 
     def train(self) -> dict[str, Any] | None:
-        """Train to SOLVER.MAX_ITER, evaluating on the way and at the end.
+        """Train to SOLVER.MAX_ITER, with evaluations on the way and at the end.
 
         Returns:
-            The last evaluation's results on the main process, see `test`.
+            Results of the last evaluation on the main process; see `test`.
         """
         if self.start_iter >= self.max_iter:
             logging.getLogger(__name__).info("Already trained for %d iterations: evaluating only", self.max_iter)
             self.iter = self.max_iter
             with EventStorage(self.iter) as self.storage:
+                self.before_train()
                 self.after_train()
         else:
             super().train()
         return self._last_eval_results
 
-    def resume_or_load(self, resume: bool = True) -> None:
-        """Load the last checkpoint of OUTPUT_DIR with all it holds, else MODEL.WEIGHTS; see `Checkpointer`."""
-        super().resume_or_load(resume=resume)
-        if self._best is not None and self.start_iter > 0:
-            self._best.resume()
-
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides the model: iteration, hooks, optimiser (which Detectron2 0.6 forgets)."""
+        """State of iteration, hooks and optimiser. Detectron2 0.6 omits the optimiser."""
         return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state of `state_dict`."""
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
-
-    @classmethod
-    def build_test_loader(
-        cls, cfg: CfgNode, dataset_name: str, skip: Callable[[Mapping[str, Any]], bool] | None = None
-    ) -> Batches:
-        """Build the loader of this process's share of a data set, without what `skip` says of its dicts."""
-        raise NotImplementedError
-
-    @classmethod
-    def build_validation_loader(cls, cfg: CfgNode) -> Batches:
-        """Build the loader of this process's share of the images to compute losses on, one in a batch, with targets."""
-        raise NotImplementedError
-
-    @classmethod
-    def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
-    ) -> StreamingEvaluator:
-        """Build the evaluator of a data set, which keeps predictions in `output_dir`, None: nowhere."""
-        raise NotImplementedError
 
     @classmethod
     def test(
@@ -204,73 +193,65 @@ class BaseTrainer(DefaultTrainer):
         *,
         resume: bool = False,
     ) -> dict[str, Any]:
-        """Evaluate a model on DATASETS.TEST; with TEST.AUG.ENABLED also with augmentation.
+        """Evaluate a model on DATASETS.TEST; with TEST.AUG.ENABLED also with test-time augmentation.
 
-        Predictions go to `OUTPUT_DIR/inference` (augmented ones to `tta` there), a folder per data set where there are
-        several. The main process logs a table per data set and writes two files there:
-        metrics.json, {data set: {task: {metric: percent, or null where there was nothing to measure}}}, and
-        speed.json, {data set: `Speed`}, where the augmented run of a data set has _TTA behind its name.
+        Predictions are written to `OUTPUT_DIR/inference` (augmented ones to its subfolder `tta`), in one folder per
+        data set if there are several. The main process logs a table per data set and writes two files there:
+        metrics.json, {data set: {task: {metric: percent, or null if there was nothing to measure}}}, and
+        speed.json, {data set: `Speed`}, where `_TTA` is appended to the data set's name for the augmented run.
 
         Args:
-            cfg: the config.
-            model: with the weights to evaluate.
-            evaluators: one per data set, instead of those `build_evaluator` makes.
-            resume: predict only images that an interrupted evaluation of these weights and this config did not reach.
+            cfg: Config of the model.
+            model: Model to evaluate.
+            evaluators: Evaluators, one per data set; by default those of `build_evaluator`.
+            resume: Whether to predict only the images that an interrupted evaluation of these weights and this config
+                did not reach.
 
         Returns:
-            On the main process {task: {metric: percent}}, by data set where there are several. What was augmented has
-            tasks that end in _TTA. Empty on other processes.
+            On the main process {task: {metric: percent}}, by data set if there are several. Augmented tasks end in
+            _TTA. Empty on other processes.
         """
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         results: dict[str, dict[str, Any]] = {}
         speeds: dict[str, Speed | None] = {}
-        # Once: it reads all weights.
+        folder = Path(cfg.OUTPUT_DIR, "inference")
+        # Computed once, since it reads all weights.
         weights = weights_digest(model)
         with reproducible_threads(cfg.MODEL.DEVICE):
             for index, name in enumerate(cfg.DATASETS.TEST):
-                folder = _prediction_folder(cfg, name)
-                evaluator = cls.build_evaluator(cfg, name, folder) if evaluators is None else evaluators[index]
-                evaluator.start(evaluation_fingerprint(cfg, name, weights, augmented=False), resume=resume)
-                results[name], speeds[name] = cls._evaluate(cfg, name, model, evaluator)
-                if cfg.TEST.AUG.ENABLED:
-                    augmented, speeds[f"{name}_TTA"] = cls._test_with_augmentation(cfg, name, model, weights, resume)
-                    results[name].update(augmented)
+                results[name] = {}
+                for augmented in (False, True) if cfg.TEST.AUG.ENABLED else (False,):
+                    run_cfg, network = _augmented(cfg, model) if augmented else (cfg, model)
+                    place = folder / "tta" if augmented else folder
+                    place = place / name if len(cfg.DATASETS.TEST) > 1 else place
+                    if evaluators is None or augmented:
+                        evaluator = cls.build_evaluator(run_cfg, name, place)
+                    else:
+                        evaluator = evaluators[index]
+                    evaluator.start(evaluation_fingerprint(run_cfg, name, weights, augmented=augmented), resume=resume)
+                    batches = cls.build_test_loader(run_cfg, name, evaluator.is_finished)
+                    ending = "_TTA" if augmented else ""
+                    speeds[name + ending] = run_inference(network, batches, evaluator)
+                    tasks = evaluator.evaluate() or {}
+                    results[name].update({task + ending: metrics for task, metrics in tasks.items()})
                 if comm.is_main_process():
-                    write_speed(Path(cfg.OUTPUT_DIR, "inference", "speed.json"), speeds, keep=resume)
+                    write_speed(folder / "speed.json", speeds, keep=resume)
         if not comm.is_main_process() or not results:
             return {}
         for name, tasks in results.items():
             logging.getLogger(__name__).info(results_table(name, tasks))
-        write_json(Path(cfg.OUTPUT_DIR, "inference", "metrics.json"), json_ready(results), indent=2)
+        write_json(folder / "metrics.json", json_ready(results), indent=2)
         return results if len(results) > 1 else next(iter(results.values()))
 
-    @classmethod
-    def _evaluate(
-        cls, cfg: CfgNode, dataset_name: str, model: nn.Module, evaluator: StreamingEvaluator
-    ) -> tuple[dict[str, Any], Speed | None]:
-        """The results of a started evaluator, empty but on the main process, and the speed."""
-        batches = cls.build_test_loader(cfg, dataset_name, evaluator.is_finished)
-        speed = run_inference(model, batches, evaluator)
-        return evaluator.evaluate() or {}, speed
 
-    @classmethod
-    def _test_with_augmentation(
-        cls, cfg: CfgNode, dataset_name: str, model: nn.Module, weights: str, resume: bool
-    ) -> tuple[dict[str, Any], Speed | None]:
-        augment = ModelWithTTA
-        if not isinstance(model, MaskFormer):
-            # Of another architecture only the class maps are known to be of a kind that can be averaged.
-            augment, cfg = SemanticSegmentorWithTTA, cfg.clone()
-            cfg.defrost()
-            tasks = cfg.MODEL.MASK_FORMER.TEST
-            tasks.PANOPTIC_ON, tasks.INSTANCE_ON, tasks.SEMANTIC_ON = False, False, True
-        evaluator = cls.build_evaluator(cfg, dataset_name, _prediction_folder(cfg, dataset_name, "tta"))
-        evaluator.start(evaluation_fingerprint(cfg, dataset_name, weights, augmented=True), resume=resume)
-        results, speed = cls._evaluate(cfg, dataset_name, augment(cfg, model), evaluator)
-        return {f"{task}_TTA": metrics for task, metrics in results.items()}, speed
-
-
-def _prediction_folder(cfg: CfgNode, dataset_name: str, *parts: str) -> Path:
-    folder = Path(cfg.OUTPUT_DIR, "inference", *parts)
-    return folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder
+def _augmented(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
+    """Config and model of an evaluation with test-time augmentation."""
+    if isinstance(model, MaskFormer):
+        return cfg, ModelWithTTA(cfg, model)
+    # For other architectures only class maps are known to be of a kind that can be averaged.
+    cfg = cfg.clone()
+    cfg.defrost()
+    node = cfg.MODEL.MASK_FORMER.TEST
+    node.PANOPTIC_ON, node.INSTANCE_ON, node.SEMANTIC_ON = False, False, True
+    return cfg, SemanticSegmentorWithTTA(cfg, model)

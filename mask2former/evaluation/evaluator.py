@@ -29,7 +29,7 @@ _METRICS: Mapping[str, tuple[type[Metric], ...]] = {
 }
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path | None) -> "StreamingEvaluator":
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None) -> "StreamingEvaluator":
     """Build the evaluator of the tasks that `cfg` switches on and the data set has ground truth for.
 
     Args:

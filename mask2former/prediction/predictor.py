@@ -24,11 +24,12 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from PIL import Image
 
+from mask2former.checkpoint import Checkpointer
 from mask2former.config import setup_cfg
 from mask2former.data.classes import ClassTable
 from mask2former.data.datasets import predicted_metadata, register_custom_datasets
 from mask2former.data.image_io import to_rgb
-from mask2former.engine import Checkpointer, available_device
+from mask2former.engine import available_device
 from mask2former.evaluation import config_digest, weights_digest
 from mask2former.maskformer_model import MaskFormer
 from mask2former.modeling import inference

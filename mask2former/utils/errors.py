@@ -12,21 +12,25 @@ class UserError(ValueError):
     """
 
 
+class ConfigError(UserError):
+    """A config file, key or value that can't be used."""
+
+
 @contextmanager
-def report_errors(expected: tuple[type[Exception], ...], *, debug: bool = False) -> Generator[None, None, None]:
-    """Turn errors that a user can mend into a message on stderr and exit code 1; any other error keeps its traceback.
+def report_errors(*, debug: bool = False, status: int = 1) -> Generator[None, None, None]:
+    """Print a `UserError` or an `OSError` as a message on stderr and exit; any other error keeps its traceback.
 
     Args:
-        expected: the types of such errors.
-        debug: raise them like any other.
+        debug: Whether these two keep their traceback as well.
+        status: Exit code of the process.
     """
     try:
         yield
-    except expected as error:
+    except (UserError, OSError) as error:
         if debug:
             raise
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(1)
+        sys.exit(status)
 
 
 @contextmanager

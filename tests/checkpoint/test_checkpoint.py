@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mask2former.engine import (
+from mask2former.checkpoint import (
     Checkpointer,
     CheckpointError,
     CheckpointMismatchError,
@@ -216,7 +216,7 @@ def test_what_fits_is_loaded_when_asked(tmp_path, weights, caplog):
         Checkpointer(model, allow_partial=True).load(tmp_path / "w.pth")
 
 
-def test_names_are_never_matched_by_suffix(tmp_path, weights):
+def test_names_are_never_compared_by_suffix(tmp_path, weights):
     torch.save({"encoder." + name: value for name, value in weights.items()}, tmp_path / "w.pth")
     with pytest.raises(CheckpointMismatchError):
         Checkpointer(Model()).load(tmp_path / "w.pth")
@@ -239,13 +239,13 @@ def test_a_backbone_alone_starts_a_training(tmp_path, weights, prefix, caplog):
         Checkpointer(Model()).load(tmp_path / "w.pth")
     model = Model()
     with caplog.at_level("INFO"):
-        Checkpointer(model, accept_backbone=True).load(tmp_path / "w.pth")
+        Checkpointer(model, starts_training=True).load(tmp_path / "w.pth")
     assert torch.equal(model.backbone["stem"].weight, weights["backbone.stem.weight"])
     assert "the rest of the model starts from random weights" in caplog.text
     del stem[f"{prefix}stem.bias"]
     torch.save(stem, tmp_path / "w.pth")
     with pytest.raises(CheckpointMismatchError):
-        Checkpointer(Model(), accept_backbone=True).load(tmp_path / "w.pth")
+        Checkpointer(Model(), starts_training=True).load(tmp_path / "w.pth")
 
 
 def test_missing_files_say_who_names_them(tmp_path):

@@ -18,8 +18,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DINAT_CACHE", str(tmp_path / "cache"))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(download, "_PAUSE", 0)
-    monkeypatch.setattr(download, "_BLOCK", 1000)
+    monkeypatch.setattr(download, "PAUSE", 0)
+    monkeypatch.setattr(download, "BLOCK", 1000)
     return tmp_path / "cache"
 
 
@@ -56,7 +56,7 @@ def test_broken_transfers_continue_where_they_ended(site):
 
 def test_what_an_earlier_call_left_is_continued(site):
     site.cuts = [2500, 1, 1, 1]
-    with pytest.raises(DownloadError, match=r"model\.pth: 2503 of 10240 bytes arrived; what arrived is kept in .*part"):
+    with pytest.raises(DownloadError, match=r"model\.pth: 2503 of 10240 bytes arrived; .*part keeps what has arrived"):
         fetch(f"{site.url}/model.pth")
     site.requests.clear()
     assert fetch(f"{site.url}/model.pth").read_bytes() == CONTENT
@@ -94,7 +94,7 @@ def test_the_expected_checksum_is_checked(site, cache):
     assert not list(cache.rglob("model.pth")) and not list(cache.rglob("*.part"))
     path = fetch(f"{site.url}/model.pth#sha256={SHA256.upper()}")
     assert path.read_bytes() == CONTENT
-    with pytest.raises(DownloadError, match=rf"expected {wrong}; delete it"):
+    with pytest.raises(DownloadError, match=rf"expected {wrong}; delete the file"):
         fetch(f"{site.url}/model.pth#sha256={wrong}")
     assert fetch(f"{site.url}/model.pth") == path, "the fragment is no part of the address"
 

@@ -56,7 +56,8 @@ def draw_photo(path, seed=0, size=(80, 48)):
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_status_2(arguments, message, capsys):
-    assert app.main(["--config-file", str(CONFIG), *TINY, *arguments]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        app.main(["--config-file", str(CONFIG), *TINY, *arguments])
     printed = capsys.readouterr().err.strip().splitlines()
     assert printed[-1].startswith("error: ") and message in printed[-1]
     assert sum(line.startswith("error") for line in printed) == 1
@@ -66,7 +67,8 @@ def test_without_gradio_the_extra_is_named_before_the_model_is_built(monkeypatch
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "mask2former.web.page", raising=False)
     monkeypatch.setattr(app.Predictor, "from_config", lambda *_, **__: pytest.fail("built"))
-    assert app.main(["--config-file", str(CONFIG)]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        app.main(["--config-file", str(CONFIG)])
     assert "'.[app]'" in capsys.readouterr().err
 
 

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from mask2former.engine import CheckpointMismatchError, launch
+from mask2former.checkpoint import CheckpointMismatchError
+from mask2former.engine import launch
 
 
 def describe(args):

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from mask2former.checkpoint import AVERAGE_KEY, Checkpointer, CheckpointError
 from mask2former.config import ConfigError
-from mask2former.engine import Checkpointer, CheckpointError
-from mask2former.engine.averaging import AVERAGE_KEY, averaged_weights, build_average
+from mask2former.engine.hooks import build_average
 
 
 def model(value=0.0):
@@ -66,7 +66,7 @@ def test_the_average_comes_back_and_evaluations_may_prefer_it(tmp_path):
     assert resumed.weight.equal(trained.weight)
     assert follow(again, [9.0]) == follow(average, [9.0])
     file = tmp_path / "model_0000002.pth"
-    average_then = averaged_weights(torch.load(file, weights_only=True)[AVERAGE_KEY])["weight"]
+    average_then = torch.load(file, weights_only=True)[AVERAGE_KEY]["module.weight"]
     for prefer, expected in ((True, average_then), (False, trained.weight)):
         evaluated = model()
         checkpointer(tmp_path, evaluated, prefer_average=prefer).load(str(file))

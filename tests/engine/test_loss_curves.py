@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.engine import loss_curves
-from mask2former.engine.loss_curves import draw_loss_curves
+from mask2former.engine.hooks import draw_loss_curves, read_metrics
 
 # Colours of the curves, as they are drawn.
 TRAINING, VALIDATION, METRIC = (47, 111, 178), (196, 67, 43), (60, 140, 74)
@@ -51,7 +50,7 @@ def test_what_a_resumed_run_did_again_counts_once(tmp_path):
         {"iteration": 30, "segm/AP": 5.0},
         {"iteration": 50, "total_loss": 3.0},
     ]
-    assert loss_curves._read(write(tmp_path / "m.json", first + again)) == {
+    assert read_metrics(write(tmp_path / "m.json", first + again)) == {
         19: {"total_loss": 1.0},
         30: {"total_loss": 2.0, "segm/AP": 5.0},
         50: {"total_loss": 3.0},

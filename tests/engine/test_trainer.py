@@ -9,24 +9,15 @@ import torch
 from detectron2.config import get_cfg
 from torch import nn
 
+from mask2former import setup_cfg
 from mask2former.config import add_maskformer2_config
-from mask2former.data import build_test_loader
-from mask2former.engine import BaseTrainer
-from mask2former.evaluation import build_evaluator
+from mask2former.engine import Trainer
 
+from ..conftest import ROOT, load_script
 from ..evaluation.predictions import predict
+from ..tiny import TINY
 
 NAMES = ("ade20k_panoptic_val", "cityscapes_fine_panoptic_val")
-
-
-class Trainer(BaseTrainer):
-    @classmethod
-    def build_test_loader(cls, cfg, dataset_name, skip=None):
-        return build_test_loader(cfg, dataset_name, skip)
-
-    @classmethod
-    def build_evaluator(cls, cfg, dataset_name, output_dir=None):
-        return build_evaluator(cfg, dataset_name, output_dir)
 
 
 class Interrupted(Exception):
@@ -129,3 +120,33 @@ def test_speed_is_written_for_each_data_set(config):
         "processes",
     }
     assert read(cfg)[NAMES[0]].keys() == {"panoptic_seg", "segm", "sem_seg"}
+
+
+SHAPES = ROOT / "configs/shapes/panoptic-segmentation/dinat/maskformer2_dinat_pico_shapes.yaml"
+
+
+def test_training_from_python_needs_no_script_and_each_part_can_be_replaced(tmp_path, monkeypatch):
+    load_script("datasets/prepare_shapes.py").prepare(tmp_path, train=2, val=1, size=64)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    given = {"OUTPUT_DIR": tmp_path / "run", "SOLVER.MAX_ITER": 1, "SOLVER.IMS_PER_BATCH": 2, "INPUT.IMAGE_SIZE": 64}
+    given |= {"DATALOADER.NUM_WORKERS": 0, "MODEL.DEVICE": "cpu", "MODEL.WEIGHTS": ""}
+    cfg = setup_cfg(SHAPES, [*TINY, *(str(word) for pair in given.items() for word in pair)])
+    built = []
+
+    class Own(Trainer):
+        @classmethod
+        def build_optimizer(cls, cfg, model):
+            built.append("optimizer")
+            return super().build_optimizer(cfg, model)
+
+        @classmethod
+        def build_test_loader(cls, cfg, dataset_name, skip=None):
+            built.append(dataset_name)
+            return super().build_test_loader(cfg, dataset_name, skip)
+
+    trainer = Own(cfg)
+    trainer.resume_or_load(resume=False)
+    results = trainer.train()
+    assert results.keys() == {"panoptic_seg", "segm", "sem_seg"}
+    assert built == ["optimizer", "shapes_val_panoptic"]
+    assert torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["iteration"] == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mask2former.engine import NonFiniteLossError
-from mask2former.engine.validation import validation_losses
+from mask2former.engine.hooks import validation_losses
 
 from .accumulating import config, images, untrained
 

@@ -6,9 +6,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mask2former.engine import CheckpointError, from_transformers, read_checkpoint
+from mask2former.checkpoint import CheckpointError, from_transformers, read_checkpoint
 from mask2former.model_zoo import SETTINGS
-from tests.checkpoint.test_matching import block, linear, norm
+from tests.checkpoint.test_names import block, linear, norm
 from tests.checkpoint.web import Site, serve
 from tests.conftest import load_script
 from tests.tiny import TINY

@@ -220,7 +220,7 @@ def run_command(
     )
     options = parser.parse_args(arguments)
     chosen = {"tasks": options.task} if tasks else {}
-    with report_errors((UserError, OSError)), report_interrupt("the same command continues where this one stopped"):
+    with report_errors(), report_interrupt("the same command continues where this one stopped"):
         for summary in prepare(options.root, options.split, workers=options.workers, **chosen):
             sys.stdout.write(f"{summary.name}: {summary.made} made, {summary.kept} kept\n")
     return 0

@@ -5,8 +5,8 @@ import torch
 from detectron2.modeling import build_model
 
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
+from mask2former.checkpoint import Checkpointer, CheckpointMismatchError, compare, compare_backbone
 from mask2former.checkpoint.names import resize_bias_table
-from mask2former.engine import Checkpointer, CheckpointMismatchError, match, match_backbone
 from mask2former.model_zoo import SETTINGS
 from tests.conftest import ROOT, config_path, golden, load_script
 from tests.tiny import TINY
@@ -83,7 +83,7 @@ def sizes(tmp_path_factory, model_names):
 def test_classifiers_of_all_sizes_start_a_training(sizes, size, prefix):
     shapes = classifier_shapes(*CLASSIFIERS[size])
     state = meta({name if name.startswith(("norm.", "head.")) else prefix + name: s for name, s in shapes.items()})
-    weights, report = match_backbone(state, sizes[size])
+    weights, report = compare_backbone(state, sizes[size])
     assert report.exact
     assert set(report.dropped) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
     assert set(weights) == set(report.loaded)
@@ -106,13 +106,13 @@ def test_parameters_of_the_classifiers_are_the_published_numbers():
 
 
 def test_another_size_is_refused_naming_the_backbone_alone(sizes):
-    _, report = match_backbone(meta(classifier_shapes(*CLASSIFIERS["mini"])), sizes["tiny"])
+    _, report = compare_backbone(meta(classifier_shapes(*CLASSIFIERS["mini"])), sizes["tiny"])
     assert len(report.missing) == 12 * 13, "blocks 6 to 17 of level 2"
     assert all(name.startswith("backbone.levels.2.blocks.") for name in report.missing)
     assert not report.unexpected and not report.differing
-    _, report = match_backbone(meta(classifier_shapes(*CLASSIFIERS["tiny"])), sizes["mini"])
+    _, report = compare_backbone(meta(classifier_shapes(*CLASSIFIERS["tiny"])), sizes["mini"])
     assert len(report.unexpected) == 12 * 13
-    _, report = match_backbone(meta(classifier_shapes(*CLASSIFIERS["small"])), sizes["large"])
+    _, report = compare_backbone(meta(classifier_shapes(*CLASSIFIERS["small"])), sizes["large"])
     assert "backbone.levels.0.blocks.0.attn.rpb" in report.differing, "another number of heads is not resized"
 
 
@@ -144,7 +144,7 @@ def tiny():
 def test_an_imagenet_classifier_is_loaded_resized_and_reported(tiny, tmp_path, caplog, container):
     model, state = tiny
     torch.save(state if container is None else {container: state, "epoch": 300}, tmp_path / "dinat.pth")
-    checkpointer = Checkpointer(model, accept_backbone=True)
+    checkpointer = Checkpointer(model, starts_training=True)
     with caplog.at_level("INFO"):
         checkpointer.load(str(tmp_path / "dinat.pth"), checkpointables=[])
     loaded = model.state_dict()
@@ -162,7 +162,7 @@ def test_a_classifier_interpolated_already_is_loaded_as_it_is(tiny, tmp_path):
     model, state = tiny
     state = {name: resize_bias_table(v, 21) if name.endswith("rpb") else v for name, v in state.items()}
     torch.save(state, tmp_path / "dinat.pth")
-    checkpointer = Checkpointer(model, accept_backbone=True)
+    checkpointer = Checkpointer(model, starts_training=True)
     checkpointer.load(str(tmp_path / "dinat.pth"))
     assert checkpointer.report.resized == {}
     assert torch.equal(model.state_dict()["backbone.levels.0.blocks.0.attn.rpb"], state["levels.0.blocks.0.attn.rpb"])
@@ -172,8 +172,8 @@ def test_what_a_classifier_should_not_have_is_an_error_unless_partial(tiny, tmp_
     model, state = tiny
     torch.save({**state, "head2.weight": torch.zeros(2)}, tmp_path / "dinat.pth")
     with pytest.raises(CheckpointMismatchError, match=r"backbone\.head2\.weight +2 +unknown"):
-        Checkpointer(model, accept_backbone=True).load(str(tmp_path / "dinat.pth"))
-    checkpointer = Checkpointer(model, accept_backbone=True, allow_partial=True)
+        Checkpointer(model, starts_training=True).load(str(tmp_path / "dinat.pth"))
+    checkpointer = Checkpointer(model, starts_training=True, allow_partial=True)
     checkpointer.load(str(tmp_path / "dinat.pth"))
     assert set(checkpointer.report.unexpected) == {"backbone.head2.weight"}
 
@@ -181,7 +181,7 @@ def test_what_a_classifier_should_not_have_is_an_error_unless_partial(tiny, tmp_
 def test_a_classifier_is_no_model_to_evaluate(tiny, tmp_path):
     model, state = tiny
     torch.save(state, tmp_path / "dinat.pth")
-    with pytest.raises(CheckpointMismatchError, match="It holds a backbone alone, which can start a training"):
+    with pytest.raises(CheckpointMismatchError, match="It holds only a backbone, which can start a training"):
         Checkpointer(model).load(str(tmp_path / "dinat.pth"))
 
 
@@ -189,7 +189,7 @@ def test_a_whole_model_of_another_kernel_size_is_not_resized(tiny):
     model, _ = tiny
     state = model.state_dict()
     name = "backbone.levels.0.blocks.0.attn.rpb"
-    weights, report = match({**state, name: state[name][:, :13, :13]}, state)
+    weights, report = compare({**state, name: state[name][:, :13, :13]}, state)
     assert report.differing == {name: ((1, 13, 13), (1, 21, 21))}
     assert name not in weights
 
@@ -197,5 +197,5 @@ def test_a_whole_model_of_another_kernel_size_is_not_resized(tiny):
 def test_the_golden_names_of_the_eight_settings_match_their_models(model_names):
     for setting in SETTINGS:
         published = meta(golden("state_dict", setting))
-        _, report = match(published, model_names(config_path(setting)))
+        _, report = compare(published, model_names(config_path(setting)))
         assert report.exact and len(report.loaded) == 706

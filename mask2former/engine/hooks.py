@@ -1,0 +1,285 @@
+"""Hooks of a training: average of the weights, best weights, losses on other images, and curves of all of them."""
+
+import json
+import logging
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import BestCheckpointer, PeriodicWriter
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mask2former.checkpoint import Checkpointer, read_checkpoint
+from mask2former.engine.train_loop import NonFiniteLossError
+from mask2former.maskformer_model import MaskFormer
+from mask2former.utils.errors import ConfigError
+from mask2former.utils.files import atomic_write
+
+_logger = logging.getLogger(__name__)
+
+
+def build_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Build an exponential moving average of the weights of `model`, in float32.
+
+    An update keeps the fraction `decay` of the average. The first updates keep less, (1 + n) / (10 + n) after n updates
+    (the rule of TensorFlow's ExponentialMovingAverage), so that the average of a short training is not dominated by its
+    beginning.
+
+    Raises:
+        ConfigError: `decay` is not between 0 and 1.
+    """
+    if not 0 <= decay < 1:
+        raise ConfigError(f"SOLVER.EMA.DECAY is {decay}, expected at least 0 and less than 1")
+
+    def update(averages: Any, weights: Any, updates: Any) -> None:
+        count = float(updates)
+        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averages, weights, updates)
+
+    average = AveragedModel(model, multi_avg_fn=update)
+    average.module.float()
+    average.requires_grad_(False)
+    return average
+
+
+class AverageHook(HookBase):
+    """Updates the average after each step, and saves it as `model_final_ema.pth` when the training is finished."""
+
+    def __init__(self, average: AveragedModel, model: nn.Module, checkpointer: Checkpointer):
+        """Take the average, the model being trained, and the checkpointer of the run."""
+        self._average = average
+        self._model = model
+        self._checkpointer = checkpointer
+
+    def after_step(self) -> None:
+        """Update the average."""
+        self._average.update_parameters(self._model)
+
+    def after_train(self) -> None:
+        """Save the average, unless the training was interrupted."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._checkpointer.save_weights("model_final_ema", self._average.module)
+
+
+class BestWeights(BestCheckpointer):
+    """Detectron2's hook, which keeps the weights with the best metric, in a file that a resumed run continues from.
+
+    `model_best.pth` has the weights and, under "best", the metric, its value and the iteration. Lower is better for
+    losses, higher for everything else. The hook runs after the one that evaluates.
+    """
+
+    def __init__(self, eval_period: int, checkpointer: Checkpointer, model: nn.Module, metric: str):
+        """Initialize the hook.
+
+        Args:
+            eval_period: Number of iterations between evaluations; 0 means only at the end.
+            checkpointer: Checkpointer of the run.
+            model: Model that is evaluated and saved.
+            metric: Name of the metric in the `metrics.json` of the run, for example "panoptic_seg/PQ".
+        """
+        # Detectron2 calls `save` of the checkpointer, whose file would become the last checkpoint.
+        super().__init__(eval_period, self, metric, mode="min" if "loss" in metric else "max")  # type: ignore[arg-type]
+        self._weights = checkpointer
+        self._model = model
+        self._metric = metric
+
+    def before_train(self) -> None:
+        """Continue from the value that an earlier part of this training has reached."""
+        path = Path(self._weights.save_dir, "model_best.pth")
+        if self.trainer.start_iter == 0 or not path.is_file():
+            return
+        kept = read_checkpoint(path).get("best", {})
+        if kept.get("metric") == self._metric:
+            self.best_metric, self.best_iter = kept["value"], kept["iteration"]
+            _logger.info("Best %s so far: %.4f at iteration %d", self._metric, self.best_metric, self.best_iter)
+
+    def save(self, name: str, iteration: int) -> None:
+        """Save the weights with the latest value of the metric."""
+        value, _ = self.trainer.storage.latest()[self._metric]
+        best = {"metric": self._metric, "value": value, "iteration": iteration}
+        self._weights.save_weights(name, self._model, best=best)
+
+    def _best_checking(self) -> None:
+        # Detectron2 only warns of an unknown metric, and saves infinity as the best.
+        latest = self.trainer.storage.latest()
+        measured = [name for name in latest if "/" in name]
+        if measured and self._metric not in latest:
+            # Metrics of single classes, such as AP-person, would make a long list.
+            names = sorted(name for name in measured if "-" not in name.rsplit("/", 1)[-1])
+            raise ConfigError(f"TEST.BEST_METRIC is {self._metric!r}, expected one of: {', '.join(names)}")
+        value, iteration = latest.get(self._metric, (0.0, 0))
+        if math.isfinite(value):
+            super()._best_checking()
+        else:
+            _logger.warning("%s is %s at iteration %d and can't be the best", self._metric, value, iteration)
+
+
+def validation_losses(model: MaskFormer, batches: Iterable[Sequence[dict[str, Any]]]) -> dict[str, float]:
+    """Compute the losses of each image alone, without dropout, and average them over all images.
+
+    The points at which losses are computed are drawn from the name of the image, so that numbers of different
+    iterations (and of another number of processes) belong to the same points. The state of PyTorch's generators does
+    not change.
+
+    Args:
+        model: Model in training or evaluation mode; the mode does not change.
+        batches: Images of this process, one in each batch, with targets as in training.
+
+    Returns:
+        `total_loss` and the losses of the last layer on the main process; empty on others, and if there are no images.
+
+    Raises:
+        NonFiniteLossError: Predictions have diverged; the message names the image.
+    """
+    sums: dict[str, float] = {}
+    count = 0
+    training = model.training
+    devices = [model.device] if model.device.type == "cuda" else []
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            for batch in batches:
+                image = str(batch[0].get("file_name", ""))
+                torch.manual_seed(zlib.crc32(Path(image).name.encode()))
+                try:
+                    losses = model.losses(list(batch))
+                except FloatingPointError as error:
+                    raise NonFiniteLossError(f"validation loss: {error}; image: {image}") from error
+                # One transfer from the device for all losses.
+                values = torch.stack([loss.float() for loss in losses.values()]).tolist()
+                sums = {name: sums.get(name, 0.0) + value for name, value in zip(losses, values, strict=True)}
+                count += 1
+    finally:
+        model.train(training)
+    gathered = comm.gather((sums, count))
+    total = sum(images for _, images in gathered)
+    if not total:
+        return {}
+    names = next(found for found, images in gathered if images)
+    means = {name: sum(found.get(name, 0.0) for found, _ in gathered) / total for name in names}
+    # Names of losses of other layers end in a digit.
+    return {"total_loss": sum(means.values()), **{n: loss for n, loss in means.items() if not n[-1].isdigit()}}
+
+
+class CurveWriter(PeriodicWriter):
+    """Detectron2's hook, which also writes after each evaluation and then draws `losses.png` from `metrics.json`."""
+
+    def __init__(self, writers: Sequence[EventWriter], output_dir: str, eval_period: int, metric: str, period: int):
+        """Initialize the hook.
+
+        Args:
+            writers: Writers of events; one of them writes `metrics.json`.
+            output_dir: Folder of the run.
+            eval_period: Number of iterations between evaluations; 0 means only at the end.
+            metric: Metric to draw; see `draw_loss_curves`.
+            period: Number of iterations between writes.
+        """
+        super().__init__(list(writers), period)
+        self._output_dir = output_dir
+        self._eval_period = eval_period
+        self._metric = metric
+
+    def after_step(self) -> None:
+        """Write every `period` iterations; after an evaluation, write and draw."""
+        super().after_step()
+        done = self.trainer.iter + 1
+        if self._eval_period > 0 and done % self._eval_period == 0 and done != self.trainer.max_iter:
+            if done % self._period:
+                for writer in self._writers:
+                    writer.write()
+            self._draw()
+
+    def after_train(self) -> None:
+        """Write the remaining events, and draw."""
+        super().after_train()
+        self._draw()
+
+    def _draw(self) -> None:
+        draw_loss_curves(Path(self._output_dir, "metrics.json"), Path(self._output_dir, "losses.png"), self._metric)
+
+
+_TRAINING, _VALIDATION, _METRIC = "#2f6fb2", "#c4432b", "#3c8c4a"
+
+
+def draw_loss_curves(metrics_file: str | Path, picture: str | Path, metric: str = "") -> None:
+    """Draw the total loss in training and validation, and a metric, over the iterations, as a PNG.
+
+    Args:
+        metrics_file: The `metrics.json` of a training, one JSON object per line.
+        picture: PNG file to write; it is not written if there is nothing to show yet.
+        metric: Name of the metric in `metrics_file`; by default the first of PQ, AP and mIoU that the file has.
+    """
+    lines = read_metrics(metrics_file)
+    training, validation = _curve(lines, "total_loss"), _curve(lines, "validation/total_loss")
+    usual = ("panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU")
+    metric = metric or next((name for name in usual if _curve(lines, name)), "")
+    measured = {} if metric.endswith("total_loss") else _curve(lines, metric)
+    if not (training or validation or measured):
+        return
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(list(training), list(training.values()), color=_TRAINING, label="training loss")
+    if validation:
+        axes.plot(list(validation), list(validation.values()), "o-", color=_VALIDATION, label="validation loss")
+        best = min(validation, key=lambda iteration: validation[iteration])
+        _note(axes, best, validation[best], f"{validation[best]:.2f}", color=_VALIDATION, below=True)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("total loss")
+    axes.set_ylim(bottom=0)
+    axes.spines[["top"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    if measured:
+        right = axes.twinx()
+        right.plot(list(measured), list(measured.values()), "s--", color=_METRIC, label=metric)
+        best = max(measured, key=lambda iteration: measured[iteration])
+        _note(right, best, measured[best], f"{measured[best]:.1f}", color=_METRIC, below=False)
+        right.set_ylabel(f"{metric} (percent)", color=_METRIC)
+        right.set_ylim(0, max(1.0, 1.2 * measured[best]))
+        right.spines[["top"]].set_visible(False)
+        for found, texts in zip(right.get_legend_handles_labels(), (handles, labels), strict=True):
+            texts.extend(found)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    with atomic_write(picture, "wb") as file:
+        figure.savefig(file, format="png")
+
+
+def read_metrics(metrics_file: str | Path) -> dict[int, dict[str, float]]:
+    """Read the `metrics.json` of a training: numbers by name, by iteration.
+
+    Iterations that a resumed run has repeated count once, with the later numbers.
+    """
+    lines: dict[int, dict[str, float]] = {}
+    path = Path(metrics_file)
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        line = json.loads(text)
+        iteration = line.pop("iteration")
+        lines = {earlier: kept for earlier, kept in lines.items() if earlier <= iteration}
+        lines[iteration] = {**lines.get(iteration, {}), **line}
+    return lines
+
+
+def _curve(lines: Mapping[int, Mapping[str, float]], name: str) -> dict[int, float]:
+    return {iteration: line[name] for iteration, line in lines.items() if not math.isnan(line.get(name, math.nan))}
+
+
+def _note(axes: Axes, x: float, y: float, text: str, *, color: str, below: bool) -> None:
+    axes.annotate(
+        text,
+        (x, y),
+        (0, -14 if below else 7),
+        textcoords="offset points",
+        ha="center",
+        color=color,
+        fontsize=9,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    )
