@@ -9,7 +9,7 @@ from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-from mask2former.config import ConfigError
+from mask2former.utils.errors import ConfigError
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "images_per_step", "scale_learning_rate"]
 
@@ -25,34 +25,40 @@ _NORMS = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
-# Any: the base class does not declare the settings that all of these take.
+# Any, since the base class does not declare the arguments that both take.
 _OPTIMIZERS: dict[str, Any] = {"ADAMW": torch.optim.AdamW, "SGD": torch.optim.SGD}
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build `SOLVER.OPTIMIZER` over the parameter groups of `model`, with gradient clipping as configured.
+    """Build `SOLVER.OPTIMIZER` over the parameter groups of `model`, with the configured gradient clipping.
 
-    `CLIP_GRADIENTS.CLIP_TYPE` "full_model" clips the norm of all gradients together (DETR); other types are
+    `CLIP_GRADIENTS.CLIP_TYPE` "full_model" clips the norm of all gradients together (DETR). Other types are
     Detectron2's, which clip each parameter.
 
     Raises:
-        ValueError: an unknown optimiser.
+        ConfigError: The optimiser is unknown.
     """
     name = cfg.SOLVER.OPTIMIZER
     if name not in _OPTIMIZERS:
-        raise ValueError(f"SOLVER.OPTIMIZER is {name!r}, expected one of {', '.join(_OPTIMIZERS)}")
+        raise ConfigError(f"SOLVER.OPTIMIZER is {name!r}, expected one of {', '.join(_OPTIMIZERS)}")
     clip = cfg.SOLVER.CLIP_GRADIENTS
     full_model = clip.ENABLED and clip.CLIP_TYPE == "full_model" and clip.CLIP_VALUE > 0
     kind: Any = _OPTIMIZERS[name] if full_model else maybe_add_gradient_clipping(cfg, _OPTIMIZERS[name])
     settings: dict[str, Any] = {"momentum": cfg.SOLVER.MOMENTUM} if name == "SGD" else {}
     optimizer = kind(parameter_groups(cfg, model), lr=cfg.SOLVER.BASE_LR, **settings)
     if full_model:
-        optimizer.register_step_pre_hook(_FullModelClipper(clip.CLIP_VALUE, clip.NORM_TYPE))
+        value, norm_type = clip.CLIP_VALUE, clip.NORM_TYPE
+
+        def clip_all(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, value, norm_type)
+
+        optimizer.register_step_pre_hook(clip_all)
     return optimizer
 
 
 def images_per_step(cfg: CfgNode) -> int:
-    """Images of an optimiser step, over all processes.
+    """Number of images of an optimiser step, over all processes.
 
     Raises:
         ConfigError: SOLVER.ACCUMULATE_STEPS is below 1.
@@ -64,60 +70,46 @@ def images_per_step(cfg: CfgNode) -> int:
 
 
 def scale_learning_rate(cfg: CfgNode) -> CfgNode:
-    """The config with BASE_LR scaled from LR_REFERENCE_BATCH to the images of a step, in proportion.
+    """Scale BASE_LR from LR_REFERENCE_BATCH to the number of images of a step, in proportion.
 
-    (Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv 1706.02677, section 2.1.) Applied
-    again, it changes nothing; `cfg` stays as it is.
+    The rule is that of Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour" (arXiv 1706.02677),
+    section 2.1.
+
+    Returns:
+        A copy of `cfg` that is not scaled when it is given again; `cfg` itself if there is nothing to scale.
 
     Raises:
-        ConfigError: a negative LR_REFERENCE_BATCH, or REFERENCE_WORLD_SIZE, which scales the same, is set as well.
+        ConfigError: LR_REFERENCE_BATCH is negative, or REFERENCE_WORLD_SIZE, which scales the rate too, is set as well.
     """
     images, reference = images_per_step(cfg), cfg.SOLVER.LR_REFERENCE_BATCH
     if reference < 0:
-        raise ConfigError(
-            f"SOLVER.LR_REFERENCE_BATCH is {reference}, expected a number of images, or 0 to scale nothing"
-        )
+        raise ConfigError(f"SOLVER.LR_REFERENCE_BATCH is {reference}, expected a number of images, or 0 for no scaling")
     if reference and cfg.SOLVER.REFERENCE_WORLD_SIZE:
         raise ConfigError(
             "SOLVER.LR_REFERENCE_BATCH and SOLVER.REFERENCE_WORLD_SIZE both scale the learning rate: set one"
         )
     if reference in (0, images):
         return cfg
-    scaled = cfg.clone()
-    scaled.defrost()
-    scaled.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR * images / reference
-    # Where a cosine ends; schedules take it relative to BASE_LR.
-    scaled.SOLVER.BASE_LR_END = cfg.SOLVER.BASE_LR_END * images / reference
-    scaled.SOLVER.LR_REFERENCE_BATCH = images
-    if cfg.is_frozen():
-        scaled.freeze()
+    frozen, rate = cfg.is_frozen(), cfg.SOLVER.BASE_LR
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.BASE_LR = rate * images / reference
+    # End of a cosine schedule; other schedules are relative to BASE_LR.
+    cfg.SOLVER.BASE_LR_END = cfg.SOLVER.BASE_LR_END * images / reference
+    cfg.SOLVER.LR_REFERENCE_BATCH = images
+    if frozen:
+        cfg.freeze()
     logging.getLogger(__name__).info(
-        "SOLVER.BASE_LR %g is meant for %d images a step; for %d it is %g",
-        cfg.SOLVER.BASE_LR,
-        reference,
-        images,
-        scaled.SOLVER.BASE_LR,
+        "SOLVER.BASE_LR %g is for %d images per step; for %d it is %g", rate, reference, images, cfg.SOLVER.BASE_LR
     )
-    return scaled
-
-
-class _FullModelClipper:
-    """Scales all gradients down so that their common norm is at most `value`, before each step."""
-
-    def __init__(self, value: float, norm_type: float) -> None:
-        self.value = value
-        self.norm_type = norm_type
-
-    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.value, self.norm_type)
+    return cfg
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate and weight decay.
 
     The backbone's rate is multiplied by `BACKBONE_MULTIPLIER`. Norms, embeddings and relative position biases have
-    weight decays of their own (`WEIGHT_DECAY_NORM`, `WEIGHT_DECAY_EMBED`, `WEIGHT_DECAY_RPB`).
+    their own weight decays (`WEIGHT_DECAY_NORM`, `WEIGHT_DECAY_EMBED`, `WEIGHT_DECAY_RPB`).
     """
     solver = cfg.SOLVER
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -129,15 +121,12 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             seen.add(parameter)
             in_backbone = module_name.removeprefix("module.").startswith("backbone")
             rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if in_backbone else 1.0)
-            groups.setdefault((rate, _weight_decay(solver, module, name)), []).append(parameter)
+            decay = solver.WEIGHT_DECAY
+            if isinstance(module, _NORMS):
+                decay = solver.WEIGHT_DECAY_NORM
+            elif isinstance(module, nn.Embedding):
+                decay = solver.WEIGHT_DECAY_EMBED
+            elif name == "rpb" and solver.WEIGHT_DECAY_RPB is not None:
+                decay = solver.WEIGHT_DECAY_RPB
+            groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
-
-
-def _weight_decay(solver: CfgNode, module: nn.Module, name: str) -> float:
-    if isinstance(module, _NORMS):
-        return solver.WEIGHT_DECAY_NORM
-    if isinstance(module, nn.Embedding):
-        return solver.WEIGHT_DECAY_EMBED
-    if name == "rpb" and solver.WEIGHT_DECAY_RPB is not None:
-        return solver.WEIGHT_DECAY_RPB
-    return solver.WEIGHT_DECAY

@@ -366,7 +366,7 @@ def test_another_number_of_classes_starts_with_a_new_class_head_alone(trained, f
 
 def test_the_learning_rate_follows_the_images_of_a_step(fine_tuned):
     output, _ = fine_tuned
-    assert "SOLVER.BASE_LR 0.001 is meant for 8 images a step; for 4 it is 0.0005" in (output / "log.txt").read_text()
+    assert "SOLVER.BASE_LR 0.001 is for 8 images per step; for 4 it is 0.0005" in (output / "log.txt").read_text()
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     assert [line["lr"] for line in lines if "lr" in line][-1] == pytest.approx(0.0005)
 
