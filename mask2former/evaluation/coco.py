@@ -24,7 +24,6 @@ from mask2former.evaluation.metric import EvaluationError, Image, Metric, Record
 from mask2former.utils.files import atomic_write, write_json
 from mask2former.utils.journal import Key
 from mask2former.utils.label_images import encode_masks, ids_to_colors, write_png
-from mask2former.utils.parallel import default_workers
 
 # Positions along the axes of COCO's table of precisions: IoU thresholds 0.50, 0.55, ... 0.95; areas; detections.
 _ALL_IOUS, _IOU_50, _IOU_75 = slice(None), slice(0, 1), slice(5, 6)
@@ -298,7 +297,7 @@ def count_pixels(
         with lock:
             np.add(total, counts[:classes, :labels], out=total)
 
-    with ThreadPoolExecutor(default_workers()) as pool:
+    with ThreadPoolExecutor() as pool:
         for _ in pool.map(count, files):
             pass
     return total
