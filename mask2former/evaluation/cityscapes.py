@@ -69,9 +69,9 @@ class CityscapesAP(Metric):
 
     task = "instance"
     name = "segm"
-    folder = "instance_predictions"
+    results_folder = "instance_predictions"
     needs = ("gt_dir",)
-    outputs = (folder,)
+    outputs = (results_folder,)
 
     @cached_property
     def _label_ids(self) -> dict[int, int]:
@@ -101,13 +101,13 @@ class CityscapesAP(Metric):
         ):
             mask, label = mask.cpu().numpy().astype(bool, copy=False), self._label_ids[category]
             name = f"masks/{stem}_{index:03d}.png"
-            files.append(write_png(folder / self.folder / name, mask))
+            files.append(write_png(folder / self.results_folder / name, mask))
             lines.append(f"{name} {label} {score}\n")
             common = np.bincount(positions[mask], minlength=len(ids))
             same_label = np.nonzero((labels == label) & (common > 0))[0]
             pairs += [(index, position, int(common[position])) for position in same_label.tolist()]
             predicted.append((label, score, int(common.sum()), int(common[void].sum())))
-        files.append(folder / self.folder / f"{stem}_pred.txt")
+        files.append(folder / self.results_folder / f"{stem}_pred.txt")
         with atomic_write(files[-1]) as file:
             file.writelines(lines)
         labelled = list(zip(labels.tolist(), pixels.tolist(), crowd.tolist(), strict=True))
@@ -143,9 +143,9 @@ class CityscapesIoU(Metric):
 
     task = "semantic"
     name = "sem_seg"
-    folder = "semantic_predictions"
+    results_folder = "semantic_predictions"
     needs = ("gt_dir",)
-    outputs = (folder,)
+    outputs = (results_folder,)
 
     @cached_property
     def _label_ids(self) -> NDArray[np.int64]:
@@ -165,7 +165,7 @@ class CityscapesIoU(Metric):
         return {"stem": stem, "instances": self._weigh_instances(classes, instances)}, [file]
 
     def _file(self, stem: str, folder: Path) -> Path:
-        return folder / self.folder / f"{stem}_pred_labelIds.png"
+        return folder / self.results_folder / f"{stem}_pred_labelIds.png"
 
     def _weigh_instances(self, predicted: NDArray[Any], instances: NDArray[Any]) -> dict[str, tuple[float, float]]:
         names, class_of = list(self._metadata.stuff_classes), {v: k for k, v in enumerate(self._label_ids.tolist())}

@@ -119,10 +119,10 @@ class PanopticQuality(Metric):
 
     task = "panoptic"
     name = "panoptic_seg"
-    folder = "panoptic_predictions"
+    results_folder = "panoptic_predictions"
     results_file = "panoptic_predictions.json"
     needs = ("panoptic_json", "panoptic_root")
-    outputs = (folder, results_file)
+    outputs = (results_folder, results_file)
 
     @cached_property
     def _dataset_ids(self) -> dict[bool, dict[int, int]]:
@@ -142,7 +142,7 @@ class PanopticQuality(Metric):
             raise EvaluationError(
                 f"prediction {file_name}: segment ids from {lowest} to {highest}; expected 0 to {_END_OF_IDS - 1}"
             )
-        file = write_png(folder / self.folder / file_name, ids_to_colors(ids))
+        file = write_png(folder / self.results_folder / file_name, ids_to_colors(ids))
         annotation = {
             "image_id": image["image_id"],
             "file_name": file_name,
@@ -178,7 +178,7 @@ class PanopticQuality(Metric):
         submission = {"annotations": [{**a, "image_id": numbers[a["image_id"]]} for a in predicted]}
         root = self._metadata.panoptic_root
         try:
-            evaluation = PanopticEval(truth, submission, gt_folder=root, pred_folder=folder / self.folder)
+            evaluation = PanopticEval(truth, submission, gt_folder=root, pred_folder=folder / self.results_folder)
             evaluation.evaluate()
         except (OSError, ValueError) as error:
             named = re.match(r"image (\d+): ", str(error))
@@ -213,9 +213,9 @@ class SemanticIoU(Metric):
 
     task = "semantic"
     name = "sem_seg"
-    folder = "semantic_predictions"
+    results_folder = "semantic_predictions"
     needs = ("sem_seg_root",)
-    outputs = (folder,)
+    outputs = (results_folder,)
 
     @cached_property
     def _submission_labels(self) -> NDArray[Any]:
@@ -230,7 +230,7 @@ class SemanticIoU(Metric):
         return None, [write_png(self._file(image, folder), self._submission_labels[class_ids(prediction)])]
 
     def _file(self, image: Image, folder: Path) -> Path:
-        return folder / self.folder / f"{Path(image['file_name']).stem}.png"
+        return folder / self.results_folder / f"{Path(image['file_name']).stem}.png"
 
     def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
         """Count the pixels of the files. See `Metric.evaluate` and the class."""
