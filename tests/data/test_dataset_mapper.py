@@ -217,6 +217,10 @@ def test_errors_name_the_file(panoptic, tmp_path):
         mapper("instance")(record)
     with pytest.raises(AnnotationError, match=r"annotations of .*\.jpg: .*found NoneType"):
         mapper("instance")({**record, "annotations": [{"category_id": 0}]})
+    for counts in ([-3, 2], [5, 64 * 64]):
+        damaged = {"category_id": 0, "segmentation": {"size": [64, 64], "counts": counts}}
+        with pytest.raises(AnnotationError, match=r"annotations of .*\.jpg: .*(RLE|counts)"):
+            mapper("instance")({**record, "annotations": [damaged]})
     with pytest.raises(AnnotationError, match=r"\.jpg: class ids from 10 to 10.*0 to 9"):
         segments = [{**record["segments_info"][0], "category_id": 10}]
         mapper("panoptic")({**record, "segments_info": segments})

@@ -161,7 +161,7 @@ def test_cityscapes_instances(cityscapes):
 
 def test_cityscapes_in_several_processes(cityscapes, monkeypatch):
     expected = DatasetCatalog.get("cityscapes_fine_instance_seg_train")
-    monkeypatch.setattr("mask2former.data.datasets.cityscapes._MANY_FILES", 1)
+    monkeypatch.setattr("mask2former.data.datasets.cityscapes.MANY_FILES", 1)
     assert DatasetCatalog.get("cityscapes_fine_instance_seg_train") == expected
 
 

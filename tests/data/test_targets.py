@@ -27,21 +27,23 @@ def rle_of(mask):
     return mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
-def test_panoptic_leaves_out_void_and_crowd():
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+def test_panoptic_leaves_out_void_and_crowd(dtype):
     ids = np.array([[0, 7, 7], [9, 9, 300]], np.int32)
     segments = [
         {"id": 300, "category_id": 4, "iscrowd": 0},
         {"id": 9, "category_id": 2, "iscrowd": 1},
         {"id": 7, "category_id": 4},
         {"id": 1234, "category_id": 1, "iscrowd": 0},
+        {"id": -1, "category_id": 2, "iscrowd": 0},
     ]
-    classes, masks = panoptic_targets(ids, segments)
-    assert classes.tolist() == [4, 4, 1]
+    classes, masks = panoptic_targets(ids.astype(dtype), segments)
+    assert classes.tolist() == [4, 4, 1, 2]
     assert classes.dtype == np.int64
     assert masks.dtype == bool
     np.testing.assert_array_equal(masks[0], ids == 300)
     np.testing.assert_array_equal(masks[1], ids == 7)
-    assert not masks[2].any()
+    assert not masks[2:].any()
 
 
 def test_semantic_leaves_out_void():

@@ -38,7 +38,7 @@ GROUP = "group"
 _INVISIBLE = {"license plate"}
 _IMAGE_SUFFIX = "_leftImg8bit.png"
 # Number of polygon files from which on starting processes saves time.
-_MANY_FILES = 200
+MANY_FILES = 200
 # The owners' label images that evaluation reads, by `evaluator_type`.
 _EVALUATION_LABELS: Mapping[str, tuple[str, ...]] = {
     "cityscapes_panoptic_seg": ("labelIds", "instanceIds"),
@@ -99,7 +99,7 @@ def load_instances(metadata: Metadata) -> list[DatasetDict]:
     files = list(_images(metadata.image_dir, metadata.gt_dir))
     if not files:
         return []
-    with processes(default_workers() if len(files) >= _MANY_FILES else 1) as run:
+    with processes(default_workers() if len(files) >= MANY_FILES else 1) as run:
         return list(run(read_polygons, *zip(*files, strict=True)))
 
 

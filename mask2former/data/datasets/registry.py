@@ -118,10 +118,7 @@ def predicted_metadata(cfg: CfgNode) -> Metadata:
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     if not names:
         raise ConfigError("DATASETS.TEST is empty: it names the data set whose classes the model predicts")
-    try:
-        return dataset_metadata(names[0])
-    except ConfigError as error:
-        raise ConfigError(f"DATASETS.TEST: {error}") from error
+    return dataset_metadata(names[0])
 
 
 def register_dataset(
