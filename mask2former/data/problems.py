@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +104,7 @@ def size_text(size: Sequence[int]) -> str:
     return f"{size[1]} x {size[0]}"
 
 
+_note = partial(Problem, blocks=False)
 _FIX_JSON = "correct the annotation file, or export it again"
 
 MISSING_IMAGE = Problem("missing images", "put the files in place, or remove their entries from the annotations")
@@ -111,8 +113,8 @@ ANNOTATED_SIZE = Problem(
     "images whose size differs from the annotations", "annotate images upright, with their EXIF orientation applied"
 )
 MISSING_LABEL = Problem("missing label images", "put the files in place, or remove their entries from the annotations")
-WITHOUT_LABEL = Problem("images without a label image", "label them; until then they are ignored", blocks=False)
-WITHOUT_IMAGE = Problem("label images without an image", "add the images; until then they are ignored", blocks=False)
+WITHOUT_LABEL = _note("images without a label image", "label them; until then they are ignored")
+WITHOUT_IMAGE = _note("label images without an image", "add the images; until then they are ignored")
 UNREADABLE_LABEL = Problem(
     "unreadable label images",
     "export PNGs: numbers in one channel for instances, RGB for panoptic labels, either for semantic labels",
@@ -122,10 +124,9 @@ OUTSIDE_CLASSES = Problem(
     "ids or colours that are not in the class list",
     "add classes with these ids or colours; for void: --ignore-label N, or a class with the id of void and its colour",
 )
-NOTHING_LABELLED = Problem(
+NOTHING_LABELLED = _note(
     "images without any annotation",
     "nothing if they are empty; DATALOADER.FILTER_EMPTY_ANNOTATIONS False also trains on such images of coco_instance",
-    blocks=False,
 )
 
 IMAGE_ID_TWICE = Problem("image ids that are used more than once", _FIX_JSON)
@@ -137,47 +138,37 @@ NO_SEGMENTATION = Problem(
     "annotations without a mask", "export masks (polygons or RLE) instead of boxes, or delete these annotations"
 )
 FEW_POINTS = Problem("polygons with fewer than 3 points or an odd number of coordinates", "delete or redraw them")
-POLYGON_OUTSIDE = Problem(
+POLYGON_OUTSIDE = _note(
     "polygons that extend beyond the image",
     "nothing if it is a few pixels, which are cut off; otherwise they belong to another image or size",
-    blocks=False,
 )
-EMPTY_MASK = Problem("annotations with an empty mask", "delete or redraw them", blocks=False)
+EMPTY_MASK = _note("annotations with an empty mask", "delete or redraw them")
 RLE_SIZE = Problem("run lengths (RLE) whose size differs from the image", "export the masks at the size of the images")
 BAD_MASK = Problem("masks that are neither valid polygons nor valid run lengths (RLE)", _FIX_JSON)
 BAD_FIELD = Problem("annotations with an invalid id, category, area, box or crowd flag", _FIX_JSON)
 NO_LABEL_AT_ALL = Problem("splits without any label", "label some images")
 NOT_IN_JSON = Problem("segments in panoptic PNGs that segments_info lacks", "list them, or paint them black (void)")
 NOT_IN_PNG = Problem("segments in segments_info that the panoptic PNG lacks", "remove them from segments_info")
-OTHER_AREA = Problem(
-    "segments whose area in segments_info differs from the panoptic PNG",
-    "nothing: `config` computes areas again",
-    blocks=False,
+OTHER_AREA = _note(
+    "segments whose area in segments_info differs from the panoptic PNG", "nothing: `config` computes areas again"
 )
 NO_ISTHING = Problem(
     "classes that are not marked as things or stuff",
     'give each category "isthing": 1 or 0, or use a list with --classes',
 )
-UNNUMBERED = Problem(
-    "things without an instance number",
-    "number them; until then they are treated as crowds, which are ignored",
-    blocks=False,
+UNNUMBERED = _note(
+    "things without an instance number", "number them; until then they are treated as crowds, which are ignored"
 )
-SEVERAL_CLASSES = Problem(
-    "instance numbers that span several classes",
-    "use separate numbers; until then each class counts as one instance",
-    blocks=False,
+SEVERAL_CLASSES = _note(
+    "instance numbers that span several classes", "use separate numbers; until then each class counts as one instance"
 )
 
-NEVER_USED = Problem("classes that do not occur in training", "label some, or remove them from the list", blocks=False)
-IMBALANCE = Problem(
+NEVER_USED = _note("classes that do not occur in training", "label some, or remove them from the list")
+IMBALANCE = _note(
     "classes that are over 100 times rarer than the most frequent one",
     "label more; see class imbalance in the documentation",
-    blocks=False,
 )
-FEW_IMAGES = Problem("classes on fewer than 10 training images", "label more, or expect poor results", blocks=False)
+FEW_IMAGES = _note("classes on fewer than 10 training images", "label more, or expect poor results")
 LEAKAGE = Problem("images that are in both train and val", "remove them from one, or let `split` make both")
-LEAKED_NAME = Problem(
-    "file names that are in both train and val", "nothing: the pixels of these images differ", blocks=False
-)
-DUPLICATE = Problem("images that occur more than once", "keep one of each", blocks=False)
+LEAKED_NAME = _note("file names that are in both train and val", "nothing: the pixels of these images differ")
+DUPLICATE = _note("images that occur more than once", "keep one of each")

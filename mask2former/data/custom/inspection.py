@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -103,8 +103,10 @@ def inspect_sources(sources: Sequence[Source], workers: int) -> Inspection:
     splits = [InspectedSplit(content, _scan_all(content, workers)) for content in contents]
     if contents[0].derive_things:
         pixels, numbered = (sum((split.total(what) for split in splits), Counter()) for what in ("pixels", "numbered"))
-        things = frozenset(c.id for c in contents[0].categories if numbered[c.id] > _THING_SHARE * pixels[c.id])
-        splits = [InspectedSplit(split.content.with_things(things), split.scans) for split in splits]
+        categories = tuple(
+            replace(c, isthing=numbered[c.id] > _THING_SHARE * pixels[c.id]) for c in contents[0].categories
+        )
+        splits = [replace(split, content=replace(split.content, categories=categories)) for split in splits]
     inspection = Inspection(
         {split.content.source.split: split for split in splits},
         {split.content.source.split: split.content.findings for split in splits},

@@ -117,11 +117,14 @@ def _draw_histograms(inspection: Inspection, path: Path) -> None:
     order = sorted(names, key=lambda c: (-segments[c], names[c]))
     if len(order) > _MOST:
         order = [*order[: _MOST // 2], *order[-_MOST // 2 :]]
-    counts: Mapping[str, Mapping[Split, Counter[int]]] = {
+    counts: dict[str, dict[Split, Counter[int]]] = {
         "images with the class": {name: split.images() for name, split in inspection.splits.items()},
         "segments": {name: split.total("segments") for name, split in inspection.splits.items()},
-        "pixels in %": {name: _percent(split.total("pixels")) for name, split in inspection.splits.items()},
+        "pixels in %": {},
     }
+    for name, split in inspection.splits.items():
+        pixels = split.total("pixels")
+        counts["pixels in %"][name] = Counter({c: 100 * n / max(1, pixels.total()) for c, n in pixels.items()})
     figure = Figure(figsize=(13, max(3.2, 1.4 + 0.24 * len(order))), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(1, len(counts) + 1, width_ratios=[1] * len(counts) + [1.1])
@@ -157,8 +160,3 @@ def _draw_sizes(axes: Axes, inspection: Inspection) -> None:
     axes.set(title="image sizes", xlabel="width", ylabel="height")
     axes.margins(0.1)
     axes.set(xlim=(0, None), ylim=(0, None))
-
-
-def _percent(pixels: Counter[int]) -> Counter[int]:
-    total = max(1, pixels.total())
-    return Counter({category: 100 * count / total for category, count in pixels.items()})

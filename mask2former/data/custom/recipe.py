@@ -40,7 +40,7 @@ PICO = "pico"
 # Batch of configs/_base_/shapes.yaml, whose learning rate it uses, and images seen in that training.
 _PICO_BATCH = 8
 _PICO_IMAGES = 12800
-# Number of times that it sees each image of a large data set; a CPU is slow.
+# Epochs on a large data set; a CPU is slow.
 _PICO_EPOCHS = 20
 
 _GIB = 2**30
@@ -164,8 +164,7 @@ def largest_fit(memory: float, pixels: int, most: int, sizes: Sequence[str] = tu
     for size in sizes:
         for checkpoint in (False, True):
             room = _USABLE * memory - COSTS[size].fixed
-            images = int(room / COSTS[size].per_image(pixels, checkpoint))
-            if images >= 1:
+            if (images := int(room / COSTS[size].per_image(pixels, checkpoint))) >= 1:
                 return Fit(size, checkpoint, min(images, most))
     return None
 
@@ -225,8 +224,7 @@ def _choose_model(side: int, batch: int, machine: Machine, size: str | None) -> 
         return side, Fit(size or PICO, checkpoint=False, images=1)
     sizes = tuple(COSTS) if size is None else (size,)
     for smaller in range(side, min(side - 1, 255), -128):
-        fit = largest_fit(machine.gpu_memory, smaller * smaller, batch // machine.gpus, sizes)
-        if fit:
+        if fit := largest_fit(machine.gpu_memory, smaller * smaller, batch // machine.gpus, sizes):
             return smaller, fit
     raise RecipeError(
         f"--gpu-memory {machine.gpu_memory:g}: too little to train DiNAT-{size or 'Mini'} on images of 256 x 256; "
@@ -274,8 +272,7 @@ def _set_model(
             f"DiNAT-{fit.size.title()}, {COSTS[fit.size].parameters:.0f} million parameters: needs {gib}{checkpoint}",
             MODEL__DINAT__USE_CHECKPOINT=fit.checkpoint,
         )
-    dilations = fitting_dilations(backbone, side)
-    if dilations != backbone["DILATIONS"]:
+    if (dilations := fitting_dilations(backbone, side)) != backbone["DILATIONS"]:
         recipe.set(
             f"dilations reduced: feature maps of {side} x {side} images are smaller than a dilated window",
             MODEL__DINAT__DILATIONS=dilations,
@@ -327,15 +324,7 @@ def _set_sizes(recipe: Recipe, task: Task, side: int, height: int, width: int) -
 
 
 def _set_batch(recipe: Recipe, batch: int, fitting: int, machine: Machine, images: int) -> None:
-    """Divide the images of a step over GPUs and accumulation steps.
-
-    Args:
-        recipe: The recipe to extend.
-        batch: Number of images per step, a multiple of the number of GPUs.
-        fitting: Number of images that a GPU can process at a time.
-        machine: The machine for training.
-        images: Number of images of the data set.
-    """
+    """Divide the `batch` images of a step over GPUs that can process `fitting` images at a time."""
     of_gpu = batch // machine.gpus
     together = max(number for number in range(1, of_gpu + 1) if of_gpu % number == 0 and number <= fitting)
     steps = of_gpu // together

@@ -146,11 +146,6 @@ class SplitContent:
             ids[self.void_color] = self.source.ignore_label
         return {red + 256 * green + 65536 * blue: class_id for (red, green, blue), class_id in ids.items()}
 
-    def with_things(self, things: frozenset[int]) -> "SplitContent":
-        """The same content with these category ids as the things."""
-        categories = tuple(replace(category, isthing=category.id in things) for category in self.categories)
-        return replace(self, categories=categories, derive_things=False)
-
 
 def read_source(source: Source) -> SplitContent:
     """Read a split.

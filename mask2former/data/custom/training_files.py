@@ -3,6 +3,7 @@
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from mask2former.data.custom.source import LabelledImage, Palette, Source, Split
 from mask2former.data.datasets.custom import CustomDataset, class_entry
 from mask2former.data.datasets.registry import IGNORE_LABEL, Category
 from mask2former.data.image_io import read_label_map, read_panoptic_ids
-from mask2former.data.published.preparation import Job, Made, Make, Part, run_parts
-from mask2former.utils.files import atomic_write, write_json
+from mask2former.data.published.preparation import Job, Made, Make, Part, run_parts, write_coco
+from mask2former.utils.files import atomic_write
 from mask2former.utils.label_images import ids_to_colors
 
 Categories = tuple[Category, ...]
@@ -48,54 +49,66 @@ def derive(inspected: InspectedSplit, name: str, folder: Path, workers: int) -> 
     if source.format == "semantic":
         return _derive_semantic(inspected, name, folder, workers)
     if source.format == "coco_instance":
-        paths = {"images": source.images, "annotations": _given(source.annotations)}
-        return CustomDataset(name, "coco_instance", categories, _absolute(paths))
+        paths = _absolute({"images": source.images, "annotations": source.annotations})
+        return CustomDataset(name, "coco_instance", categories, paths)
     combines = source.format == "semantic_instance"
-    paths = {
-        "images": source.images,
-        "annotations": folder / "panoptic.json",
-        "panoptic": folder / "panoptic" if combines else _given(source.panoptic),
-        "semantic": folder / "semantic",
-    }
-    if any(category.isthing for category in categories):
-        paths["instances"] = folder / "instances.json"
+    paths = _absolute(
+        {
+            "images": source.images,
+            "annotations": folder / "panoptic.json",
+            "panoptic": folder / "panoptic" if combines else source.panoptic,
+            "semantic": folder / "semantic",
+            "instances": folder / "instances.json" if any(category.isthing for category in categories) else None,
+        }
+    )
     make: Make = partial(make_from_panoptic, categories)
     if combines:
         make = partial(make_combined, categories, inspected.content.palette)
     jobs = [_panoptic_job(source, image, paths, categories) for image in inspected.content.images]
     finish = partial(write_annotations, categories, paths)
     run_parts(folder, [Part(f"panoptic {source.split}", jobs, make, finish)], source="", workers=workers)
-    return CustomDataset(name, "coco_panoptic", categories, _absolute(paths), void_label(len(categories)))
+    return CustomDataset(name, "coco_panoptic", categories, paths, void_label(len(categories)))
 
 
 def _derive_semantic(inspected: InspectedSplit, name: str, folder: Path, workers: int) -> CustomDataset:
     source, categories = inspected.content.source, inspected.content.categories
-    paths = {"images": source.images, "labels": _given(source.labels)}
-    if source.files:
-        paths["files"] = source.files
-    ignore_label, contiguous = source.ignore_label, list(range(len(categories)))
+    labels, ignore_label, contiguous = source.labels, source.ignore_label, list(range(len(categories)))
     if any(scan.colored for scan in inspected.scans) or [category.id for category in categories] != contiguous:
-        paths["labels"], ignore_label = folder / "labels", void_label(len(categories))
+        labels, ignore_label = folder / "labels", void_label(len(categories))
         details = _details(categories, ignore_label)
         jobs = [
-            Job(str(image.key), (_given(image.label),), (folder / "labels" / f"{image.key}.png",), details)
+            Job(str(image.key), _sources(image), (labels / f"{image.key}.png",), details)
             for image in inspected.content.images
         ]
         make = partial(make_semantic, categories, inspected.content.palette)
         run_parts(folder, [Part(f"contiguous ids {source.split}", jobs, make)], source="", workers=workers)
-    numbered = tuple(Category(i, c.name, c.color, c.isthing) for i, c in enumerate(categories))
-    return CustomDataset(name, "semantic", numbered, _absolute(paths), ignore_label)
+    numbered = tuple(replace(category, id=i) for i, category in enumerate(categories))
+    paths = _absolute({"images": source.images, "labels": labels, "files": source.files})
+    return CustomDataset(name, "semantic", numbered, paths, ignore_label)
 
 
 def _panoptic_job(source: Source, image: LabelledImage, paths: Mapping[str, Path], categories: Categories) -> Job:
-    label = _given(image.label)
-    name = f"{image.key}.png" if image.numbers else label.relative_to(_given(source.panoptic)).as_posix()
+    name = f"{image.key}.png"
+    if image.label and source.panoptic:
+        name = image.label.relative_to(source.panoptic).as_posix()
     entry = {"id": image.key, "file_name": image.path.relative_to(source.images).as_posix()}
     details = {"image": entry, "label": name, "segments": image.annotations, **_details(categories, None)}
-    sources, outputs = (label,), (paths["semantic"] / name,)
-    if image.numbers:
-        sources, outputs = (label, image.numbers), (*outputs, paths["panoptic"] / name)
-    return Job(str(image.key), sources, outputs, details)
+    folders = ("semantic", "panoptic") if image.numbers else ("semantic",)
+    return Job(str(image.key), _sources(image), tuple(paths[folder] / name for folder in folders), details)
+
+
+def _sources(image: LabelledImage) -> tuple[Path, ...]:
+    return tuple(path for path in (image.label, image.numbers) if path)
+
+
+def _details(categories: Categories, ignore_label: int | None) -> dict[str, Any]:
+    """Everything except sources that files depend on."""
+    return {"classes": [[c.id, c.isthing, *c.color] for c in categories], "void": ignore_label}
+
+
+def _absolute(paths: Mapping[str, Path | None]) -> dict[str, Path]:
+    """The paths that are given, made absolute."""
+    return {key: path.resolve() for key, path in paths.items() if path}
 
 
 def make_semantic(categories: Categories, palette: Palette, job: Job) -> Made:
@@ -132,20 +145,16 @@ def _entries(
         if segment["category_id"] in things:
             annotations.append(instance_annotation(mask, 0, image["id"], segment["category_id"], crowd, polygons=False))
     annotation = {"image_id": image["id"], "file_name": job.details["label"], "segments_info": infos}
-    return {"image": image, "panoptic": annotation, "instances": annotations}
+    return {"image": image, "panoptic": [annotation], "instances": annotations}
 
 
 def write_annotations(categories: Categories, paths: Mapping[str, Path], entries: Sequence[Mapping[str, Any]]) -> None:
     """Write the panoptic JSON and, if there are things, the instances JSON."""
-    images = [entry["image"] for entry in entries]
     described = [{**class_entry(category), "isthing": int(category.isthing)} for category in categories]
-    panoptic = [entry["panoptic"] for entry in entries]
-    write_json(paths["annotations"], {"images": images, "annotations": panoptic, "categories": described})
+    write_coco(paths["annotations"], "panoptic", described, entries)
     if "instances" in paths:
         things = [category for category in described if category["isthing"]]
-        annotations = [annotation for entry in entries for annotation in entry["instances"]]
-        numbered = [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
-        write_json(paths["instances"], {"images": images, "annotations": numbered, "categories": things})
+        write_coco(paths["instances"], "instances", things, entries)
 
 
 def combine(
@@ -194,21 +203,6 @@ def _replace(values: NDArray[Any], positions: Mapping[int, int], classes: int) -
 def void_label(classes: int) -> int:
     """Value of void in label maps with this number of classes: 255, or the largest of 16 bits if 255 is a class."""
     return IGNORE_LABEL if classes <= IGNORE_LABEL else 65535
-
-
-def _details(categories: Categories, ignore_label: int | None) -> dict[str, Any]:
-    """Everything except sources that files depend on."""
-    return {"classes": [[c.id, c.isthing, *c.color] for c in categories], "void": ignore_label}
-
-
-def _given(path: Path | None) -> Path:
-    if path is None:
-        raise ValueError("a source lacks a path that its format has")
-    return path
-
-
-def _absolute(paths: Mapping[str, Path]) -> dict[str, Path]:
-    return {key: path.resolve() for key, path in paths.items()}
 
 
 def write_config(

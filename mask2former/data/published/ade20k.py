@@ -1,6 +1,6 @@
 """ADE20K: semantic maps that start at 0, instances in COCO's format, and both combined as panoptic segmentations."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from mask2former.data.coco_format import instance_annotation, segment_info, unused_segment_id
 from mask2former.data.datasets import AnnotationError
 from mask2former.data.datasets.ade20k import CATEGORIES, INSTANCE_CATEGORIES, SOURCE
+from mask2former.data.datasets.custom import class_entry
 from mask2former.data.image_io import image_size, read_label_map, read_panoptic_png
-from mask2former.data.problems import size_text
-from mask2former.data.published.preparation import SPLITS, Job, Made, Make, Part, Summary, run_parts
+from mask2former.data.published.preparation import SPLITS, Job, Made, Part, Summary, run_parts, write_coco
 from mask2former.tasks import Task
-from mask2former.utils.files import write_json
 from mask2former.utils.label_images import ids_to_colors
 
 PREPARED_TASKS: tuple[Task, ...] = ("semantic", "instance", "panoptic")
@@ -48,17 +47,17 @@ def prepare_ade20k(
 
 def _plan(folder: Path, split: str, task: Task) -> Part:
     subfolder = {"train": "training", "val": "validation"}[split]
-    name = f"ade20k_{task}_{split}"
-    make: Make
-    write: Callable[..., None] | None
+    name, finish, outputs = f"ade20k_{task}_{split}", None, None
     if task == "semantic":
-        make, labels, write = make_semantic, ("annotations",), None
-        outputs = folder / "annotations_detectron2" / subfolder
+        make, labels, outputs = make_semantic, ("annotations",), folder / "annotations_detectron2" / subfolder
     elif task == "instance":
-        make, labels, write, outputs = make_instances, ("annotations_instance",), write_instances, None
+        make, labels = make_instances, ("annotations_instance",)
+        categories = [{"id": category.id, "name": category.name} for category in INSTANCE_CATEGORIES]
+        finish = partial(write_coco, folder / f"{name}.json", "instances", categories)
     else:
-        make, labels, write = make_panoptic, ("annotations", "annotations_instance"), write_panoptic
-        outputs = folder / name
+        make, labels, outputs = make_panoptic, ("annotations", "annotations_instance"), folder / name
+        categories = [{**class_entry(category), "isthing": int(category.isthing)} for category in CATEGORIES]
+        finish = partial(write_coco, folder / f"{name}.json", "panoptic", categories)
     images, *label_folders = (folder / source / subfolder for source in ("images", *labels))
     jobs = [
         Job(
@@ -68,7 +67,6 @@ def _plan(folder: Path, split: str, task: Task) -> Part:
         )
         for image in sorted(images.glob("*.jpg"))
     ]
-    finish = partial(write, folder / f"{name}.json") if write else None
     # Without images, no job reports missing labels.
     missing = [] if jobs else [images, *(path for path in label_folders if not path.exists())]
     return Part(name.replace("_", " "), jobs, make, finish, missing)
@@ -77,32 +75,28 @@ def _plan(folder: Path, split: str, task: Task) -> Part:
 def make_semantic(job: Job) -> Made:
     """Contiguous labels of the published semantic map."""
     image, path = job.sources
-    labels = _read_semantic(path)
-    _image_entry(job.key, image, path, labels)
     # 0 becomes 255, which is void.
-    return [labels - np.uint8(1)], None
+    return [_read_semantic(path, image_size(image)) - np.uint8(1)], None
 
 
 def make_instances(job: Job) -> Made:
-    """The image's entry and its annotations, whose ids are assigned by `write_instances`."""
+    """The image's entry and its annotations, which `write_coco` numbers."""
     image, labels = job.sources
-    instances = read_panoptic_png(labels)
+    size = image_size(image)
+    instances = read_panoptic_png(labels, size)
     annotations = [
         instance_annotation(mask, 0, job.key, category, polygons=False)
         for category, mask in things_of(labels, instances)
     ]
-    return [], {"image": _image_entry(job.key, image, labels, instances), "annotations": annotations}
+    return [], {"image": _image_entry(image, size), "instances": annotations}
 
 
 def make_panoptic(job: Job) -> Made:
     """The panoptic PNG, the image's entry and its annotation."""
     image, semantic_path, instance_path = job.sources
-    labels = _read_semantic(semantic_path).astype(np.int64) - 1
-    instances = read_panoptic_png(instance_path)
-    entry = _image_entry(job.key, image, instance_path, instances)
-    if labels.shape != instances.shape[:2]:
-        sizes = f"{size_text(labels.shape)} pixels, but {instance_path} has {size_text(instances.shape)}"
-        raise AnnotationError(f"{semantic_path}: {sizes}")
+    size = image_size(image)
+    labels = _read_semantic(semantic_path, size).astype(np.int64) - 1
+    instances = read_panoptic_png(instance_path, size)
     stuff = [i for i in np.unique(labels).tolist() if i >= 0 and not CATEGORIES[i].isthing]
     segments = [(class_id, labels == class_id) for class_id in stuff]
     segments += things_of(instance_path, instances)
@@ -114,7 +108,7 @@ def make_panoptic(job: Job) -> Made:
         ids[mask] = segment_id
         segments_info.append(segment_info(mask, segment_id, class_id))
     annotation = {"image_id": job.key, "file_name": f"{job.key}.png", "segments_info": segments_info}
-    return [ids_to_colors(ids)], {"image": entry, "annotation": annotation}
+    return [ids_to_colors(ids)], {"image": _image_entry(image, size), "panoptic": [annotation]}
 
 
 def things_of(path: Path, instances: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
@@ -137,38 +131,12 @@ def things_of(path: Path, instances: NDArray[np.uint8]) -> Iterator[tuple[int, N
         yield INSTANCE_CATEGORIES[found[0] - 1].id, mask
 
 
-def write_instances(path: Path, entries: Sequence[dict[str, Any]]) -> None:
-    """Write the instances JSON; annotations are numbered from 1."""
-    annotations = [annotation for entry in entries for annotation in entry["annotations"]]
-    content = {
-        "images": [entry["image"] for entry in entries],
-        "categories": [{"id": category.id, "name": category.name} for category in INSTANCE_CATEGORIES],
-        "annotations": [{**annotation, "id": i} for i, annotation in enumerate(annotations, start=1)],
-    }
-    write_json(path, content)
-
-
-def write_panoptic(path: Path, entries: Sequence[dict[str, Any]]) -> None:
-    """Write the panoptic JSON."""
-    content = {
-        "images": [entry["image"] for entry in entries],
-        "annotations": [entry["annotation"] for entry in entries],
-        "categories": [
-            {"name": c.name, "id": c.id, "isthing": int(c.isthing), "color": list(c.color)} for c in CATEGORIES
-        ],
-    }
-    write_json(path, content)
-
-
-def _read_semantic(path: Path) -> NDArray[np.uint8]:
-    labels = read_label_map(path)
+def _read_semantic(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    labels = read_label_map(path, size)
     if labels.size and labels.max() > len(CATEGORIES):
         raise AnnotationError(f"{path}: labels up to {labels.max()}, expected at most {len(CATEGORIES)}")
     return labels.astype(np.uint8)
 
 
-def _image_entry(stem: str, image: Path, labels: Path, pixels: NDArray[Any]) -> dict[str, Any]:
-    size = image_size(image)
-    if pixels.shape[:2] != size:
-        raise AnnotationError(f"{labels}: {size_text(pixels.shape)} pixels, but {image} has {size_text(size)}")
-    return {"id": stem, "file_name": image.name, "width": size[1], "height": size[0]}
+def _image_entry(image: Path, size: tuple[int, int]) -> dict[str, Any]:
+    return {"id": image.stem, "file_name": image.name, "width": size[1], "height": size[0]}

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.data.catalog import Metadata
-from numpy.typing import NDArray
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -192,7 +191,7 @@ def _annotation_problems(metadata: Metadata, dicts: Sequence[DatasetDict]) -> It
 class OpenedFile(NamedTuple):
     """Height and width of a file's pixels (None if it is unreadable), and its problems."""
 
-    size: tuple[int, int] | None
+    size: tuple[int, ...] | None
     found: Sequence[Found]
 
 
@@ -219,7 +218,7 @@ def label_checks(metadata: Metadata, record: DatasetDict) -> Iterator[tuple[str,
 
 def check_image(path: str) -> OpenedFile:
     """Decode a photograph completely."""
-    return OpenedFile(_size(read_image(path)), ())
+    return OpenedFile(read_image(path).shape[:2], ())
 
 
 def check_labels(path: str, allowed: Collection[int], divisor: int = 0) -> OpenedFile:
@@ -235,20 +234,14 @@ def check_labels(path: str, allowed: Collection[int], divisor: int = 0) -> Opene
     if divisor:
         found = np.where(found >= divisor, found // divisor, found)
     outside = {*found.tolist()}.difference(allowed)
-    return OpenedFile(
-        _size(labels), [Found(problems.OUTSIDE_CLASSES, f"{path}: ids {few(outside)}")] if outside else ()
-    )
+    return OpenedFile(labels.shape, [Found(problems.OUTSIDE_CLASSES, f"{path}: ids {few(outside)}")] if outside else ())
 
 
 def check_panoptic(path: str, listed: Mapping[int, int | None], hidden: Collection[int] = ()) -> OpenedFile:
     """Compare a panoptic PNG with its JSON; see `compare_segments`."""
     ids = read_panoptic_ids(path)
     found = compare_segments(segment_areas(ids), listed, hidden)
-    return OpenedFile(_size(ids), [Found(problem, f"{path}: {details}") for problem, details in found])
-
-
-def _size(pixels: NDArray[Any]) -> tuple[int, int]:
-    return pixels.shape[0], pixels.shape[1]
+    return OpenedFile(ids.shape, [Found(problem, f"{path}: {details}") for problem, details in found])
 
 
 def _open_file(path: str, check: Check) -> OpenedFile:

@@ -1,8 +1,8 @@
 """Cityscapes: train ids and panoptic segmentations, equal to those of cityscapesscripts' `preparation`."""
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from mask2former.data.datasets import AnnotationError
 from mask2former.data.datasets.cityscapes import GROUP, SOURCE
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.image_io import read_label_map
-from mask2former.data.published.preparation import SPLITS, Job, Made, Part, Summary, run_parts
+from mask2former.data.published.preparation import SPLITS, Job, Made, Part, Summary, run_parts, write_coco
 from mask2former.tasks import Task
-from mask2former.utils.files import write_json
 from mask2former.utils.label_images import ids_to_colors
 
 PREPARED_TASKS: tuple[Task, ...] = ("semantic", "panoptic")
@@ -58,15 +57,16 @@ def _plan(folder: Path, split: str, task: Task) -> Part:
     else:
         panoptic = folder / f"cityscapes_panoptic_{split}"
         outputs = [panoptic / path.name.replace(ending, "_panoptic.png") for path in files]
-        make, finish = make_panoptic, partial(write_panoptic, panoptic.with_suffix(".json"))
+        make, finish = make_panoptic, partial(write_coco, panoptic.with_suffix(".json"), "panoptic", _categories())
     jobs = [Job(path.name, (path,), (output,)) for path, output in zip(files, outputs, strict=True)]
     return Part(name, jobs, make, finish, missing)
 
 
 def make_train_ids(job: Job) -> Made:
     """Train id of the frontmost polygon at each pixel; polygons include their outlines."""
+    from cityscapesscripts.helpers.labels import name2label
+
     (path,) = job.sources
-    by_name, _ = _labels()
     try:
         content = json.loads(path.read_text())
         canvas = Image.new("L", (content["imgWidth"], content["imgHeight"]), IGNORE_LABEL)
@@ -74,7 +74,7 @@ def make_train_ids(job: Job) -> Made:
         for drawn in content["objects"]:
             if drawn.get("deleted"):
                 continue
-            label = by_name.get(drawn["label"]) or by_name[drawn["label"].removesuffix(GROUP)]
+            label = name2label.get(drawn["label"]) or name2label[drawn["label"].removesuffix(GROUP)]
             # Labels with a negative id are not drawn.
             if label.id >= 0:
                 drawer.polygon([tuple(point) for point in drawn["polygon"]], fill=label.trainId)
@@ -87,14 +87,15 @@ def make_train_ids(job: Job) -> Made:
 
 def make_panoptic(job: Job) -> Made:
     """The panoptic PNG, the image's entry and its annotation; labels that are not evaluated are void."""
+    from cityscapesscripts.helpers.labels import id2label
+
     (path,) = job.sources
-    _, by_id = _labels()
     instances = read_label_map(path)
     segments_info = []
     evaluated = np.zeros_like(instances)
     for segment_id in np.unique(instances).tolist():
         is_thing = segment_id >= _FIRST_INSTANCE
-        label = by_id.get(segment_id // _FIRST_INSTANCE if is_thing else segment_id)
+        label = id2label.get(segment_id // _FIRST_INSTANCE if is_thing else segment_id)
         if label is None:
             raise AnnotationError(f"{path}: unknown label id {segment_id}")
         if label.ignoreInEval:
@@ -109,13 +110,13 @@ def make_panoptic(job: Job) -> Made:
     # Not the name of the image file, but the one that cityscapesscripts writes; it is never read.
     image = {"id": image_id, "width": width, "height": height, "file_name": f"{stem}_leftImg8bit.png"}
     annotation = {"image_id": image_id, "file_name": f"{stem}_panoptic.png", "segments_info": segments_info}
-    return [ids_to_colors(evaluated)], {"image": image, "annotation": annotation}
+    return [ids_to_colors(evaluated)], {"image": image, "panoptic": [annotation]}
 
 
-def write_panoptic(path: Path, entries: Sequence[dict[str, Any]]) -> None:
-    """Write the panoptic JSON."""
-    by_name, _ = _labels()
-    categories = [
+def _categories() -> list[dict[str, Any]]:
+    from cityscapesscripts.helpers.labels import name2label
+
+    return [
         {
             "id": label.id,
             "name": label.name,
@@ -123,20 +124,6 @@ def write_panoptic(path: Path, entries: Sequence[dict[str, Any]]) -> None:
             "supercategory": label.category,
             "isthing": int(label.hasInstances),
         }
-        for label in by_name.values()
+        for label in name2label.values()
         if not label.ignoreInEval
     ]
-    content = {
-        "images": [entry["image"] for entry in entries],
-        "annotations": [entry["annotation"] for entry in entries],
-        "categories": categories,
-    }
-    write_json(path, content)
-
-
-@cache
-def _labels() -> tuple[Mapping[str, Any], Mapping[int, Any]]:
-    """The published labels by name and by id."""
-    from cityscapesscripts.helpers.labels import id2label, name2label
-
-    return name2label, id2label

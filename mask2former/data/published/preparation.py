@@ -22,6 +22,7 @@ from tqdm import tqdm
 from mask2former.data.datasets import MissingDatasetError, datasets_root
 from mask2former.data.image_io import ImageReadError, read_pixels
 from mask2former.utils.errors import UserError, report_errors, report_interrupt
+from mask2former.utils.files import write_json
 from mask2former.utils.journal import Journal
 from mask2former.utils.label_images import write_png
 from mask2former.utils.parallel import default_workers, processes, report_interval
@@ -159,6 +160,24 @@ def _do(make: Make, job: Job, previous: Mapping[str, Any] | None) -> tuple[Liter
     except (ValueError, OSError) as error:
         return "failed", str(error)
     return "made", {"made_from": made_from, "checksums": [_checksum(path) for path in job.outputs], "entry": entry}
+
+
+def write_coco(
+    path: Path, key: str, categories: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write an annotation file in COCO's format.
+
+    Args:
+        path: The file.
+        key: Key of the lists of annotations in `entries`: "panoptic", or "instances", which are numbered from 1.
+        categories: Content of `categories`.
+        entries: The parts of all images: `image`, and lists of annotations.
+    """
+    annotations = [annotation for entry in entries for annotation in entry[key]]
+    if key == "instances":
+        annotations = [{**annotation, "id": i} for i, annotation in enumerate(annotations, start=1)]
+    images = [entry["image"] for entry in entries]
+    write_json(path, {"images": images, "annotations": annotations, "categories": categories})
 
 
 def _holds(path: Path, pixels: NDArray[Any]) -> bool:
