@@ -28,7 +28,7 @@ from mask2former.evaluation import peak_memory
 from mask2former.prediction.files import FileFailed, Refine, find_images, output_stems, predict_files
 from mask2former.prediction.results import InstancePrediction, Prediction
 from mask2former.tasks import TASKS
-from mask2former.utils.errors import UserError
+from mask2former.utils.errors import report_errors
 from mask2former.video import CODECS, VideoError, predict_video, run_camera
 
 
@@ -205,11 +205,8 @@ def run_videos(predictor: Predictor, refine: Refine, options: argparse.Namespace
 def run_webcam(predictor: Predictor, refine: Refine, options: argparse.Namespace) -> int:
     """Show a camera's pictures until the end; return the number of those that failed."""
     stem = options.output and options.output / f"webcam_{predictor.task}"
-    try:
+    with report_errors():
         done = run_camera(predictor, options.webcam, stem, codec=options.codec, refine=refine)
-    except VideoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     written = f" -> {done.output}" if done.output else ""
     print(f"camera {options.webcam}{written}: {done.frames} pictures, {done.frames / done.seconds:.2f} per second")
     return done.failed
@@ -228,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     setup_logger(name="mask2former")
     setup_logger(name="dinat_backbone")
-    try:
+    with report_errors(status=2):
         predictor = Predictor.from_config(
             options.config_file,
             opts=options.opts,
@@ -236,9 +233,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             confidence_threshold=options.confidence_threshold,
         )
         refine = selection(predictor, options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     try:
         run = run_images if options.input else run_videos if options.video_input else run_webcam
         failed = run(predictor, refine, options)

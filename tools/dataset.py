@@ -31,7 +31,7 @@ from mask2former.data.custom.source import Source, SourceError
 from mask2former.data.custom.split import split
 from mask2former.data.custom.training_files import derive, write_config
 from mask2former.data.datasets.registry import IGNORE_LABEL
-from mask2former.utils.errors import UserError, report_interrupt
+from mask2former.utils.errors import report_errors, report_interrupt
 from mask2former.utils.parallel import default_workers
 
 BASES = Path(__file__).resolve().parents[1] / "configs" / "_base_"
@@ -156,21 +156,14 @@ def read_sources(options: argparse.Namespace) -> list[Source]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = parse_arguments(arguments)
-    try:
+    with report_errors(status=2):
         sources = read_sources(options)
         if options.command == "split" and len(sources) > 1:
             raise SourceError("split divides a single data set; remove the --val- options")
-    except SourceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    with report_interrupt("run the command again to continue"):
-        try:
-            inspection = inspect_sources(sources, options.workers)
-            print(render(inspection))
-            written = _RUN[options.command](inspection, options)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+    with report_interrupt("run the command again to continue"), report_errors():
+        inspection = inspect_sources(sources, options.workers)
+        print(render(inspection))
+        written = _RUN[options.command](inspection, options)
     for line in written:
         print(line)
     return 0 if inspection.usable else 1

@@ -18,7 +18,11 @@ CONFIG = config_path("coco-panoptic")
 
 
 def run(*arguments, opts=()):
-    return demo.main(["--config-file", str(CONFIG), *map(str, arguments), *TINY, *opts])
+    """Exit status of the command."""
+    try:
+        return demo.main(["--config-file", str(CONFIG), *map(str, arguments), *TINY, *opts])
+    except SystemExit as end:
+        return end.code
 
 
 @pytest.fixture(scope="module")
