@@ -60,7 +60,7 @@ def check_agreement(cfg: CfgNode) -> None:
             if cfg.MODEL.MASK_FORMER.TEST[spec.switch] and spec.name not in annotated.outputs:
                 raise ConfigError(
                     f"MODEL.MASK_FORMER.TEST.{spec.switch} is on, but the classes of data set {name} allow "
-                    f"{annotated.switch} alone"
+                    f"{annotated.switch} only"
                 )
         possible = annotated.mappers
         if found.get("sem_seg_root") and annotated.name != "semantic":

@@ -176,7 +176,7 @@ class TrainingMapper:
 
     def _read_semantic_map(self, dataset_dict: Mapping[str, Any], image_size: tuple[int, int]) -> NDArray[np.float32]:
         if "sem_seg_file_name" not in dataset_dict:
-            raise AnnotationError(f"{dataset_dict['file_name']}: no 'sem_seg_file_name', which the crop has to look at")
+            raise AnnotationError(f"{dataset_dict['file_name']}: no 'sem_seg_file_name', which the crop needs")
         # Not uint8: Detectron2 resizes that with Pillow and everything else with PyTorch, whose nearest pixel is
         # another one, and the published runs had floating-point labels.
         return read_label_map(dataset_dict["sem_seg_file_name"], image_size).astype(np.float32)

@@ -75,7 +75,7 @@ def test_unusable_input(shapes, cfg):
     choose(cfg, "mask_former_panoptic")
     record = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]
     del record["sem_seg_file_name"]
-    with pytest.raises(AnnotationError, match="no 'sem_seg_file_name', which the crop has to look at"):
+    with pytest.raises(AnnotationError, match="no 'sem_seg_file_name', which the crop needs"):
         build_train_mapper(cfg)(record)
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
     assert build_train_mapper(cfg)(record)["instances"].gt_masks.ndim == 3

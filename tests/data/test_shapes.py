@@ -171,10 +171,12 @@ def test_other_options_replace(prepare_shapes, shapes, tmp_path):
 def test_command_line(prepare_shapes, tmp_path, capsys):
     (tmp_path / "shapes").mkdir()
     (tmp_path / "shapes/mine.txt").touch()
-    assert prepare_shapes.main(["--root", str(tmp_path)]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        prepare_shapes.main(["--root", str(tmp_path)])
     assert str(tmp_path / "shapes") in capsys.readouterr().err
     assert (tmp_path / "shapes/mine.txt").exists()
-    assert prepare_shapes.main(["--root", str(tmp_path), "--size", "8"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        prepare_shapes.main(["--root", str(tmp_path), "--size", "8"])
     assert "size >= 48" in capsys.readouterr().err
     root = tmp_path / "new"
     assert prepare_shapes.main(["--root", str(root), "--train", "1", "--val", "1", "--size", "48"]) == 0

@@ -132,7 +132,7 @@ def _read_entry(entry: Any, where: str, config_dir: Path) -> CustomDataset:
         raise ConfigError(f"{where}: expected keys name, format, images, classes, ...; found {entry!r}")
     name, format = entry.get("name"), entry.get("format")
     if not isinstance(name, str) or not name:
-        raise ConfigError(f"{where}: name is {name!r}, expected a text")
+        raise ConfigError(f"{where}: name is {name!r}, expected a string")
     where = f"{where} ({name})"
     if format == _COMBINED:
         raise ConfigError(
@@ -179,7 +179,7 @@ def _check_classes(categories: Sequence[Category], format: str, ignore_label: in
             raise ConfigError(f"{where}: ignore_label {ignore_label} is the id of {categories[ignore_label].name!r}")
     elif format == "coco_instance" and not all(category.isthing for category in categories):
         stuff = next(category.name for category in categories if not category.isthing)
-        raise ConfigError(f"{where}: class {stuff!r} is no thing; format coco_instance has things alone")
+        raise ConfigError(f"{where}: class {stuff!r} is not a thing; format coco_instance has only things")
 
 
 def read_classes(classes: Any, where: str, first_id: int = 0) -> tuple[Category, ...]:
@@ -238,7 +238,9 @@ def _load_panoptic(metadata: Metadata) -> list[DatasetDict]:
         dicts = []
         for annotation in content["annotations"]:
             if annotation["image_id"] not in images:
-                raise AnnotationError(f"{path}: an annotation is of image {annotation['image_id']}, which it lacks")
+                raise AnnotationError(
+                    f"{path}: an annotation refers to image {annotation['image_id']}, which is not in `images`"
+                )
             image = images[annotation["image_id"]]
             size = {key: image[key] for key in ("height", "width") if key in image}
             image_file = os.path.join(metadata.image_root, image["file_name"])
@@ -317,7 +319,9 @@ def _by_stem(folder: Path, endings: frozenset[str]) -> dict[str, Path]:
     for path in sorted(path for path in below if path.suffix.lower() in endings and not path.name.startswith(".")):
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if stem in files:
-            raise AnnotationError(f"{path} and {files[stem]}: which of them is {stem}? Names differ in endings alone")
+            raise AnnotationError(
+                f"{path} and {files[stem]}: two files for {stem}; their names differ only in their endings"
+            )
         files[stem] = path
     return files
 

@@ -229,7 +229,7 @@ def category_entries(task: Task, categories: Sequence[Category]) -> dict[str, An
 
     - panoptic: As Detectron2's "coco_panoptic_standard". All categories are listed both as things and as stuff, so that
       a contiguous id indexes either list; only the id maps distinguish things from stuff.
-    - instance: The things alone, numbered from 0.
+    - instance: Only the things, numbered from 0.
     - semantic: Every category is a class of pixels, which Detectron2 calls stuff.
     """
     listed = [category for category in categories if category.isthing or task != "instance"]

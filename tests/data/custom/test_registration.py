@@ -89,7 +89,7 @@ def test_a_dumped_config_names_the_same_files_from_anywhere_and_needs_none_of_th
         ({"classes": [{"name": "a", "colour": [1, 2, 3]}]}, r"classes\[0\]: unknown key 'colour' \(did you mean color"),
         ({"classes": [{"name": "a", "color": [1, 2, 300]}]}, r"expected \[red, green, blue\]"),
         ({"classes": [{"name": "a", "id": "1"}]}, "id is '1', expected a whole number"),
-        ({"classes": [{"name": "a", "isthing": False}]}, "'a' is no thing"),
+        ({"classes": [{"name": "a", "isthing": False}]}, "'a' is not a thing"),
         ({"classes": [{"name": "a", "isthing": "yes"}]}, "isthing is 'yes', expected true or false"),
         ({"ignore_label": "255"}, "ignore_label is '255', expected a whole number"),
     ],
@@ -149,5 +149,5 @@ def test_panoptic_annotation_of_no_image(draw):
     content["images"].pop()
     write(root / "panoptic.json", content)
     register_custom_datasets(entries(), root.parent)
-    with pytest.raises(AnnotationError, match="an annotation is of image 1"):
+    with pytest.raises(AnnotationError, match="an annotation refers to image 1"):
         DatasetCatalog.get("pan")
