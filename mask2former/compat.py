@@ -3,7 +3,7 @@
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -45,14 +45,29 @@ MOVED: dict[str, tuple[str, ...]] = {
     "mask2former.visualization": ("mask2former.prediction.drawing", "mask2former.data.classes"),
     "mask2former.visualization.classes": ("mask2former.data.classes", "mask2former.tasks"),
 }
+# Package -> the modules that hold names which used to be imported from it.
+MOVED_NAMES: dict[str, tuple[str, ...]] = {
+    "mask2former.engine": ("mask2former.checkpoint", "mask2former.engine.trainer", "mask2former.utils.errors"),
+    "mask2former.tasks": ("mask2former.data.datasets",),
+}
 # Old name -> new name of what was renamed or merged.
 RENAMED = {
-    "BestModel": "BestWeights",
+    "BaseTrainer": "Trainer",
     "StagedPredictor": "Predictor",
-    "match": "compare",
-    "match_backbone": "compare_backbone",
     "panoptic_colors": "ids_to_colors",
 }
+
+
+def _lookup(module: str, new: Sequence[str]) -> Callable[[str], Any]:
+    """A module's `__getattr__` that finds old names in new modules."""
+
+    def find(name: str) -> Any:
+        for target in map(importlib.import_module, new):
+            if hasattr(target, RENAMED.get(name, name)):
+                return getattr(target, RENAMED.get(name, name))
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return find
 
 
 class _MovedModules(MetaPathFinder, Loader):
@@ -69,18 +84,12 @@ class _MovedModules(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         new = MOVED[module.__name__]
         warnings.warn(f"{module.__name__} has moved to {' and '.join(new)}", DeprecationWarning, stacklevel=2)
-        targets = [importlib.import_module(name) for name in new]
-
-        def lookup(name: str) -> Any:
-            for target in targets:
-                if hasattr(target, RENAMED.get(name, name)):
-                    return getattr(target, RENAMED.get(name, name))
-            raise AttributeError(f"module {module.__name__!r} has moved; {' and '.join(new)} have no {name!r}")
-
-        vars(module)["__getattr__"] = lookup
+        vars(module)["__getattr__"] = _lookup(module.__name__, new)
 
 
 def install() -> None:
-    """Let old import paths be found; repeated calls have no effect."""
+    """Let old import paths and names be found; repeated calls have no effect."""
     if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(_MovedModules())
+    for name, new in MOVED_NAMES.items():
+        vars(importlib.import_module(name)).setdefault("__getattr__", _lookup(name, new))

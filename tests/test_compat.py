@@ -23,7 +23,7 @@ def test_an_old_path_gives_the_names_of_the_new_modules(old):
         public = [name for name in getattr(new, "__all__", vars(new)) if not name.startswith("_")]
         assert public
         assert all(getattr(module, name) is not None for name in public)
-    with pytest.raises(AttributeError, match="no 'nothing'"):
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         module.nothing  # noqa: B018
 
 
@@ -51,6 +51,16 @@ NAMES = {
 def test_names_that_users_import(old):
     module = importlib.import_module(old)
     assert [name for name in NAMES[old] if not hasattr(module, name)] == []
+
+
+def test_names_of_packages_that_moved():
+    from mask2former.engine import BaseTrainer, Checkpointer, CheckpointError, Trainer, read_checkpoint, report_errors
+    from mask2former.tasks import predicted_metadata
+
+    assert BaseTrainer is Trainer
+    assert all((Checkpointer, CheckpointError, read_checkpoint, report_errors, predicted_metadata))
+    with pytest.raises(ImportError):
+        from mask2former.engine import nothing  # noqa: F401
 
 
 @pytest.mark.filterwarnings("ignore:mask2former:DeprecationWarning")
