@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw the pictures of docs/data.md, docs/pictures/data_*: `python docs/draw_formats.py`.
 
-With `--root DIR` nothing is drawn but miniature data of all four formats, in DIR/shapes, to try the commands there on.
+With `--root DIR`, only small data sets in all four formats are made in DIR/shapes, to try the commands of that page.
 """
 
 import argparse
@@ -39,12 +39,12 @@ NAMES = {category.id: category.name for category in CATEGORIES}
 
 
 def prepare(root: Path) -> Path:
-    """Draw the shapes data into `root`, and beside them instance numbers and a list of the classes."""
+    """Draw the shapes data set into `root`, and add instance numbers and a list of the classes."""
     script = REPOSITORY / "datasets" / "prepare_shapes.py"
     options = ["--root", str(root), "--train", "20", "--val", "8", "--size", "256"]
     subprocess.run([sys.executable, str(script), *options], check=True)
     folder = root / "shapes"
-    # Label maps have ids from 0 on, in the order of the lines.
+    # Ids in label maps start at 0, in the order of the lines.
     (folder / "classes.txt").write_text("".join(f"{category.name}\n" for category in CATEGORIES), encoding="utf-8")
     for split in ("train", "val"):
         number_instances(folder, split)
@@ -52,7 +52,7 @@ def prepare(root: Path) -> Path:
 
 
 def number_instances(folder: Path, split: str) -> None:
-    """Write numbers of the instances of each image, 1, 2, ..., as a tool that labels pairs of PNGs does."""
+    """Write PNGs with the instance numbers 1, 2, ... of each image."""
     things = {category.id for category in CATEGORIES if category.isthing}
     for annotation in read(folder / "annotations" / f"panoptic_{split}.json")["annotations"]:
         ids = read_panoptic_ids(folder / f"panoptic_{split}" / annotation["file_name"])
@@ -73,7 +73,7 @@ class Example:
     """The files of one image in all formats."""
 
     def __init__(self, folder: Path):
-        """Choose an image that shows what there is: void, and many segments."""
+        """Choose an image with void and many segments."""
         annotations = folder / "annotations"
         self.panoptic = max(read(annotations / "panoptic_train.json")["annotations"], key=lambda a: _variety(folder, a))
         self.stem = Path(self.panoptic["file_name"]).stem
@@ -91,7 +91,7 @@ def _variety(folder: Path, annotation: Mapping[str, Any]) -> tuple[bool, int]:
 
 
 def write_on(axes: Axes, mask: NDArray[np.bool_], text: str) -> None:
-    """Write a text where a mask is widest."""
+    """Write text where a mask is widest."""
     distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(distance.argmax(), mask.shape)
     axes.text(float(x), float(y), text, ha="center", va="center", color="white", fontsize=8, path_effects=OUTLINE)
@@ -130,7 +130,7 @@ def show_polygons(axes: Axes, example: Example) -> None:
 
 
 def show_panoptic(axes: Axes, example: Example) -> None:
-    """A panoptic PNG in its own colours, with the ids that these are."""
+    """A panoptic PNG in its own colours, with the ids that they encode."""
     axes.imshow(example.colors)
     axes.set_title("PNG: id = R + 256 G + 65536 B")
     ids = colors_to_ids(example.colors)
@@ -139,7 +139,7 @@ def show_panoptic(axes: Axes, example: Example) -> None:
 
 
 def show_segments(axes: Axes, example: Example) -> None:
-    """The `segments_info` of a panoptic JSON, as a table."""
+    """The `segments_info` of a panoptic JSON as a table."""
     axes.set_title("JSON: segments_info")
     axes.set_aspect("equal")
     rows = [
@@ -177,7 +177,7 @@ def show_numbers(axes: Axes, example: Example) -> None:
 
 
 def show_combined(axes: Axes, example: Example) -> None:
-    """What `tools/dataset.py config` makes of both."""
+    """The segmentation that `tools/dataset.py config` makes from both."""
     categories = [type(c)(position, c.name, c.color, c.isthing) for position, c in enumerate(CATEGORIES)]
     ids, segments = combine(example.labels, example.numbers, tuple(categories))
     axes.imshow(ids_to_colors(ids))
@@ -210,7 +210,7 @@ def draw(name: str, example: Example) -> Path:
 
 
 def preview(folder: Path, output: Path) -> list[Path]:
-    """Draw what `tools/dataset.py preview` does of the pairs: samples, made small, and classes."""
+    """Run `tools/dataset.py preview` on the pairs of PNGs, and return its pictures, the samples reduced in size."""
     options = [f"--classes={folder}/classes.txt", f"--output={output}", "--count=6"]
     for prefix, split in (("", "train"), ("val-", "val")):
         files = {"images": split, "labels": f"panoptic_semseg_{split}", "instances": f"numbers_{split}"}

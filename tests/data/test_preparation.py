@@ -1,4 +1,4 @@
-"""What the preparation makes, compared with other people's code and with numbers written down by hand."""
+"""Results of the preparation, compared with independent code and with numbers computed by hand."""
 
 import json
 
@@ -95,7 +95,7 @@ def ade(tmp_path):
 
 def test_ade20k_panoptic_by_hand(ade):
     bed, person, none = [1, 1, 0], [4, 2, 0], [0, 0, 0]
-    # Wall, sky and bed; two persons whom the semantic map doesn't know hide all of the sky and a part of the wall.
+    # Wall, sky and bed; two persons that the semantic map lacks hide all of the sky and a part of the wall.
     root = ade([[1, 1, 3, 0], [1, 8, 8, 13]], [[none, person, person, none], [none, bed, [1, 3, 0], none]])
     prepare_ade20k(root, ["val"], tasks=["panoptic"])
     content = json.loads((root / "ADEChallengeData2016/ade20k_panoptic_val.json").read_text())
@@ -109,7 +109,7 @@ def test_ade20k_panoptic_by_hand(ade):
     assert annotation["image_id"] == "ADE_val_00000001"
     assert annotation["file_name"] == "ADE_val_00000001.png"
     segments = annotation["segments_info"]
-    # Sizes of stuff are those of the semantic map, as published; PQ takes them from here.
+    # Areas of stuff are those of the semantic map, as published; PQ uses them.
     assert [(s["category_id"], s["area"], s["bbox"], s["iscrowd"]) for s in segments] == [
         (0, 3, [0, 0, 2, 2], 0),
         (2, 1, [2, 0, 1, 1], 0),
@@ -120,7 +120,7 @@ def test_ade20k_panoptic_by_hand(ade):
     ids = read(root / "ADEChallengeData2016/ade20k_panoptic_val/ADE_val_00000001.png").astype(int) @ [1, 256, 65536]
     wall, sky, first, person, second = (segment["id"] for segment in segments)
     assert len({0, wall, sky, first, person, second}) == 6
-    # A thing of the semantic map alone is void.
+    # A thing that only the semantic map has is void.
     np.testing.assert_array_equal(ids, [[wall, person, person, 0], [wall, first, second, 0]])
 
 

@@ -21,7 +21,7 @@ def script():
 
 @pytest.fixture
 def copy(trees, tmp_path, monkeypatch):
-    """Copies the folder of a data set, where DETECTRON2_DATASETS then points."""
+    """A function that copies the folder of a data set to where DETECTRON2_DATASETS points."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
 
     def copy_one(name):

@@ -22,5 +22,5 @@ def test_benchmark_of_data_loading(trees, tmp_path, monkeypatch, capsys):
     for setting in settings:
         steps = numbers[setting]
         assert all(steps[name] > 0 for name in ("pure", "loader", *benchmark.STEPS))
-        # What is in no step is small: the steps' functions are still called so.
+        # The remainder is small: the measured functions still have these names.
         assert steps["rest"] < 0.5 * sum(steps[name] for name in benchmark.STEPS)

@@ -22,7 +22,7 @@ def scripts():
 
 @pytest.fixture
 def copy(trees, tmp_path):
-    """Copies the folder of a data set; what a copy loses, the shared trees keep."""
+    """A function that copies the folder of a data set, so that tests can damage it."""
 
     def copy_one(name, prepared=True):
         if prepared:
@@ -73,7 +73,7 @@ def test_finished_files_are_checked_and_kept(name, copy, trees, scripts, capsys)
     cut.write_bytes(cut.read_bytes()[:-20])
     gone.unlink()
     Image.new("L", (3, 3)).save(wrong)
-    # What a killed run leaves.
+    # A temporary file of a killed run.
     gone.with_name(f".{gone.name}.tmp").write_text("half")
     before = whole.stat().st_mtime_ns
     assert scripts[name].main(["--root", str(root), "--workers", "1"]) == 0
@@ -114,7 +114,7 @@ def test_an_interrupted_run_is_taken_up(copy, trees, scripts, capsys, monkeypatc
     folder = root / "ADEChallengeData2016"
     assert (folder / "ade20k_instance_val.json").exists()
     assert not (folder / "ade20k_panoptic_val.json").exists()
-    # The machine went down while a line was written.
+    # The machine crashed while a line was being written.
     journal = folder / ".preparation/ade20k_panoptic_val.jsonl"
     journal.write_bytes(journal.read_bytes()[:-30])
     assert scripts["ade20k"].main(arguments) == 0
@@ -133,7 +133,7 @@ def test_files_of_other_programs_stay_where_they_are_equal(copy, scripts, capsys
     shutil.rmtree(root / "coco/.preparation")
     labels = sorted((root / "coco/panoptic_semseg_val2017").iterdir())
     for path in labels:
-        # The same pixels, other bytes.
+        # The same pixels in other bytes.
         Image.open(path).save(path, compress_level=0)
         os.utime(path, ns=(1, 1))
     assert scripts["coco"].main(["--root", str(root), "--split", "val", "--workers", "1"]) == 0

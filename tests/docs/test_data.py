@@ -1,4 +1,4 @@
-"""docs/data.md names what `tools/dataset.py inspect` looks for, and shows formats that it takes."""
+"""docs/data.md names all problems that `tools/dataset.py inspect` finds, and its examples are valid."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The commands of docs/data.md do what the document shows."""
+"""The commands of docs/data.md print what the document shows."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ tool = load_script("tools/dataset.py")
 
 
 def examples() -> list[tuple[str, list[str]]]:
-    """Options of tools/dataset.py, and the lines that are shown after them."""
+    """Options of tools/dataset.py, and the output shown for them."""
     found = []
     for block in re.findall(r"^```\w*\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL):
         first, *lines = block.splitlines()
@@ -26,7 +26,7 @@ def examples() -> list[tuple[str, list[str]]]:
 
 
 def is_whole(line: str) -> bool:
-    """Whether a line is shown as it is printed: not shortened, and the same on every machine."""
+    """Whether a line is complete and equal on every machine."""
     return bool(line) and not re.search(r"\.\.\.|\$S|^ |processors", line)
 
 
@@ -35,7 +35,7 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("formats")
     formats, shapes = load_script("docs/draw_formats.py"), load_script("datasets/prepare_shapes.py")
     with pytest.MonkeyPatch.context() as patch:
-        # In this process, which has imported what takes seconds.
+        # In this process, because imports take seconds.
         patch.setattr(formats.subprocess, "run", lambda command, check: shapes.main(command[2:]))
         formats.prepare(folder)
     return folder
@@ -72,7 +72,7 @@ def outside(labels):
 
 
 def test_faults_are_found_as_shown(root, tmp_path, monkeypatch, capsys):
-    """The five faults that the document's table shows, made anew."""
+    """The five faults of the document's table are created again."""
     shutil.copytree(root / "shapes", tmp_path / "shapes")
     monkeypatch.chdir(tmp_path)
     images, labels = Path("shapes/train"), Path("shapes/panoptic_semseg_train")

@@ -1,4 +1,4 @@
-"""tools/dataset.py from the outside, and the whole way from labelled pictures to a segmented photograph."""
+"""tools/dataset.py from the outside, and the whole way from labelled images to a segmented photograph."""
 
 import json
 import re
@@ -18,7 +18,7 @@ __all__ = ["registered"]
 
 tool = load_script("tools/dataset.py")
 pytestmark = pytest.mark.usefixtures("registered", "loggers_restored")
-# What makes a config that was written train a moment on tiny images.
+# Overrides for a short training on tiny images with a written config.
 QUICK = [
     *TINY,
     *"MODEL.MASK_FORMER.TRAIN_NUM_POINTS 64 MODEL.DINAT.KERNEL_SIZES [] INPUT.IMAGE_SIZE 64 SOLVER.MAX_ITER 2".split(),
@@ -58,7 +58,7 @@ def cut_voc(root):
 
 
 def draw_semantic_set(root):
-    """Pictures and label maps whose classes have ids of their own; 0 is void."""
+    """Images and label maps with non-contiguous class ids; 0 is void."""
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
     for number in range(6):
@@ -97,7 +97,7 @@ def test_the_whole_way_from_pictures_to_a_segmented_photograph(make, metric, tmp
     train_net.run([*config, *QUICK, "OUTPUT_DIR", str(training)])
     measured = json.loads((training / "inference/metrics.json").read_text())["run_val"]
     assert 0 <= measured[metric[0]][metric[1]] <= 100
-    # The folder's own copy of the config, and weights, are all that is needed later.
+    # Later, the copy of the config in the output folder and the weights are sufficient.
     copy = ["--config-file", str(training / "config.yaml")]
     weights = ["MODEL.WEIGHTS", str(training / "model_final.pth")]
     train_net.run([*copy, "--eval-only", *weights, "OUTPUT_DIR", str(out / "again")])
@@ -126,7 +126,7 @@ def test_config_makes_its_own_split(format, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "- divided: 5 images for training, 1 for evaluation" in printed
     assert "DiNAT-Large" in printed
-    # Again, with the same result.
+    # A second run has the same result.
     before = (out / "config.yaml").read_bytes()
     assert tool.main(["config", *files(root, format), "--gpu-memory", "24", "--output", str(out)]) == 0
     assert (out / "config.yaml").read_bytes() == before

@@ -198,7 +198,11 @@ def make_recipe(
     height, width = (int(median(axis)) for axis in zip(*inspection.train.sizes, strict=True))
     # The batch is as published, but not larger than the data set; each GPU gets the same number of images.
     batch = machine.gpus * math.ceil(min(_BATCH, images) / machine.gpus)
-    side, fit = _choose_model(_side(inspection, machine, task), batch, machine, size)
+    # Images are as large as the data's, rounded to a multiple of 32, unless memory is too small.
+    typical = median(min(sides) if task == "semantic" else max(sides) for sides in inspection.train.sizes)
+    most = _LARGEST if machine.gpu_memory else _LARGEST_ON_CPU
+    side = int(min(most, max(_SMALLEST, 32 * round(typical / 32))))
+    side, fit = _choose_model(side, batch, machine, size)
     recipe = Recipe(fit.size if fit else size or PICO)
     _set_classes(recipe, inspection, task)
     _set_model(recipe, fit, side, machine, weights, backbones[recipe.size])
@@ -207,13 +211,6 @@ def make_recipe(
     _set_length(recipe, images, batch, task, pretrained=bool(weights))
     _set_void(recipe, inspection, task)
     return recipe
-
-
-def _side(inspection: Inspection, machine: Machine, task: Task) -> int:
-    """Side of training images regardless of memory: that of the data, rounded to a multiple of 32."""
-    typical = median(min(size) if task == "semantic" else max(size) for size in inspection.train.sizes)
-    most = _LARGEST if machine.gpu_memory else _LARGEST_ON_CPU
-    return int(min(most, max(_SMALLEST, 32 * round(typical / 32))))
 
 
 def _choose_model(side: int, batch: int, machine: Machine, size: str | None) -> tuple[int, Fit | None]:

@@ -49,7 +49,10 @@ def divide(inspected: InspectedSplit, share: float, seed: int) -> Mapping[Split,
     rarest remaining class is distributed first, each image to the part that lacks most of the class.
     """
     rng = np.random.RandomState(seed)
-    groups = _equal_images(inspected)
+    copies: defaultdict[str, list[int]] = defaultdict(list)
+    for i, scan in enumerate(inspected.scans):
+        copies[scan.digest or f"unreadable {i}"].append(i)
+    groups = list(copies.values())
     if len(groups) < 2:
         raise SplitError("fewer than two different images: nothing to divide")
     present = [frozenset(c for i in group for c in inspected.scans[i].segments) for group in groups]
@@ -73,14 +76,6 @@ def divide(inspected: InspectedSplit, share: float, seed: int) -> Mapping[Split,
         if not chosen[part]:
             chosen[part].append(chosen[other].pop())
     return {part: sorted(position for i in of_part for position in groups[i]) for part, of_part in chosen.items()}
-
-
-def _equal_images(inspected: InspectedSplit) -> list[list[int]]:
-    """Positions of images, grouped by equal pixels."""
-    groups: defaultdict[str, list[int]] = defaultdict(list)
-    for i, scan in enumerate(inspected.scans):
-        groups[scan.digest or f"unread {i}"].append(i)
-    return list(groups.values())
 
 
 def _write(source: Source, part: Split, folder: Path, keys: Sequence[int | str]) -> Source:

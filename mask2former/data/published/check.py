@@ -158,10 +158,7 @@ def _load(setting: str, split: str) -> _LoadedSplit:
 
 
 def _annotation_problems(metadata: Metadata, dicts: Sequence[DatasetDict]) -> Iterator[Found]:
-    """Problems of the instance annotations, and of the instances JSON that the evaluation of a panoptic set reads.
-
-    (Unknown categories are errors of loading.)
-    """
+    """Problems of the instance annotations, and of the instances JSON that the evaluation of a panoptic set reads."""
     for record in dicts:
         for annotation in record.get("annotations", ()):
             segmentation = annotation["segmentation"]

@@ -1,4 +1,4 @@
-"""Small data sets of drawn shapes, in the four formats, and what forgets them after a test."""
+"""Small data sets of drawn shapes in the four formats, and a fixture that removes their registration."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ COCO_IDS = (2, 3, 5, 9)
 
 @pytest.fixture
 def registered():
-    """Names to forget after the test."""
+    """Data sets that a test registers are removed from the catalogs afterwards."""
     before = set(DatasetCatalog)
     yield
     for name in set(DatasetCatalog) - before:
@@ -26,7 +26,7 @@ def registered():
 
 
 def scene(seed: int, size: tuple[int, int] = (40, 60)):
-    """A picture [H, W, 3], the class [H, W] and the instance (0: none) [H, W] of its pixels."""
+    """An image [H, W, 3], and the class [H, W] and instance number (0: none) [H, W] of its pixels."""
     rng = np.random.RandomState(seed)
     height, width = size
     labels = np.zeros(size, np.uint8)
@@ -44,7 +44,7 @@ def scene(seed: int, size: tuple[int, int] = (40, 60)):
 
 @pytest.fixture
 def draw(tmp_path):
-    """Draws `count` images in all four formats into a folder of `tmp_path`, and returns it."""
+    """A function that draws `count` images in all four formats into a folder of `tmp_path` and returns the folder."""
     return lambda count=3, folder="data", first=0: draw_all(tmp_path / folder, count, first)
 
 
@@ -55,7 +55,7 @@ def draw_all(root: Path, count: int, first: int = 0) -> Path:
     for number in range(first, first + count):
         picture, labels, instances = scene(number)
         stem = f"{number:03}"
-        # Endings of both kinds, as people have them.
+        # Both file formats occur in one folder.
         image_name = f"{stem}.{'png' if number % 2 else 'jpg'}"
         Image.fromarray(picture).save(root / "images" / image_name)
         Image.fromarray(labels).save(root / "labels" / f"{stem}.png")

@@ -1,4 +1,4 @@
-"""What is made of a data set before training, split or drawn."""
+"""Splits, label files and previews made from a data set."""
 
 import json
 
@@ -28,7 +28,7 @@ def inspected(root, format, **changes):
 
 
 def test_pairs_and_panoptic_files_become_the_same_panoptic_set(draw, tmp_path, registered):
-    """Which loads, with the labels that were drawn."""
+    """The set loads, with the labels that were drawn."""
     root = draw(2)
     for format in (PANOPTIC, COMBINED):
         found = derive(inspected(root, format).train, f"made_{format}", tmp_path / format, workers=1)
@@ -137,7 +137,7 @@ def test_split_is_reproducible_complete_and_in_the_format_of_the_input(format, d
         assert written.read_bytes() == (tmp_path / "b" / written.name).read_bytes()
     assert keys["val"] == [image.key for image in again["val"].content.images]
     assert keys["val"] != [image.key for image in other["val"].content.images]
-    # What was written reads as what was divided.
+    # The written files read like the parts.
     for of in parts.values():
         read = inspect_sources([of.content.source], workers=1).splits[of.content.source.split]
         assert [image.key for image in read.content.images] == [image.key for image in of.content.images]
@@ -148,7 +148,7 @@ def test_split_spreads_rare_classes_and_keeps_copies_together(draw):
     root = draw(10)
 
     def change(content):
-        # Two images have the rare class; image 9 is there three times.
+        # Two images have the rare class; image 9 occurs three times.
         rare = {"name": "rare", "id": 77}
         content["categories"].append(rare)
         first = {annotation["image_id"]: annotation for annotation in content["annotations"]}
@@ -185,7 +185,7 @@ def test_labels_are_drawn_where_they_are(format, draw):
     plain = np.asarray(Image.open(root / "images/000.jpg")).repeat(factor, 0).repeat(factor, 1).astype(int)
     changed = (np.abs(picture.astype(int) - plain).sum(axis=2) > 60)[::factor, ::factor]
     things = labels >= 2
-    # Here and there the colour of a class is that of the picture.
+    # In places, the image already has the colour of the class.
     assert changed[things].mean() > 0.75
     assert changed[~things].mean() < 0.3 if format == INSTANCE else changed[~things].mean() > 0.5
 

@@ -1,4 +1,4 @@
-"""Every problem that `inspect` knows, made on purpose in data that are sound otherwise."""
+"""Every problem that `inspect` detects, created in otherwise valid data."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def source(root, format, split="train", **changes):
 
 
 def found(*sources, split="train"):
-    """Problem -> (count, examples), without the note that there are few images."""
+    """Count and examples by problem, without the note about few images."""
     inspection = inspect_sources(sources, workers=1)
     return {
         problem: (count, " ".join(examples))
@@ -170,7 +170,7 @@ CASES = [
 def test_problem_is_found_with_its_place(problem, where, case, draw):
     root = draw(2)
     format, damage = case
-    # A copy without loss, which has the same pixels under another name and in another file.
+    # A lossless copy: the same pixels under another name and in another file format.
     Image.open(root / "images/000.jpg").save(root / "copy.png")
     if format == INSTANCE:
         shutil.move(root / "copy.png", root / "images/copy.png")

@@ -1,4 +1,4 @@
-"""Settings follow from data and machine, and say why."""
+"""Settings follow from data and machine, with reasons."""
 
 from collections import Counter
 from dataclasses import replace
@@ -32,13 +32,14 @@ GPU_24 = Machine(24, 1, 8)
 
 
 def inspection(tmp_path, format="coco_instance", images=1000, pixels=(480, 640), segments=5, things=2):
-    """Of data that are nowhere."""
-    parts = {"coco_instance": "annotations", "coco_panoptic": "annotations panoptic", "semantic": "labels classes"}
-    source = object.__new__(Source)
-    for key in ("annotations", "panoptic", "labels", "instances", "classes", "files"):
-        object.__setattr__(source, key, tmp_path / key if key in parts[format].split() else None)
-    object.__setattr__(source, "images", tmp_path)
-    object.__setattr__(source, "split", "train")
+    """Inspection of data whose files are empty."""
+    files = {"coco_instance": ["annotations"], "coco_panoptic": ["annotations"], "semantic": ["classes"]}[format]
+    folders = {"coco_instance": [], "coco_panoptic": ["panoptic"], "semantic": ["labels"]}[format]
+    for name in files:
+        (tmp_path / name).touch()
+    for name in folders:
+        (tmp_path / name).mkdir(exist_ok=True)
+    source = Source(tmp_path, **{name: tmp_path / name for name in files + folders})
     categories = tuple(Category(i, str(i), (0, 0, 0), i < things) for i in range(3))
     scan = Scan(pixels, "", pixels=Counter({0: pixels[0] * pixels[1]}), segments=Counter({0: segments}))
     content = SplitContent(source, categories, (LabelledImage(0, tmp_path / "0.jpg"),) * images)

@@ -1,4 +1,4 @@
-"""DATASETS.CUSTOM: data sets from a config alone."""
+"""DATASETS.CUSTOM: data sets described only by a config."""
 
 import json
 
