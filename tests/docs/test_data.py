@@ -16,7 +16,7 @@ PROBLEMS = [value for value in vars(problems).values() if isinstance(value, prob
 
 def rows() -> list[list[str]]:
     """The table of problems: cells with their subject, the blocking ones, and the notes."""
-    table = DOCUMENT.split("| of | blocking | notes |")[1].split("\n\n")[0]
+    table = DOCUMENT.split("| subject | blocking | notes |")[1].split("\n\n")[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[1:]]
 
 
