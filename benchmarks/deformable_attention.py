@@ -26,7 +26,8 @@ import torch
 from _measure import copy_rate, describe, gemm_rate, machine, peak_memory, save, seconds, table, use_cpu_time
 from torch import Tensor
 
-from mask2former.modeling.pixel_decoder.ops import MSDeformAttn, ms_deform_attn
+from mask2former.modeling.pixel_decoder.msdeformattn import MSDeformAttn
+from mask2former.modeling.pixel_decoder.ops import ms_deform_attn
 
 RESULTS = Path(__file__).resolve().parent / "results"
 HEADS, CHANNELS, POINTS, STRIDES = 8, 32, 4, (32, 16, 8)

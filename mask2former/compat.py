@@ -33,7 +33,12 @@ MOVED: dict[str, tuple[str, ...]] = {
     "mask2former.files": ("mask2former.utils.files",),
     "mask2former.image_files": ("mask2former.prediction.files",),
     "mask2former.journal": ("mask2former.utils.journal",),
+    "mask2former.modeling.build": ("mask2former.modeling.transformer_decoder",),
     "mask2former.modeling.postprocessing": ("mask2former.modeling.inference",),
+    "mask2former.modeling.transformer_decoder.attention": (
+        "mask2former.modeling.transformer_decoder.mask2former_transformer_decoder",
+    ),
+    "mask2former.modeling.transformer_decoder.position_encoding": ("mask2former.modeling.transformer_decoder",),
     "mask2former.png": ("mask2former.utils.label_images",),
     "mask2former.predict_each": ("mask2former.prediction.files",),
     "mask2former.predictions": ("mask2former.prediction.results",),

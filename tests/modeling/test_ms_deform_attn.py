@@ -9,7 +9,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from mask2former.modeling.pixel_decoder.ops import MSDeformAttn, ms_deform_attn, triton_backend
+from mask2former import ConfigError
+from mask2former.modeling.pixel_decoder.msdeformattn import MSDeformAttn
+from mask2former.modeling.pixel_decoder.ops import ms_deform_attn, triton_backend
 
 from ..conftest import ROOT
 from .deformable import CASES, Case, check, draw, run
@@ -69,7 +71,7 @@ def test_gather_agrees_with_the_reference(name, dtype):
 
 
 def test_gather_sums_in_chunks_and_in_the_same_order_every_time(monkeypatch):
-    monkeypatch.setattr("mask2former.modeling.pixel_decoder.ops.gather._SAMPLES_AT_ONCE", 32)
+    monkeypatch.setattr("mask2former.modeling.pixel_decoder.ops.gather.SAMPLES_AT_ONCE", 32)
     case = Case(batch=2, queries=20)
     check(case, "gather", torch.float32)
     tensors = draw(case, torch.float32)
@@ -123,7 +125,7 @@ def test_config_chooses_the_backend(train_cfg):
     layers = build_model(train_cfg).sem_seg_head.pixel_decoder.transformer.encoder.layers
     assert {layer.self_attn.backend for layer in layers} == {"reference"}
     train_cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION_BACKEND = "fast"
-    with pytest.raises(ValueError, match="unknown deformable attention backend 'fast'; expected one of auto, gather"):
+    with pytest.raises(ConfigError, match="unknown deformable attention backend 'fast'; expected one of auto, gather"):
         build_model(train_cfg)
 
 
@@ -134,7 +136,7 @@ def test_config_chooses_the_backend(train_cfg):
         (lambda v, p, w: (v, p[:, :, :1], w), r"sampling_locations must be .*\(1, 5, 2, 3, 2, 2\), got \(1, 5, 1"),
         (lambda v, p, w: (v, p, w[..., :1]), r"attention_weights must be \(1, 5, 2, 3, 2\), got"),
         (lambda v, p, w: (v[0], p, w), "expected value"),
-        (lambda v, p, w: (v.int(), p, w), "floating type, got torch.int32"),
+        (lambda v, p, w: (v.int(), p, w), "floating-point type, got torch.int32"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change, message):
@@ -146,13 +148,13 @@ def test_inputs_that_do_not_fit_are_named(change, message):
 def test_backends_refuse_what_they_cannot_serve(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     tensors = draw(Case(), torch.float32)
-    with pytest.raises(ValueError, match=r"'triton' can't serve this call: (.*on cpu|Triton is not installed)"):
+    with pytest.raises(ConfigError, match=r"'triton' can't serve this call: (.*on cpu|Triton is not installed)"):
         run(Case(), tensors, "triton")
-    with pytest.raises(ValueError, match="'gather' can't serve this call: it is for the CPU, and value is on meta"):
+    with pytest.raises(ConfigError, match="'gather' can't serve this call: it is for the CPU, and value is on meta"):
         run(Case(), [x.to("meta") for x in tensors], "gather")
     assert run(Case(), [x.to("meta") for x in tensors], "auto")[0].is_meta
     monkeypatch.setattr(triton_backend.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="Triton is not installed"):
+    with pytest.raises(ConfigError, match="Triton is not installed"):
         run(Case(), tensors, "triton")
 
 

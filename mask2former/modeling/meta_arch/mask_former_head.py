@@ -1,4 +1,8 @@
-"""The head: a pixel decoder followed by a transformer decoder."""
+"""The head: a pixel decoder followed by a transformer decoder.
+
+Shapes:
+    B: images; C: channels of a map; H, W: its height and width
+"""
 
 from typing import Any
 
@@ -7,16 +11,17 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ..build import build_pixel_decoder, build_transformer_decoder
+from ...config import ConfigError
+from ..transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class MaskFormerHead(nn.Module):
-    """Backbone maps to class and mask predictions."""
+    """Maps from the backbone to predictions of classes and masks."""
 
     @configurable
     def __init__(self, pixel_decoder: nn.Module, predictor: nn.Module) -> None:
-        """Put the two parts together."""
+        """Combine the two parts."""
         super().__init__()
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
@@ -26,18 +31,19 @@ class MaskFormerHead(nn.Module):
         """Build the parts that the config names.
 
         Raises:
-            ValueError: a value of a published key that MaskFormer had and Mask2Former has not.
+            ConfigError: A key of MaskFormer has a value that Mask2Former does not support.
         """
         node = cfg.MODEL.MASK_FORMER
         for key, only in (("TRANSFORMER_IN_FEATURE", "multi_scale_pixel_decoder"), ("ENC_LAYERS", 0)):
             if node[key] != only:
-                raise ValueError(f"MODEL.MASK_FORMER.{key} is {node[key]!r}; only {only!r} is supported")
+                raise ConfigError(f"MODEL.MASK_FORMER.{key} is {node[key]!r}; only {only!r} is supported")
+        head = cfg.MODEL.SEM_SEG_HEAD
         return {
-            "pixel_decoder": build_pixel_decoder(cfg, input_shape),
-            "predictor": build_transformer_decoder(cfg, cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM),
+            "pixel_decoder": SEM_SEG_HEADS_REGISTRY.get(head.PIXEL_DECODER_NAME)(cfg, input_shape),
+            "predictor": TRANSFORMER_DECODER_REGISTRY.get(node.TRANSFORMER_DECODER_NAME)(cfg, head.CONVS_DIM),
         }
 
     def forward(self, features: dict[str, Tensor], aux_outputs: bool = True) -> dict[str, Any]:
-        """Map {name: [B, C, H, W]} to the predictions of the decoder, with its layers' if `aux_outputs`."""
+        """Map {name: [B, C, H, W]} to the predictions of the transformer decoder, see its `forward`."""
         mask_features, maps = self.pixel_decoder(features)
         return self.predictor(maps, mask_features, aux_outputs)

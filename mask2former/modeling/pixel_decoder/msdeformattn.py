@@ -1,7 +1,9 @@
 """The deformable pixel decoder (Cheng et al., Mask2Former, CVPR 2022, section 3.2.2; Zhu et al., Deformable DETR).
 
 Shapes:
-    B: images; C: channels of a map; E: conv_dim; S: positions of all encoder levels together
+    B: images; C: channels of a backbone map; E: conv_dim; H, W: height and width of a map
+    S: positions of all encoder levels together; T: queries, in the encoder the same S positions
+    n: heads; L: levels; P: points
 """
 
 import math
@@ -16,11 +18,59 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
-from ..transformer_decoder.position_encoding import PositionEmbeddingSine
-from .ops import MSDeformAttn
+from ...config import ConfigError
+from ..transformer_decoder import PositionEmbeddingSine
+from .ops import check_backend, ms_deform_attn
 
-# Width of the encoder's feed-forward layers in all published models; no config key sets it.
+# Width of the feed-forward layers of the encoder in all published models; no config key sets it.
 _ENCODER_DIM_FEEDFORWARD = 1024
+
+
+class MSDeformAttn(nn.Module):
+    """Deformable attention whose sampling offsets and weights are linear functions of the query."""
+
+    def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int, backend: str = "auto") -> None:
+        super().__init__()
+        check_backend(backend)
+        if dim % num_heads:
+            raise ConfigError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        self.num_levels = num_levels
+        self.num_heads = num_heads
+        self.num_points = num_points
+        self.backend = backend
+        self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Place the points of each head 1, 2, ... cells away in a direction of its own, with equal weights."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)
+        distance = torch.arange(1, self.num_points + 1)
+        ring = direction[:, None, None, :] * distance[None, None, :, None]  # [n, 1, P, 2]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(ring.expand(-1, self.num_levels, -1, -1).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, query: Tensor, reference_points: Tensor, source: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Attend from `query` [B, T, E] to `source` [B, S, E] around `reference_points` [T, 2], (x, y) in 0..1."""
+        shape = (self.num_heads, self.num_levels, self.num_points)
+        value = self.value_proj(source).unflatten(-1, (self.num_heads, -1))
+        offsets = self.sampling_offsets(query).unflatten(-1, (*shape, 2))
+        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1).unflatten(-1, shape[1:])
+        cells = torch.tensor([(width, height) for height, width in spatial_shapes], device=query.device)
+        locations = reference_points[:, None, None, None, :] + offsets / cells[:, None, :]
+        return self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights, self.backend))
 
 
 class MSDeformAttnEncoderLayer(nn.Module):
@@ -64,7 +114,7 @@ class MSDeformAttnEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, source: Tensor, position: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """Map tokens [B, S, E] to the same shape; each looks around the centre of its own cell, in every level."""
+        """Map tokens [B, S, E] to the same shape; each samples around the centre of its own cell, in every level."""
         reference_points = torch.cat([_cell_centres(*shape, source.device) for shape in shapes])
         for layer in self.layers:
             source = layer(source, position, reference_points, shapes)
@@ -72,7 +122,7 @@ class MSDeformAttnEncoder(nn.Module):
 
 
 class MSDeformAttnTransformer(nn.Module):
-    """Flattens maps to tokens, marks their level, runs the encoder and cuts its output into maps again."""
+    """Flattens maps to tokens, adds level embeddings, runs the encoder and reshapes its output to maps."""
 
     def __init__(self, encoder: MSDeformAttnEncoder, dim: int, num_levels: int) -> None:
         super().__init__()
@@ -93,7 +143,10 @@ class MSDeformAttnTransformer(nn.Module):
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class MSDeformAttnPixelDecoder(nn.Module):
-    """Backbone maps to per-pixel embeddings at stride 4 and three maps for the transformer decoder, all in float32."""
+    """Maps from the backbone to embeddings per pixel at stride 4 and three maps for the transformer decoder.
+
+    Everything is computed in float32, also under autocast.
+    """
 
     NUM_FEATURE_LEVELS = 3
 
@@ -114,18 +167,26 @@ class MSDeformAttnPixelDecoder(nn.Module):
         dropout: float,
         attention_backend: str = "auto",
     ) -> None:
-        """Make the decoder; keys of `MODEL.SEM_SEG_HEAD` say what the settings mean."""
+        """Create the decoder; the keys of `MODEL.SEM_SEG_HEAD` in config.py describe the settings.
+
+        Raises:
+            ConfigError: A setting is invalid, or names an output that the backbone does not have.
+        """
         super().__init__()
-        by_stride = sorted(in_features, key=lambda name: _stride(input_shape, name))
-        # Names of the levels, coarse to fine: the order of `input_proj` in checkpoints.
+        for name in in_features:
+            if name not in input_shape:
+                names = ", ".join(input_shape)
+                raise ConfigError(f"the backbone has no output {name!r} (it has {names}); see MODEL.SEM_SEG_HEAD")
+        strides = {name: shape.stride or 1 for name, shape in input_shape.items()}
+        channels = {name: shape.channels or 0 for name, shape in input_shape.items()}
+        by_stride = sorted(in_features, key=strides.__getitem__)
+        # Levels from coarse to fine: the order of `input_proj` in checkpoints.
         self.encoder_features = [name for name in reversed(by_stride) if name in transformer_in_features]
-        steps = int(math.log2(_stride(input_shape, self.encoder_features[-1]) / common_stride))
-        # Finer maps that join after the encoder, from the finest encoder map towards `common_stride`.
+        steps = int(math.log2(strides[self.encoder_features[-1]] / common_stride))
+        # Finer maps that are added after the encoder, from the finest encoder map towards `common_stride`.
         self.lateral_features = by_stride[:steps][::-1]
 
-        self.input_proj = nn.ModuleList(
-            _input_projection(_channels(input_shape, name), conv_dim) for name in self.encoder_features
-        )
+        self.input_proj = nn.ModuleList(_input_projection(channels[name], conv_dim) for name in self.encoder_features)
         num_levels = len(self.encoder_features)
         layers = [
             MSDeformAttnEncoderLayer(
@@ -139,9 +200,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         c2_xavier_fill(self.mask_features)
         for index, name in enumerate(self.lateral_features, start=1):
             use_bias = norm == ""
-            lateral = Conv2d(
-                _channels(input_shape, name), conv_dim, kernel_size=1, bias=use_bias, norm=get_norm(norm, conv_dim)
-            )
+            lateral = Conv2d(channels[name], conv_dim, kernel_size=1, bias=use_bias, norm=get_norm(norm, conv_dim))
             output = Conv2d(
                 conv_dim,
                 conv_dim,
@@ -176,9 +235,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
         }
 
     def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Map {name: [B, C, H, W]} to mask features [B, mask_dim, H/4, W/4] and maps [B, E, h, w], coarse to fine."""
+        """Map {name: [B, C, H, W]} to mask features [B, mask_dim, H, W] and maps [B, E, H, W], coarse to fine."""
         device_type = next(iter(features.values())).device.type
-        # Sampling offsets are fractions of a cell: reduced precision moves them visibly.
+        # Sampling offsets are fractions of a cell, which reduced precision changes visibly.
         with torch.autocast(device_type, enabled=False):
             features = {name: x.float() for name, x in features.items()}
             sources = [project(features[n]) for project, n in zip(self.input_proj, self.encoder_features, strict=True)]
@@ -197,12 +256,12 @@ def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
 
 
 def _add_upsampled(x: Tensor, coarse: Tensor) -> Tensor:
-    """Add a coarser map. A function, so that in inference nothing but the sum outlives it."""
+    """Add a coarser map; a function, so that the resized map is freed on return in inference."""
     return x + F.interpolate(coarse, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """Turn a map [B, E, H, W] into [B, H * W, E]."""
+    """Reshape a map [B, E, H, W] to tokens [B, H * W, E]."""
     return x.flatten(2).transpose(1, 2)
 
 
@@ -211,17 +270,3 @@ def _cell_centres(height: int, width: int, device: torch.device) -> Tensor:
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).flatten(0, 1)
-
-
-def _stride(shapes: dict[str, ShapeSpec], name: str) -> int:
-    return _known(shapes, name).stride or 1
-
-
-def _channels(shapes: dict[str, ShapeSpec], name: str) -> int:
-    return _known(shapes, name).channels or 0
-
-
-def _known(shapes: dict[str, ShapeSpec], name: str) -> ShapeSpec:
-    if name not in shapes:
-        raise ValueError(f"the backbone has no output {name!r} (it has {', '.join(shapes)}); see MODEL.SEM_SEG_HEAD")
-    return shapes[name]

@@ -1,5 +1,9 @@
 """Transformer decoders, registered in `TRANSFORMER_DECODER_REGISTRY`."""
 
-from .mask2former_transformer_decoder import MultiScaleMaskedTransformerDecoder
+from .mask2former_transformer_decoder import (
+    TRANSFORMER_DECODER_REGISTRY,
+    MultiScaleMaskedTransformerDecoder,
+    PositionEmbeddingSine,
+)
 
-__all__ = ["MultiScaleMaskedTransformerDecoder"]
+__all__ = ["TRANSFORMER_DECODER_REGISTRY", "MultiScaleMaskedTransformerDecoder", "PositionEmbeddingSine"]

@@ -1,26 +1,167 @@
 """The masked-attention transformer decoder (Cheng et al., Mask2Former, CVPR 2022, section 3.2).
 
 Shapes:
-    B: images; Q: queries; C: hidden_dim; K: classes; H, W: height and width at stride 4; S: positions of one level
+    B: images; Q: queries; C: hidden_dim; K: classes; H, W: height and width at stride 4
+    h, w: height and width of a level; S: positions of a level
 """
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import Registry
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
-from ..build import TRANSFORMER_DECODER_REGISTRY
-from .attention import MLP, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
-from .position_encoding import PositionEmbeddingSine
+from ...config import ConfigError
+
+# Transformer decoders, called with (cfg, in_channels). They map the maps of a pixel decoder, coarse to fine, and mask
+# features to a dict of predictions; see `MultiScaleMaskedTransformerDecoder.forward`.
+TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
+
+
+class PositionEmbeddingSine(nn.Module):
+    """Sine position embedding of a map (Carion et al., DETR, ECCV 2020, A.4).
+
+    Half of the channels encode the row, half the column; within each half, sines and cosines alternate.
+    """
+
+    def __init__(self, num_channels: int, temperature: float = 10000.0) -> None:
+        super().__init__()
+        if num_channels % 4:
+            raise ConfigError(f"num_channels must be a multiple of 4, got {num_channels}")
+        self.num_channels = num_channels
+        self.temperature = temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the embedding of the positions of a map [B, C, h, w]: float32 [1, num_channels, h, w]."""
+        rows, columns = (self._axis(size, x.device) for size in x.shape[-2:])
+        half, height, width = self.num_channels // 2, *x.shape[-2:]
+        rows = rows.T[:, :, None].expand(half, height, width)
+        columns = columns.T[:, None, :].expand(half, height, width)
+        return torch.cat([rows, columns])[None]
+
+    def _axis(self, size: int, device: torch.device) -> Tensor:
+        """Return the embedding of 1 .. size, normalized to 2 pi: [size, num_channels / 2]."""
+        position = torch.arange(1, size + 1, dtype=torch.float32, device=device) / (size + 1e-6) * (2 * math.pi)
+        channel = torch.arange(0, self.num_channels // 2, 2, dtype=torch.float32, device=device)
+        angle = position[:, None] / self.temperature ** (channel / (self.num_channels // 2))
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """PyTorch's module with the same parameters, but with one mask for all heads instead of a copy for each."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__(dim, num_heads, dropout=dropout, batch_first=True)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:  # type: ignore
+        """Attend from [B, Q, C] to [B, S, C] except where `blocked`, bool [B, Q, S], is set; return [B, Q, C]."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        heads = [
+            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        ]
+        attended = F.scaled_dot_product_attention(
+            *heads,
+            attn_mask=None if blocked is None else ~blocked[:, None],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class _ResidualLayer(nn.Module):
+    """Dropout, residual connection and LayerNorm around a branch; the norm follows the sum or precedes the branch."""
+
+    def __init__(self, dim: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.pre_norm = pre_norm
+
+    def before(self, queries: Tensor) -> Tensor:
+        """Return the input of the branch."""
+        return self.norm(queries) if self.pre_norm else queries
+
+    def after(self, queries: Tensor, branch: Tensor) -> Tensor:
+        """Add the output of the branch."""
+        queries = queries + self.dropout(branch)
+        return queries if self.pre_norm else self.norm(queries)
+
+    def _initialize(self) -> None:
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+
+class SelfAttentionLayer(_ResidualLayer):
+    """Self-attention of the queries."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__(dim, dropout, pre_norm)
+        self.self_attn = MultiheadAttention(dim, num_heads, dropout)
+        self._initialize()
+
+    def forward(self, queries: Tensor, query_position: Tensor) -> Tensor:
+        """Map queries [B, Q, C] to the same shape; `query_position` [Q, C] is added to queries and keys."""
+        x = self.before(queries)
+        positioned = x + query_position
+        return self.after(queries, self.self_attn(positioned, positioned, x))
+
+
+class CrossAttentionLayer(_ResidualLayer):
+    """Attention from the queries to a map; each query attends inside the mask that it predicted before."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__(dim, dropout, pre_norm)
+        self.multihead_attn = MultiheadAttention(dim, num_heads, dropout)
+        self._initialize()
+
+    def forward(
+        self, queries: Tensor, memory: Tensor, blocked: Tensor, memory_position: Tensor, query_position: Tensor
+    ) -> Tensor:
+        """Map queries [B, Q, C] to the same shape, given memory [B, S, C] and `blocked` bool [B, Q, S]."""
+        x = self.before(queries)
+        return self.after(queries, self.multihead_attn(x + query_position, memory + memory_position, memory, blocked))
+
+
+class FFNLayer(_ResidualLayer):
+    """Two linear layers with a ReLU between them."""
+
+    def __init__(self, dim: int, dim_feedforward: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__(dim, dropout, pre_norm)
+        self.linear1 = nn.Linear(dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, dim)
+        self._initialize()
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """Map queries [B, Q, C] to the same shape."""
+        hidden = self.dropout(F.relu(self.linear1(self.before(queries))))
+        return self.after(queries, self.linear2(hidden))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLUs between them."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
+        super().__init__()
+        dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in_dim] to [..., out_dim]."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
 
 
 @TRANSFORMER_DECODER_REGISTRY.register()
 class MultiScaleMaskedTransformerDecoder(nn.Module):
-    """Learnt queries look at one level after the other, each inside its own mask, and predict a class and a mask."""
+    """Learned queries attend to one level after the other, each inside its own mask, and predict classes and masks."""
 
     NUM_FEATURE_LEVELS = 3
 
@@ -40,9 +181,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         pre_norm: bool = False,
         enforce_input_project: bool = False,
     ) -> None:
-        """Make the decoder; keys of `MODEL.MASK_FORMER` say what the settings mean.
+        """Create the decoder; the keys of `MODEL.MASK_FORMER` in config.py describe the settings.
 
-        `num_layers` counts layers proper; predictions are one more, as the learnt queries predict too.
+        The number of predictions is `num_layers` + 1, because the learned queries also predict.
         """
         super().__init__()
         self.position_embedding = PositionEmbeddingSine(hidden_dim)
@@ -90,14 +231,14 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """Predict classes and masks.
 
         Args:
-            maps: three maps [B, in_channels, h, w], coarse to fine.
-            mask_features: [B, mask_dim, H, W].
-            aux_outputs: keep all predictions, as losses want them; they are the largest that the model makes.
+            maps: Three maps [B, in_channels, h, w], coarse to fine.
+            mask_features: Embeddings per pixel [B, mask_dim, H, W].
+            aux_outputs: Whether to keep all predictions, for deep supervision; they need most of the memory.
 
         Returns:
-            `pred_logits` [B, Q, K + 1], the last class being "no object"; `pred_masks` logits [B, Q, H, W]; and
-            `aux_outputs`, a list of dicts with the same two of the learnt queries and of all layers but the last (empty
-            if they are not kept).
+            `pred_logits` [B, Q, K + 1], whose last class is "no object"; `pred_masks`, logits [B, Q, H, W]; and
+            `aux_outputs`, a list of dicts with the same two entries for the learned queries and for all layers but the
+            last, empty without `aux_outputs`.
         """
         shapes = [x.shape[-2:] for x in maps]
         positions = [self.position_embedding(x).flatten(2).transpose(1, 2) for x in maps]
@@ -133,7 +274,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
 
 def _blocked(mask_logits: Tensor, shape: Sequence[int]) -> Tensor:
-    """Keys outside each query's mask, at a level's resolution: bool [B, Q, S]; none where that would be all of them."""
+    """Keys outside the mask of each query at the resolution of a level, bool [B, Q, S]; none if all are outside."""
     logits = F.interpolate(mask_logits.detach().float(), size=tuple(shape), mode="bilinear", align_corners=False)
     blocked = logits.flatten(2).sigmoid() < 0.5
     return blocked & ~blocked.all(dim=-1, keepdim=True)

@@ -1,5 +1,5 @@
-"""Operators of the pixel decoder."""
+"""Multi-scale deformable attention: one function, several backends."""
 
-from .ms_deform_attn import MSDeformAttn, ms_deform_attn
+from .dispatch import check_backend, ms_deform_attn
 
-__all__ = ["MSDeformAttn", "ms_deform_attn"]
+__all__ = ["check_backend", "ms_deform_attn"]

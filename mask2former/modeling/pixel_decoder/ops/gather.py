@@ -1,10 +1,10 @@
-"""Multi-scale deformable attention as sums of table rows, for the CPU: plain PyTorch, forward and backward.
+"""Multi-scale deformable attention as sums of table rows, for CPUs: plain PyTorch, forward and backward.
 
-A sample is the weighted sum of the four cells around it, so that a query's result for a head is one weighted sum of
-4 L P rows of a table of all cells: `embedding_bag`, which reads the rows without writing them anywhere. In the backward
-pass the gradients of the weights are the products of these rows with the gradient of the result (`sampled_addmm` on
-the pattern of the table rows that are read), and the gradient of a cell is a weighted sum of rows of the gradient of
-the result, with the samples sorted by the cell they start from: no two additions meet, so results repeat exactly.
+A sample is the weighted sum of the four cells around it, so the output of a query for a head is one weighted sum of
+4 L P rows of a table of all cells, which `embedding_bag` computes without copying the rows. In the backward pass, the
+gradients of the weights are the products of these rows with the gradient of the output (`sampled_addmm` on the pattern
+of the table rows that are read). The gradient of a cell is a weighted sum of rows of the gradient of the output, with
+the samples sorted by their top left cell, so that additions have a fixed order and results are reproducible.
 
 Shapes:
     B: images; S: positions of all levels together; n: heads; D: channels of a head; L: levels; P: points; T: queries;
@@ -19,26 +19,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .custom_operator import make_operator, pairs
-from .reference import computing_dtype
+from .reference import Shapes, computing_dtype, make_operator
 
-# Cells of zeros around each level in the table. With two, all four cells of a sample can lie outside the map.
+# Cells of zeros around each level in the table; two, because all four cells of a sample can lie outside the map.
 _MARGIN = 2
-# The cells around a sample, as (down, right) of the first, in the order of weights and indices.
+# The cells around a sample, as steps (down, right) from the top left one, in the order of weights and indices.
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
-# Queries are taken in chunks of about this many samples for each thread, so that what is made of them stays in caches.
-_SAMPLES_AT_ONCE = 32768
+# Queries are processed in chunks of about this many samples per thread, so that intermediate results stay in caches.
+SAMPLES_AT_ONCE = 32768
 
 
 class Samples(NamedTuple):
-    """Where samples lie: table row of the top left cell, and fractions of a cell from there; all [T, n, L, P]."""
+    """Places of samples: table row of the top left cell, and fractions of a cell from there; all [T, n, L, P]."""
 
     row: Tensor
     x: Tensor
     y: Tensor
 
     def corner_weights(self, weights: Tensor, out: Sequence[Tensor]) -> None:
-        """Write bilinear weights of the four cells, times `weights` [T, n, L, P], in the order of `_CORNERS`."""
+        """Write the bilinear weights of the four cells times `weights` [T, n, L, P], in the order of `_CORNERS`."""
         top_left, right, below, below_right = out
         torch.mul(weights, self.y, out=below)
         torch.mul(below, self.x, out=below_right)
@@ -51,7 +50,7 @@ class Samples(NamedTuple):
 class Table:
     """The cells of all levels of an image, each level with a margin of zeros: one row [D] per cell and head."""
 
-    def __init__(self, spatial_shapes: Sequence[tuple[int, int]], heads: int, points: int, like: Tensor) -> None:
+    def __init__(self, spatial_shapes: Shapes, heads: int, points: int, like: Tensor) -> None:
         self.shapes = [(int(height), int(width)) for height, width in spatial_shapes]
         self.heads = heads
         sizes = [(height + 2 * _MARGIN) * (width + 2 * _MARGIN) for height, width in self.shapes]
@@ -59,7 +58,7 @@ class Table:
         self.rows = sum(sizes) * heads
 
         def per_sample(values: Sequence[int], dtype: torch.dtype) -> Tensor:
-            """Spread a number of each level to [n, L, P]; broadcasting over inner dimensions is slow."""
+            """Expand one number per level to [n, L, P]; broadcasting over inner dimensions is slow."""
             numbers = torch.tensor(values, dtype=dtype, device=like.device)
             return numbers[None, :, None].expand(heads, -1, points).contiguous()
 
@@ -80,7 +79,7 @@ class Table:
         return table
 
     def add_back(self, table: Tensor, corner: tuple[int, int], value: Tensor) -> None:
-        """Add to `value` [S, n, D] what a table [R, D] has for samples of which each cell is the given corner."""
+        """Add to `value` [S, n, D] the rows of a table [R, D] that belong to samples with each cell at a corner."""
         for level, inside in zip(self._levels(value), self._inside(table, *corner), strict=True):
             level.add_(inside)
 
@@ -92,7 +91,7 @@ class Table:
         return Samples(first, x, y)
 
     def corner_rows(self, first: Tensor) -> Tensor:
-        """Rows of the four cells around samples, [T n, 4 L P], from those of their top left cells [T, n, L, P]."""
+        """Rows of the four cells around samples, [T n, 4 L P], from the rows of the top left cells [T, n, L, P]."""
         rows = first.new_empty((*first.shape[:2], len(_CORNERS), *first.shape[2:]))
         rows[:, :, 0] = first
         torch.add(first, self.heads, out=rows[:, :, 1])
@@ -106,25 +105,22 @@ class Table:
         return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def _inside(self, table: Tensor, down: int, right: int) -> Iterator[Tensor]:
-        """Views [H, W, n, D] of a table [R, D]: each level without its margin, moved up and left by some cells."""
+        """Yield views [H, W, n, D] of a table [R, D]: the levels without margins, moved up and left by some cells."""
         for (height, width), start in zip(self.shapes, self.starts, strict=True):
             padded = (height + 2 * _MARGIN, width + 2 * _MARGIN)
             level = table.unflatten(0, (-1, self.heads))[start : start + padded[0] * padded[1]].unflatten(0, padded)
             yield level[_MARGIN - down :, _MARGIN - right :][:height, :width]
 
 
-def gather_forward(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
-    """Sum weighted table rows; see `ms_deform_attn`. Differentiable once."""
-    sides = [side for shape in spatial_shapes for side in shape]
-    return _operator(value, sides, locations, weights)
+def why_not(value: Tensor) -> str | None:
+    """Return the reason why this backend can't serve a call with this `value`, or None if it can."""
+    return None if value.device.type == "cpu" else f"it is for the CPU, and value is on {value.device}"
 
 
-def _forward(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+def _forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     dtype = computing_dtype(value)
     locations, weights = locations.to(dtype), weights.to(dtype)
-    table = Table(pairs(sides), value.shape[2], locations.shape[4], locations)
+    table = Table(shapes, value.shape[2], locations.shape[4], locations)
     output = value.new_empty((*locations.shape[:3], value.shape[3]))
     for image in range(value.shape[0]):
         rows = table.fill(value[image], dtype)
@@ -139,12 +135,12 @@ def _forward(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Te
 
 
 def _backward(
-    gradient: Tensor, value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor
+    gradient: Tensor, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = computing_dtype(value)
     exact_locations, exact_weights = locations.to(dtype), weights.to(dtype)
     gradients = gradient.to(dtype).unflatten(2, value.shape[2:]).contiguous()  # [B, T, n, D]
-    table = Table(pairs(sides), value.shape[2], locations.shape[4], exact_locations)
+    table = Table(shapes, value.shape[2], locations.shape[4], exact_locations)
     of_locations, of_weights = torch.empty_like(exact_locations), torch.empty_like(exact_weights)
     for image in range(value.shape[0]):
         rows = table.fill(value[image], dtype)
@@ -158,23 +154,24 @@ def _backward(
                 (table.width, table.height),
                 (of_locations[image, part], of_weights[image, part]),
             )
-    of_value = value_gradient(gradients, pairs(sides), exact_locations, exact_weights)
+    of_value = value_gradient(gradients, shapes, exact_locations, exact_weights)
     return of_value.to(value.dtype), of_locations.to(locations.dtype), of_weights.to(weights.dtype)
 
 
-def value_gradient(
-    gradient: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
-    """Gradient of `value` [B, S, n, D] from that of the result [B, T, n, D], without atomic additions, on any device.
+forward = make_operator("ms_deform_attn_gather", _forward, _backward)
 
-    Level by level, samples are sorted by their top left cell; then, corner by corner, each cell sums weighted rows of
-    `gradient`.
+
+def value_gradient(gradient: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Compute the gradient of `value` [B, S, n, D] from that of the output, [B, T, n, D], without atomic additions.
+
+    It runs on any device. For each level, samples are sorted by their top left cell; then, for each corner, every cell
+    sums weighted rows of `gradient`.
     """
     batch, _, heads, channels = gradient.shape
-    sizes = [height * width for height, width in spatial_shapes]
+    sizes = [height * width for height, width in shapes]
     of_value = gradient.new_zeros((batch, sum(sizes), heads, channels))
     for level, part in enumerate(of_value.split(sizes, dim=1)):
-        table = Table(spatial_shapes[level : level + 1], heads, locations.shape[4], locations)
+        table = Table(shapes[level : level + 1], heads, locations.shape[4], locations)
         for image in range(batch):
             samples = table.locate(locations[image, :, :, level : level + 1])
             _add_samples(table, samples, weights[image, :, :, level : level + 1], gradient[image], part[image])
@@ -182,7 +179,7 @@ def value_gradient(
 
 
 def _add_samples(table: Table, samples: Samples, weights: Tensor, gradient: Tensor, of_value: Tensor) -> None:
-    """Add to `of_value` [S, n, D] what samples of a table's cells take from `gradient` [T, n, D]."""
+    """Add to `of_value` [S, n, D] the weighted rows of `gradient` [T, n, D] of all samples around a cell."""
     first, order = samples.row.flatten().sort(stable=True)
     counts = torch.bincount(first, minlength=table.rows)
     starts = (counts.cumsum(0) - counts).int()
@@ -196,7 +193,7 @@ def _add_samples(table: Table, samples: Samples, weights: Tensor, gradient: Tens
 
 
 def _split(coordinate: Tensor, size: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn a coordinate in units of a side into a cell in the map or its margin, and the fraction of a cell from it."""
+    """Split a coordinate in units of a side into a cell of the map or its margin and the fraction of a cell from it."""
     position = torch.addcmul(coordinate.new_tensor(-0.5), coordinate, size)
     cell = position.floor()
     return cell.int().clamp_(min=-_MARGIN).minimum(last), position.sub_(cell)
@@ -224,8 +221,8 @@ def _sample_gradients(
 ) -> None:
     """Write the gradients of locations [T, n, L, P, 2] and weights [T, n, L, P] into `out`.
 
-    `products` [T, n, 4, L, P] are those of the four cells with the gradient of the result, so what bilinear
-    interpolation between them gives is the gradient of a weight, and its slopes are those of the locations.
+    `products` [T, n, 4, L, P] are the products of the four cells with the gradient of the output. Bilinear
+    interpolation between them gives the gradient of a weight, and its slopes give the gradients of the location.
     """
     top_left, top_right, left, right = products.unbind(2)
     top, bottom = torch.lerp(top_left, top_right, samples.x), torch.lerp(left, right, samples.x)
@@ -237,10 +234,7 @@ def _sample_gradients(
 
 
 def _chunks(locations: Tensor) -> Iterator[slice]:
-    """Ranges of the queries of [T, n, L, P, 2]."""
-    at_once = max(1, _SAMPLES_AT_ONCE * torch.get_num_threads() // max(1, locations[:1, ..., 0].numel()))
+    """Yield ranges of the queries of `locations` [T, n, L, P, 2]."""
+    at_once = max(1, SAMPLES_AT_ONCE * torch.get_num_threads() // max(1, locations[:1, ..., 0].numel()))
     for start in range(0, len(locations), at_once):
         yield slice(start, start + at_once)
-
-
-_operator = make_operator("ms_deform_attn_gather", _forward, _backward)
