@@ -127,11 +127,11 @@ class Cost:
 # counted by benchmarks/training_memory.py on tensors without content, PyTorch 2.14. They grow with the number of pixels
 # if the dilations fit smaller maps (see `fitting_dilations`).
 COSTS: Mapping[str, Cost] = {
-    "large": Cost(219.9, 9.02, 3.09),
-    "base": Cost(108.8, 7.21, 2.78),
-    "small": Cost(69.9, 5.43, 2.63),
-    "tiny": Cost(47.2, 4.65, 2.48),
-    "mini": Cost(39.3, 3.96, 2.44),
+    "large": Cost(219.9, 8.27, 3.03),
+    "base": Cost(108.8, 6.85, 2.72),
+    "small": Cost(69.9, 5.19, 2.57),
+    "tiny": Cost(47.2, 4.49, 2.43),
+    "mini": Cost(39.3, 3.83, 2.38),
 }
 SIZES = (*COSTS, PICO)
 
