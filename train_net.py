@@ -57,7 +57,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--eval-only", action="store_true", help="only evaluate MODEL.WEIGHTS")
     add("--resume", action="store_true", help="continue from OUTPUT_DIR's last checkpoint or interrupted evaluation")
     add("--allow-partial", action="store_true", help="load the weights that fit from a checkpoint that does not fit")
-    add("--allow-pickle", action="store_true", help="open a .pkl of MODEL.WEIGHTS, which can run any code")
+    add("--allow-pickle", action="store_true", help="open a .pkl of MODEL.WEIGHTS, which can execute arbitrary code")
     add("--debug", action="store_true", help="show tracebacks of all errors")
     add("--num-gpus", type=int, default=1, metavar="N", help="processes per machine, each with a GPU or on the CPU")
     add("--num-machines", type=int, default=1, metavar="N")

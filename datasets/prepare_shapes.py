@@ -62,7 +62,9 @@ def prepare(root: str | Path, *, train: int = 1200, val: int = 150, size: int = 
         print(f"{folder} is complete: {train} + {val} images of {size} x {size} pixels")
         return folder
     if found is None and folder.exists():
-        raise ShapesError(f"{folder} has no {MANIFEST} of this script: not touched, please move it away")
+        raise ShapesError(
+            f"{folder} was not written by this script (it has no {MANIFEST}) and is left unchanged: please move it"
+        )
     partial = folder.with_name("shapes.partial")
     if _read_manifest(partial) != manifest:
         shutil.rmtree(partial, ignore_errors=True)

@@ -82,7 +82,7 @@ def serve_model(options: argparse.Namespace, files: Path) -> NoReturn:
     try:
         print(f"open {serve(page, bench, options.host, options.port)} (Ctrl-C ends it)", flush=True)
         if options.host not in ("127.0.0.1", "localhost"):
-            print("whoever reaches this machine over the network can use the page", file=sys.stderr, flush=True)
+            print("anyone who can reach this machine over the network can use the page", file=sys.stderr, flush=True)
         # Python handles signals between short waits on every system.
         while True:
             time.sleep(1)

@@ -90,7 +90,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options.video_input, more_keys = _split_keys(options.video_input or [])
     options.opts = [*keys, *more_keys, *options.opts]
     if options.output is None and options.webcam is None:
-        parser.error("--output is needed: a folder for what is written")
+        parser.error("--output is required: the folder for the results")
     if options.output is not None and options.output.exists() and not options.output.is_dir():
         parser.error(f"--output {options.output} is a file, expected a folder")
     if options.json and options.webcam is not None:

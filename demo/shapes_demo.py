@@ -90,7 +90,7 @@ def read_metrics(results_file: Path) -> dict[str, float]:
         (results,) = json.loads(results_file.read_text()).values()
         values = {name: results[task][name] for name, (task, _) in METRICS.items()}
     except (OSError, ValueError, KeyError) as error:
-        raise DemoError(f"the training left no {results_file} with {', '.join(METRICS)}: {error!r}") from error
+        raise DemoError(f"the training wrote no {results_file} with {', '.join(METRICS)}: {error!r}") from error
     return {name: math.nan if value is None else round(value, 3) for name, value in values.items()}
 
 

@@ -7,7 +7,7 @@
     python tools/convert_weights.py pytorch_model.bin dinat.safetensors --from-transformers
 
 INPUT is what MODEL.WEIGHTS accepts, a file or a URL: a checkpoint of Mask2Former or of a training, a state dict, an
-ImageNet classifier. OUTPUT holds the weights alone, under their names without `module.` and `model.`, and says where
+ImageNet classifier. OUTPUT holds only the weights, under their names without `module.` and `model.`, and says where
 they come from (setting, source, SHA-256 of the source). It is read again and compared before it gets its name.
 """
 
@@ -77,12 +77,12 @@ def require_equal(written: State, expected: State, path: Path) -> None:
         ConversionError: they are not.
     """
     if written.keys() != expected.keys():
-        raise ConversionError(f"{path}: the names read back are not those that were written")
+        raise ConversionError(f"{path}: the names that were read back differ from those that were written")
     for name, value in expected.items():
         other = written[name]
         same_kind = other.dtype == value.dtype and other.shape == value.shape
         if not same_kind or not torch.equal(_bytes(other), _bytes(value)):
-            raise ConversionError(f"{path}: {name} is not what was written; is the disk sound?")
+            raise ConversionError(f"{path}: {name} differs from what was written; is the disk failing?")
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         action="store_true",
         help="rename the weights of a DiNAT of the transformers library",
     )
-    parser.add_argument("--allow-pickle", action="store_true", help="open a .pkl, which can run any code")
+    parser.add_argument("--allow-pickle", action="store_true", help="open a .pkl, which can execute arbitrary code")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set for the check")
     options = parser.parse_intermixed_args(arguments)

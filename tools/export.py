@@ -64,7 +64,7 @@ def read_config(options: argparse.Namespace) -> CfgNode:
     cfg.DATASETS.CUSTOM = register_custom_datasets(cfg.DATASETS.CUSTOM, options.config_file.parent)
     cfg.MODEL.DEVICE = "cpu"
     if not cfg.MODEL.WEIGHTS:
-        raise ConfigError("MODEL.WEIGHTS is empty: it names the checkpoint to export")
+        raise ConfigError("MODEL.WEIGHTS is empty: set it to the checkpoint to export")
     weights = fetch(cfg.MODEL.WEIGHTS) if is_url(cfg.MODEL.WEIGHTS) else cfg.MODEL.WEIGHTS
     cfg.MODEL.WEIGHTS = str(Path(weights).absolute())
     return cfg

@@ -91,7 +91,7 @@ def pip(python: Path, *arguments: object, what: str) -> None:
         SetupError: pip failed; the message names ``what``.
     """
     if run([python, "-m", "pip", "install", *arguments]).returncode != 0:
-        raise SetupError(f"pip could not install {what} (its message is above). Solve that and run it again.")
+        raise SetupError(f"pip could not install {what} (its message is above). Fix this and run it again.")
 
 
 def probe(python: Path) -> dict:
@@ -197,7 +197,7 @@ def install_natten(venv: Path, python: Path) -> None:
         command = [python, "-m", "pip", "install", "--no-build-isolation", NATTEN]
         result = run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
     if result.returncode != 0:
-        say(f"NATTEN could not be installed: nothing needs it, the attention's own backends are used ({log})")
+        say(f"NATTEN could not be installed: it is optional, the built-in attention backends are used ({log})")
 
 
 def set_up(venv: Path, chosen_python: bool) -> None:

@@ -52,7 +52,7 @@ class Checkpointer(DetectionCheckpointer):
             model: Model to load and save, possibly in a DistributedDataParallel.
             save_dir: Folder of the run's checkpoints; only the main process writes there.
             allow_partial: Whether to load the weights that fit from a file that does not fit exactly.
-            allow_pickle: Whether to open `.pkl` files, which can run any code.
+            allow_pickle: Whether to open `.pkl` files, which can execute arbitrary code.
             starts_training: Whether a training starts from the file. Such a file may hold the backbone alone, as an
                 ImageNet classifier does, or have another number of classes: the class head then keeps its initial
                 weights. Another number of classes is never accepted when a training is resumed.
@@ -158,7 +158,7 @@ class Checkpointer(DetectionCheckpointer):
             where = f" on ranks {[rank for rank, has in enumerate(found) if not has]}" if any(found) else ""
             raise CheckpointNotFoundError(
                 f"{named_by}: no file {path}{where} (working directory {os.getcwd()}); "
-                "the section Weights of README.md lists what it can be"
+                "see the section Weights of README.md"
             )
         self.logger.info("Loading %s", path)
         checkpoint = read_checkpoint(path, allow_pickle=self.allow_pickle)

@@ -66,7 +66,9 @@ def fetch(url: str) -> Path:
     address, expected = _parse(url)
     name = unquote(urlsplit(address).path).rsplit("/", 1)[-1]
     if not name.endswith(_EXTENSIONS) or name.startswith("."):
-        raise DownloadError(f"{address}: expected the name of a file of weights ({', '.join(_EXTENSIONS)})")
+        raise DownloadError(
+            f"{address}: expected a URL that ends in the name of a weight file ({', '.join(_EXTENSIONS)})"
+        )
     # One folder per address keeps apart files of the same name.
     path = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16] / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,7 @@ def _download(address: str, path: Path, expected: str | None) -> str:
             break
         except urllib.error.HTTPError as error:
             if error.code < 500:
-                raise DownloadError(f"{address}: the server answers {error.code} {error.reason}") from error
+                raise DownloadError(f"{address}: the server answered {error.code} {error.reason}") from error
             failure: Exception = error
         except urllib.error.URLError as error:
             if not attempt:
@@ -131,7 +133,7 @@ def _download(address: str, path: Path, expected: str | None) -> str:
         except (_BrokenOffError, HTTPException, OSError) as error:
             failure = error
     else:
-        kept = f"; {partial} keeps what has arrived, and the next call continues there" if partial.exists() else ""
+        kept = f"; {partial} is kept, and the next call continues from there" if partial.exists() else ""
         raise DownloadError(f"{address}: {failure}{kept}") from failure
     checksum = sha256_of(partial)
     if expected is not None and checksum != expected:
@@ -170,7 +172,7 @@ def _transfer(address: str, partial: Path) -> None:
         _write(response, partial, total, start)
     arrived = partial.stat().st_size
     if total is not None and arrived != total:
-        raise _BrokenOffError(f"{arrived} of {total} bytes arrived")
+        raise _BrokenOffError(f"received {arrived} of {total} bytes")
 
 
 def _read_state(state_file: Path, partial: Path) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False, kind: str =
     """Read a file of weights.
 
     Files that end in `.safetensors`, and torch files (any other extension), are read without running code from them.
-    A `.pkl` can run any code and has to be allowed.
+    A `.pkl` can execute arbitrary code and has to be allowed.
 
     Args:
         path: Local file: a training checkpoint, a state dict, or a dict with a state dict under "model" or
@@ -83,7 +83,7 @@ def _unpack(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, An
 def _read_file(path: Path, kind: str, allow_pickle: bool) -> Any:
     if kind == ".pkl" and not allow_pickle:
         raise CheckpointError(
-            f"{path}: a .pkl can run any code when it is opened. Convert it to .safetensors or .pth, or allow it with "
+            f"{path}: opening a .pkl can execute arbitrary code. Convert it to .safetensors or .pth, or allow it with "
             "--allow-pickle if you trust its source"
         )
     try:
@@ -100,7 +100,7 @@ def _read_file(path: Path, kind: str, allow_pickle: bool) -> Any:
         # The reason in torch's message, without its advice to run the code in the file.
         reason = re.search(r"WeightsUnpickler error:\s*(.+?)(?: was not an allowed|\n|$)", str(error))
         raise CheckpointError(
-            f"{path}: not a checkpoint of weights alone; it is damaged, or holds objects whose code would have to run: "
+            f"{path}: not a checkpoint of weights only; it is damaged, or contains objects that would execute code: "
             f"{reason[1] if reason else _first_line(error)}"
         ) from error
     except (SafetensorError, RuntimeError, EOFError) as error:

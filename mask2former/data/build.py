@@ -148,8 +148,8 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     # Detectron2's own sampler only counts the classes of instances.
     if not node.REPEAT_THRESHOLD > 0:
         raise ConfigError(
-            f"DATALOADER.REPEAT_THRESHOLD is {node.REPEAT_THRESHOLD}: RepeatFactorTrainingSampler then repeats no "
-            "image; set the part of the images below which a class is rare, such as 0.1"
+            f"DATALOADER.REPEAT_THRESHOLD is {node.REPEAT_THRESHOLD}: RepeatFactorTrainingSampler would repeat no "
+            "image; set the share of images below which a class is rare, such as 0.1"
         )
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=node.FILTER_EMPTY_ANNOTATIONS)
     factors = repeat_factors(
@@ -239,7 +239,7 @@ def build_validation_loader(cfg: CfgNode) -> DataLoader:
         mapper(chosen[0])
     except ValueError as error:
         raise ConfigError(
-            f"TEST.VALIDATION_LOSS needs DATASETS.TEST annotated as DATASETS.TRAIN is: {error}"
+            f"TEST.VALIDATION_LOSS needs the same kind of annotations in DATASETS.TEST and DATASETS.TRAIN: {error}"
         ) from error
     return build_detection_test_loader(chosen, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 

@@ -65,7 +65,7 @@ def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu") -> Any:
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu and local_size > torch.cuda.device_count():
         raise LaunchError(
-            f"{local_size} processes need a GPU each; this machine has {torch.cuda.device_count()} "
+            f"{local_size} processes need a GPU each, but this machine has {torch.cuda.device_count()} "
             "(MODEL.DEVICE cpu runs them without)"
         )
     if world_size == 1:

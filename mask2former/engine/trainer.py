@@ -68,7 +68,7 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: Config with all keys, for example from `setup_cfg`.
             allow_partial: Whether to start from the weights that fit if MODEL.WEIGHTS does not fit exactly.
-            allow_pickle: Whether MODEL.WEIGHTS may be a `.pkl`, which can run any code.
+            allow_pickle: Whether MODEL.WEIGHTS may be a `.pkl`, which can execute arbitrary code.
         """
         TrainerBase.__init__(self)
         self.cfg = cfg = scale_learning_rate(self.auto_scale_workers(cfg, comm.get_world_size()))

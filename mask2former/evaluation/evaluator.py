@@ -109,7 +109,7 @@ class StreamingEvaluator(DatasetEvaluator):
         differing = store.start({**fingerprint, "metrics": names}, resume=resume, outputs=outputs)
         logger = logging.getLogger(__name__)
         if resume and differing:
-            logger.warning("Predictions in %s are of another evaluation (%s): starting afresh", folder, differing)
+            logger.warning("Predictions in %s belong to another evaluation (%s): starting over", folder, differing)
         elif resume:
             logger.info("%d images were predicted before", len(store.finished))
         self._store = store

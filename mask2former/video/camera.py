@@ -69,13 +69,13 @@ def run_camera(
         clock: Function that returns the time in seconds.
 
     Raises:
-        VideoError: The camera does not exist or gives no picture, the video cannot be written, or there is neither a
+        VideoError: The camera does not exist or returns no picture, the video cannot be written, or there is neither a
             video nor a window.
     """
     windows = has_windows()
     if not windows and stem is None:
         raise VideoError(
-            "no window can be shown here (no display, or opencv-python-headless): name an output folder for a video"
+            "no window can be shown here (no display, or opencv-python-headless): pass an output folder for a video"
         )
     frames = failed = 0
     tracker = Tracker()
@@ -83,7 +83,7 @@ def run_camera(
         capture = open_camera(number)
         stack.callback(capture.release)
         if not capture.isOpened():
-            raise VideoError(f"camera {number} can't be opened: is it there, and used by no other program?")
+            raise VideoError(f"camera {number} can't be opened: is it connected, and not in use by another program?")
         # Without a buffer, each read gives the newest picture instead of one that waited for the model.
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         recorder = _Recorder(stack, stem, codec, frame_rate(capture, f"camera {number}"), clock) if stem else None
@@ -106,7 +106,7 @@ def run_camera(
     if windows:
         cv2.destroyAllWindows()
     if frames == 0:
-        raise VideoError(f"camera {number} gives no picture")
+        raise VideoError(f"camera {number} returns no picture")
     return CameraSummary(frames, seconds, failed, recorder.output if recorder else None)
 
 

@@ -146,7 +146,7 @@ def write_video(
 def _open(path: Path, codec: str, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
     odd = size[0] % 2 or size[1] % 2
     if odd and codec != "MJPG":
-        raise VideoError(f"{codec} writes even sizes only, not {size[1]}x{size[0]}; MJPG writes any")
+        raise VideoError(f"{codec} supports only even sizes, not {size[1]}x{size[0]}; MJPG supports any size")
     if odd and rate != round(rate):
         _LOG.warning("at an odd size, %s gets %d frames per second instead of %.3f", path.suffix, round(rate), rate)
     # OpenCV's own MJPG encoder accepts odd sizes but only whole rates; FFmpeg's is the other way round.

@@ -131,7 +131,7 @@ class _Rendering:
             self._failed_in_a_row += 1
         if self._failed_in_a_row == _MAX_FAILED:
             raise VideoError(
-                f"{self._reader.path}: {_MAX_FAILED} frames in a row have no result; the last one: {error}"
+                f"{self._reader.path}: no result for {_MAX_FAILED} frames in a row; the last error: {error}"
             )
         return {"error": error}
 

@@ -142,7 +142,9 @@ def test_pickles_are_opened_only_when_allowed(tmp_path, weights):
     path = tmp_path / "weights.pkl"
     content = {"model": {name: value.numpy() for name, value in weights.items()}, "__author__": "someone"}
     path.write_bytes(pickle.dumps(content))
-    with pytest.raises(CheckpointError, match=r"weights\.pkl: a \.pkl can run any code.*--allow-pickle"):
+    with pytest.raises(
+        CheckpointError, match=r"weights\.pkl: opening a \.pkl can execute arbitrary code.*--allow-pickle"
+    ):
         Checkpointer(Model()).load(path)
     model = Model()
     Checkpointer(model, allow_pickle=True).load(path)

@@ -56,7 +56,7 @@ def test_broken_transfers_continue_where_they_ended(site):
 
 def test_what_an_earlier_call_left_is_continued(site):
     site.cuts = [2500, 1, 1, 1]
-    with pytest.raises(DownloadError, match=r"model\.pth: 2503 of 10240 bytes arrived; .*part keeps what has arrived"):
+    with pytest.raises(DownloadError, match=r"model\.pth: received 2503 of 10240 bytes; .*part is kept"):
         fetch(f"{site.url}/model.pth")
     site.requests.clear()
     assert fetch(f"{site.url}/model.pth").read_bytes() == CONTENT
@@ -123,10 +123,10 @@ def test_processes_that_want_the_same_file_download_it_once(site):
         ("detectron2://ImageNetPretrained/R-50.pkl", "begins with http"),
         ("file:///etc/model.pth", "begins with http"),
         ("{site}/model.pth#sha1=abc", "64 hexadecimal digits"),
-        ("{site}/", "name of a file of weights"),
-        ("{site}/index.html", "name of a file of weights"),
-        ("{site}/..%2F..%2F.pth", "name of a file of weights"),
-        ("{site}/absent.pth", "the server answers 404"),
+        ("{site}/", "name of a weight file"),
+        ("{site}/index.html", "name of a weight file"),
+        ("{site}/..%2F..%2F.pth", "name of a weight file"),
+        ("{site}/absent.pth", "the server answered 404"),
         ("http://127.0.0.1:9/model.pth", "no connection"),
     ],
 )
@@ -150,7 +150,7 @@ def test_model_weights_may_be_a_url(site, tmp_path):
     model = Model()
     assert Checkpointer(model).load(f"{site.url}/w.pth", checkpointables=[]) == {"iteration": 3}
     assert same(model.state_dict(), weights)
-    with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS: http.*absent\.pth: the server answers 404"):
+    with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS: http.*absent\.pth: the server answered 404"):
         Checkpointer(model).load(f"{site.url}/absent.pth")
 
 

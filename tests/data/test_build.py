@@ -139,7 +139,9 @@ def test_validation_images_are_spread_over_the_data_sets(shapes, cfg):
 def test_validation_needs_annotations_of_the_kind_that_is_trained_on(shapes, cfg):
     choose(cfg, "coco_panoptic_lsj")
     cfg.DATASETS.TEST = ("shapes_val_semantic",)
-    with pytest.raises(ConfigError, match=r"VALIDATION_LOSS needs DATASETS\.TEST annotated as .*pan_seg_file_name"):
+    with pytest.raises(
+        ConfigError, match=r"VALIDATION_LOSS needs the same kind of annotations in DATASETS\.TEST.*pan_seg_file_name"
+    ):
         build_validation_loader(cfg)
 
 

@@ -69,7 +69,7 @@ def test_a_missed_target_is_named_and_status_1(value, steps, tmp_path, capsys):
 
 def test_a_training_without_evaluation_is_reported(tmp_path):
     file = tmp_path / "metrics.json"
-    with pytest.raises(shapes_demo.DemoError, match=r"left no .*metrics.json with PQ.*No such file"):
+    with pytest.raises(shapes_demo.DemoError, match=r"wrote no .*metrics.json with PQ.*No such file"):
         shapes_demo.read_metrics(file)
     file.write_text('{"shapes": {"panoptic_seg": {"PQ": 3.0}}}')
     with pytest.raises(shapes_demo.DemoError, match="PQ_th"):
@@ -81,7 +81,9 @@ def test_a_failing_command_ends_the_demo(monkeypatch, tmp_path, capfd):
     (tmp_path / "datasets" / "prepare_shapes.py").write_text("import sys; sys.exit(3)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shapes_demo, "ROOT", tmp_path)
-    assert shapes_demo.main(["--output", str(tmp_path / "out")]) == 1
+    with pytest.raises(SystemExit) as stopped:
+        shapes_demo.main(["--output", str(tmp_path / "out")])
+    assert stopped.value.code == 1
     printed = capfd.readouterr()
     assert "datasets/prepare_shapes.py failed with exit status 3" in printed.err
     assert "$ python datasets/prepare_shapes.py" in printed.out

@@ -65,7 +65,7 @@ def test_contradictory_options_are_refused(given):
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(LaunchError, match="2 processes need a GPU each; this machine has 1"):
+    with pytest.raises(LaunchError, match="2 processes need a GPU each, but this machine has 1"):
         launch(print, options(num_gpus=2), device="cuda")
 
 

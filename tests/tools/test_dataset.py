@@ -156,7 +156,7 @@ def test_problems_end_with_1_and_write_nothing(tmp_path, capsys):
     [
         ("", "--images"),
         ("--images nowhere --annotations x.json", "no folder nowhere"),
-        ("--images {0}/images", "images alone form no format"),
+        ("--images {0}/images", "only images do not form a format"),
         ("--images {0}/images --labels {0}/labels", "label maps need --classes"),
         ("--images {0}/images --annotations {0}/instances.json --val-annotations nowhere", "val: annotations: no file"),
     ],

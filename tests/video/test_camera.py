@@ -119,7 +119,7 @@ def test_a_picture_that_fails_is_reported_and_shown_as_it_is(window, caplog):
 def test_what_is_missing_is_named(no_window, tmp_path, monkeypatch):
     with pytest.raises(VideoError, match="no window can be shown here"):
         run(Camera())
-    with pytest.raises(VideoError, match="camera 2 gives no picture"):
+    with pytest.raises(VideoError, match="camera 2 returns no picture"):
         run(Camera(pictures=0), tmp_path / "webcam")
     closed = Camera()
     closed.opened = False

@@ -34,7 +34,7 @@ def test_an_odd_size_stays_what_it_is(tmp_path, caplog):
     # The encoder takes black for what lies beyond the last row and column, whose colours fade.
     assert np.abs(frame[:48, :64].astype(int) - (250, 20, 20)).mean() < 2
     with (
-        pytest.raises(VideoError, match=r"mp4v writes even sizes only, not 65x49; MJPG"),
+        pytest.raises(VideoError, match=r"mp4v supports only even sizes, not 65x49; MJPG"),
         write_video(tmp_path / "odd.mp4", "mp4v", 25.0, (49, 65)),
     ):
         pass

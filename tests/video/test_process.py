@@ -83,7 +83,7 @@ def test_a_frame_that_fails_is_reported_and_stays_as_it_is(video, tmp_path, capl
 
 def test_a_model_that_always_fails_is_no_fault_of_the_frames(tmp_path):
     source = write_frames(tmp_path / "long.avi", 60)
-    with pytest.raises(VideoError, match=r"50 frames in a row have no result; the last one: RuntimeError"):
+    with pytest.raises(VideoError, match=r"no result for 50 frames in a row; the last error: RuntimeError"):
         predict_video(ByNumber(failing=range(100)), source, tmp_path / "out")
     assert not (tmp_path / "out.mp4").exists()
 

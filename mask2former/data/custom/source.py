@@ -73,12 +73,14 @@ class Source:
         """Check that the files form one of the formats.
 
         Raises:
-            SourceError: The files form no format, or one does not exist.
+            SourceError: The files do not form a format, or one of them does not exist.
         """
         given = {key for key in ("annotations", "panoptic", "labels", "instances") if getattr(self, key)}
         if not any(given == set(parts) - {"classes"} for parts in _PARTS.values()):
             formats = "; ".join(f"{name}: {', '.join(('images', *parts))}" for name, parts in _PARTS.items())
-            raise SourceError(f"{self.split}: {', '.join(sorted(given)) or 'images alone'} form no format ({formats})")
+            raise SourceError(
+                f"{self.split}: {', '.join(sorted(given)) or 'only images'} do not form a format ({formats})"
+            )
         if "classes" in _PARTS[self.format] and not self.classes:
             raise SourceError(
                 f"{self.split}: label maps need --classes, a file with one name per line (ids start at 0), or a JSON "

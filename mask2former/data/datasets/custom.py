@@ -172,8 +172,8 @@ def _check_classes(categories: Sequence[Category], format: str, ignore_label: in
     if format == "semantic":
         if [category.id for category in categories] != list(range(len(categories))):
             raise ConfigError(
-                f"{where}: ids of the classes of a semantic set are 0 to {len(categories) - 1} in this order; "
-                "tools/dataset.py config writes label maps in these ids for any others"
+                f"{where}: class ids of a semantic data set must be 0 to {len(categories) - 1} in this order; "
+                "tools/dataset.py config converts label maps with other ids"
             )
         if 0 <= ignore_label < len(categories):
             raise ConfigError(f"{where}: ignore_label {ignore_label} is the id of {categories[ignore_label].name!r}")

@@ -117,7 +117,7 @@ def predicted_metadata(cfg: CfgNode) -> Metadata:
     """
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     if not names:
-        raise ConfigError("DATASETS.TEST is empty: it names the data set whose classes the model predicts")
+        raise ConfigError("DATASETS.TEST is empty: set it to the data set whose classes the model predicts")
     return dataset_metadata(names[0])
 
 
@@ -258,7 +258,7 @@ def load_panoptic(metadata: Metadata) -> list[DatasetDict]:
         dicts = [panoptic_dict(*pair, metadata) for pair in zip(annotations, images, strict=True)]
     for path in (dicts[0]["file_name"], dicts[0]["pan_seg_file_name"]) if dicts else ():
         if not os.path.isfile(path):
-            raise AnnotationError(f"{metadata.panoptic_json}: does not fit the files beside it, no {path}")
+            raise AnnotationError(f"{metadata.panoptic_json}: does not fit the other files of the data set, no {path}")
     return dicts
 
 
@@ -314,5 +314,5 @@ def errors_name(json_file: str) -> Generator[None, None, None]:
         raise AnnotationError(f"{json_file}: has {what}: {error}") from error
     except (AssertionError, TypeError) as error:
         raise AnnotationError(
-            f"{json_file}: does not fit the files beside it or is not COCO's format: {error}"
+            f"{json_file}: does not fit the other files of the data set or is not in COCO's format: {error}"
         ) from error

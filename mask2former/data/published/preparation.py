@@ -109,7 +109,7 @@ def run_parts(folder: Path, parts: Sequence[Part], *, source: str, workers: int)
     missing += [path if path.parent.exists() else path.parent for path in sources if not path.exists()]
     if missing:
         listed = "\n".join(f"  {line}" for line in _group(missing))
-        raise MissingDatasetError(f"missing to prepare {folder}:\n{listed}\n{source}")
+        raise MissingDatasetError(f"files needed to prepare {folder} are missing:\n{listed}\n{source}")
     return [_run_part(folder / _JOURNAL_FOLDER, part, workers) for part in parts]
 
 

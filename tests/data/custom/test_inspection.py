@@ -272,9 +272,11 @@ def test_bad_list_of_classes_is_named(text, draw):
 def test_files_that_make_no_format(draw):
     root = draw(1)
     sound = source(root, INSTANCE)
-    with pytest.raises(SourceError, match="train: images alone form no format"):
+    with pytest.raises(SourceError, match="train: only images do not form a format"):
         replace(sound, annotations=None)
-    with pytest.raises(SourceError, match=r"annotations, labels form no format \(coco_instance: images, annotations;"):
+    with pytest.raises(
+        SourceError, match=r"annotations, labels do not form a format \(coco_instance: images, annotations;"
+    ):
         replace(sound, labels=root / "labels")
     with pytest.raises(SourceError, match=r"no folder .*nowhere"):
         replace(sound, images=root / "nowhere")

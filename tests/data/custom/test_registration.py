@@ -105,7 +105,7 @@ def test_wrong_entries_say_which_key_and_what_was_expected(change, message, tmp_
         ("x.json", "expected a list of data sets"),
         (["x.json"], r"\[0\]: expected keys name, format"),
         ([entries()[0], entries()[0]], "two data sets are called 'inst'"),
-        ([{**entries()[2], "classes": [{"name": "a", "id": 1}]}], "are 0 to 0 in this order"),
+        ([{**entries()[2], "classes": [{"name": "a", "id": 1}]}], "must be 0 to 0 in this order"),
         ([{**entries()[2], "ignore_label": 1}], "ignore_label 1 is the id of 'sky'"),
     ],
 )
