@@ -1,7 +1,7 @@
-"""Every configuration key that this project adds to Detectron2's, and the one way to read a config file.
+"""All configuration keys that this project adds to Detectron2's, and the reading of config files.
 
-Defaults are those of the published Mask2Former models (Cheng et al., "Masked-attention Mask Transformer for
-Universal Image Segmentation", CVPR 2022, sections 3 and 4.1); what a data set or a backbone needs stands in `configs/`.
+The defaults are those of the published Mask2Former models (Cheng et al., "Masked-attention Mask Transformer for
+Universal Image Segmentation", CVPR 2022, sections 3 and 4.1). Settings of data sets and backbones are in `configs/`.
 """
 
 import difflib
@@ -17,17 +17,17 @@ from yaml.constructor import ConstructorError
 
 from mask2former.utils.errors import ConfigError
 
-__all__ = ["ENTRY_POINTS", "ConfigError", "add_maskformer2_config", "setup_cfg"]
+__all__ = ["ENTRY_POINTS", "ConfigError", "add_maskformer2_config", "load_extensions", "setup_cfg"]
 
-# Entry points of this group are functions that add a backbone's keys to a config.
+# Group of entry points that are functions which add a backbone's keys to a config.
 ENTRY_POINTS = "mask2former.config"
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
-    """Add the keys of Mask2Former to `cfg`, in place (those of a backbone are added by the backbone's package)."""
-    # WarmupPolyLR, the class-balanced crop and several published keys come with Detectron2's DeepLab project.
+    """Add the keys of Mask2Former to `cfg` in place; a backbone's package adds the keys of the backbone."""
+    # WarmupPolyLR, the class-balanced crop and several published keys come from Detectron2's DeepLab project.
     add_deeplab_config(cfg)
-    # Data sets of your own: a list of dicts, see mask2former/data/datasets/custom.py; tools/dataset.py writes it.
+    # Your own data sets: a list of dicts, described in mask2former/data/datasets/custom.py. tools/dataset.py writes it.
     cfg.DATASETS.CUSTOM = []
     _add_input_keys(cfg)
     _add_solver_keys(cfg)
@@ -35,28 +35,29 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _add_mask_former_keys(cfg)
     # Predict in bfloat16 autocast; SOLVER.AMP.ENABLED is for training.
     cfg.TEST.AMP = False
-    # Where a training keeps its best weights (model_best.pth) by a metric of its evaluations, such as panoptic_seg/PQ,
-    # sem_seg/mIoU or validation/total_loss: which.
+    # Metric whose best weights a training keeps as model_best.pth, for example panoptic_seg/PQ, sem_seg/mIoU or
+    # validation/total_loss. Empty: none.
     cfg.TEST.BEST_METRIC = ""
-    # Compute the losses of DATASETS.TEST at each evaluation in a training, on at most so many images; draw losses.png.
+    # Compute the losses on at most VALIDATION_IMAGES images of DATASETS.TEST at each evaluation during a training, and
+    # draw losses.png.
     cfg.TEST.VALIDATION_LOSS = False
     cfg.TEST.VALIDATION_IMAGES = 100
-    # Run backbone and head through torch.compile. Compiling takes minutes, again for other sizes of images.
+    # Run backbone and head through torch.compile. Compilation takes minutes, once for each image size.
     cfg.MODEL.COMPILE = False
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
-    # One of the five training inputs: mask_former_{semantic,panoptic,instance}, coco_{instance,panoptic}_lsj.
+    # One of five training inputs: mask_former_{semantic,panoptic,instance}, coco_{instance,panoptic}_lsj.
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
-    # Colour augmentation of SSD, in the pipelines that are not large-scale jittering.
+    # Colour augmentation of SSD, in the mask_former_* inputs.
     cfg.INPUT.COLOR_AUG_SSD = False
-    # Large-scale jittering: side of the square crop, and the range of the scale drawn.
+    # Large-scale jittering: side of the square crop, and range of the random scale.
     cfg.INPUT.IMAGE_SIZE = 1024
     cfg.INPUT.MIN_SCALE = 0.1
     cfg.INPUT.MAX_SCALE = 2.0
-    # Pad training images to a multiple of this; -1: do not.
+    # Pad training images to a multiple of this number; -1: no padding.
     cfg.INPUT.SIZE_DIVISIBILITY = -1
-    # Forget segments that cropping left without a pixel; published runs keep them (except coco_instance_lsj).
+    # Drop segments that cropping left without a pixel. Published runs keep them (except coco_instance_lsj).
     cfg.INPUT.DROP_EMPTY_TARGETS = False
 
 
@@ -67,13 +68,13 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # Weight decay of relative position biases; None: WEIGHT_DECAY, as in the published runs.
     cfg.SOLVER.WEIGHT_DECAY_RPB = None
-    # Batches of an optimiser step, for what fits into memory: the step is that of one batch of IMS_PER_BATCH times
-    # ACCUMULATE_STEPS images. Iterations are optimiser steps everywhere.
+    # Number of batches of an optimiser step, if memory is short: the step is that of one batch of IMS_PER_BATCH times
+    # ACCUMULATE_STEPS images. Iterations always count optimiser steps.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
-    # The images a step that BASE_LR is meant for; it is scaled in proportion to those there are. 0: taken as it is.
+    # Number of images per step that BASE_LR is for; the rate is scaled in proportion to the actual number. 0: not.
     cfg.SOLVER.LR_REFERENCE_BATCH = 0
-    # Evaluate, and save as model_final_ema.pth, an exponential moving average of the weights, of which an iteration
-    # keeps DECAY (less in the beginning).
+    # Evaluate an exponential moving average of the weights and save it as model_final_ema.pth. Each iteration keeps
+    # the fraction DECAY of the average (less at the beginning).
     cfg.SOLVER.EMA = CfgNode()
     cfg.SOLVER.EMA.ENABLED = False
     cfg.SOLVER.EMA.DECAY = 0.9999
@@ -82,13 +83,13 @@ def _add_solver_keys(cfg: CfgNode) -> None:
 def _add_head_keys(cfg: CfgNode) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     head.PIXEL_DECODER_NAME = "MSDeformAttnPixelDecoder"
-    # Channels of the per-pixel embedding that queries are compared with.
+    # Channels of the per-pixel embedding, with which queries are compared.
     head.MASK_DIM = 256
     head.TRANSFORMER_ENC_LAYERS = 6
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
-    # How deformable attention is computed: auto, gather (CPU), triton (CUDA) or reference; see `ms_deform_attn`.
+    # Backend of deformable attention: auto, gather (CPU), triton (CUDA) or reference; see `ms_deform_attn`.
     head.DEFORMABLE_ATTENTION_BACKEND = "auto"
 
 
@@ -96,22 +97,23 @@ def _add_mask_former_keys(cfg: CfgNode) -> None:
     cfg.MODEL.MASK_FORMER = CfgNode()
     node = cfg.MODEL.MASK_FORMER
 
-    # Transformer decoder. DEC_LAYERS counts predictions: that many minus one layers, and the one before them.
+    # Transformer decoder. DEC_LAYERS is the number of predictions, one more than the number of layers.
     node.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
-    # What the decoder reads. Only "multi_scale_pixel_decoder" exists here; the key is part of published files.
+    # Input of the decoder. Published files have this key; "multi_scale_pixel_decoder" is its only value.
     node.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"
     node.NUM_OBJECT_QUERIES = 200
     node.HIDDEN_DIM = 256
     node.NHEADS = 8
     node.DIM_FEEDFORWARD = 2048
     node.DEC_LAYERS = 10
-    # Layers of MaskFormer's plain encoder, which Mask2Former has not: 0 is the only value; part of published files.
+    # Number of layers of MaskFormer's plain encoder, which Mask2Former does not use. Published files have this key;
+    # 0 is its only value.
     node.ENC_LAYERS = 0
     node.DROPOUT = 0.0
     node.PRE_NORM = False
-    # Project the pixel decoder's maps even where their width is HIDDEN_DIM already.
+    # Project the pixel decoder's maps even if they have HIDDEN_DIM channels already.
     node.ENFORCE_INPUT_PROJ = False
-    # Images are padded to a multiple of this before the backbone.
+    # Images are padded to a multiple of this number before the backbone.
     node.SIZE_DIVISIBILITY = 32
 
     # Losses.
@@ -120,12 +122,12 @@ def _add_mask_former_keys(cfg: CfgNode) -> None:
     node.CLASS_WEIGHT = 2.0
     node.MASK_WEIGHT = 5.0
     node.DICE_WEIGHT = 5.0
-    # Mask losses look at this many points of a mask: OVERSAMPLE_RATIO times as many are drawn,
-    # IMPORTANCE_SAMPLE_RATIO of them are the most uncertain of these, the rest are uniform.
+    # Mask losses are computed at TRAIN_NUM_POINTS points of a mask. OVERSAMPLE_RATIO times as many are drawn; the
+    # fraction IMPORTANCE_SAMPLE_RATIO is chosen as the most uncertain of these, the rest is uniform.
     node.TRAIN_NUM_POINTS = 12544
     node.OVERSAMPLE_RATIO = 3.0
     node.IMPORTANCE_SAMPLE_RATIO = 0.75
-    # Mask losses and matching costs skip void pixels and crowds; published runs take them for background.
+    # Exclude void pixels and crowds from mask losses and matching costs. Published runs treat them as background.
     node.IGNORE_VOID = False
 
     # Inference.
@@ -135,7 +137,7 @@ def _add_mask_former_keys(cfg: CfgNode) -> None:
     node.TEST.PANOPTIC_ON = False
     node.TEST.OBJECT_MASK_THRESHOLD = 0.8
     node.TEST.OVERLAP_THRESHOLD = 0.8
-    # Resize masks to the requested size before class maps are made (always so where instance or panoptic is on).
+    # Resize masks to the requested size before class maps are made (always the case if instance or panoptic is on).
     node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
 
 
@@ -147,16 +149,15 @@ def setup_cfg(
     """Read a config file and its `_BASE_` files (safe YAML), then apply `KEY VALUE` overrides.
 
     Args:
-        config_file: YAML with the keys that differ from the defaults.
-        opts: keys and values in turn.
-        extend: functions that add keys to the config, one per backbone package. None: those that the installed
-            packages name under the entry-point group `mask2former.config`; loading one also registers its backbone.
+        config_file: YAML file with the keys that differ from the defaults.
+        opts: Keys and values in turn.
+        extend: Functions that add keys to the config, one per backbone package; by default those of `load_extensions`.
 
     Returns:
         The config, not frozen.
 
     Raises:
-        ConfigError: a missing file, YAML that is broken or unsafe, an unknown key, a value of a wrong type.
+        ConfigError: The file is missing, its YAML is invalid or unsafe, a key is unknown, or a value has a wrong type.
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)
@@ -175,20 +176,20 @@ def setup_cfg(
 
 
 def load_extensions() -> list[Callable[[CfgNode], None]]:
-    """Functions of the entry-point group `mask2former.config`, which add keys; loading one registers its backbone.
+    """Import the functions that installed packages name under the entry-point group `mask2former.config`.
+
+    The import also registers the backbones of these packages.
 
     Raises:
-        ConfigError: A package of the group can't be imported.
+        ConfigError: A function can't be imported.
     """
-    entries = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    return [_load(entry) for entry in sorted(entries, key=lambda entry: entry.name)]
-
-
-def _load(entry: importlib.metadata.EntryPoint) -> Callable[[CfgNode], None]:
-    try:
-        return entry.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{ENTRY_POINTS} {entry.name!r} ({entry.value}) can't be loaded: {error}") from error
+    functions = []
+    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        try:
+            functions.append(entry.load())
+        except (ImportError, AttributeError) as error:  # noqa: PERF203 - the message names the entry
+            raise ConfigError(f"{ENTRY_POINTS} {entry.name!r} ({entry.value}) can't be loaded: {error}") from error
+    return functions
 
 
 def _load_yaml(config_file: str | Path) -> dict[str, Any]:
@@ -217,12 +218,14 @@ def _flat_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _check_known(loaded: dict[str, Any], cfg: CfgNode, source: str) -> None:
     known = set(_flat_keys(cfg))
-    # EXPECTED_RESULTS and the like are leaves; an empty section of a file adds nothing.
+    # An empty section of a file adds nothing.
     unknown = [key for key in _flat_keys(loaded) if key not in known and not _is_section(cfg, key)]
     if unknown:
         lines = [f"  {key}{_suggestion(key, known)}" for key in unknown]
         if any(key.startswith("MODEL.") and key.split(".")[1] not in cfg.MODEL for key in unknown):
-            lines.append(f"Keys of a backbone come with its package, by entry point {ENTRY_POINTS!r}: is it installed?")
+            lines.append(
+                f"The package of a backbone adds its keys through the entry point {ENTRY_POINTS!r}: is it installed?"
+            )
         raise ConfigError(f"{source}: unknown config key{'s' if len(unknown) > 1 else ''}:\n" + "\n".join(lines))
 
 

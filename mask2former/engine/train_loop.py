@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,13 +15,13 @@ from mask2former.utils.errors import UserError
 
 
 class NonFiniteLossError(UserError, FloatingPointError):
-    """A loss, or a cost inside the model, is NaN or infinite; the message names it, the iteration and the images."""
+    """A loss or a matching cost is NaN or infinite. The message names it, the iteration and the images."""
 
 
 class TrainLoop(SimpleTrainer):
-    """Detectron2's plain loop, with bfloat16 autocast if asked, that lets no non-finite loss reach the weights.
+    """Detectron2's plain loop with optional bfloat16 autocast, in which no non-finite loss reaches the weights.
 
-    bfloat16 has float32's range, so that no loss scaling is needed.
+    bfloat16 has the range of float32 and needs no loss scaling.
     """
 
     def __init__(
@@ -33,16 +33,17 @@ class TrainLoop(SimpleTrainer):
         amp: bool = False,
         accumulate_steps: int = 1,
     ):
-        """Take the parts.
+        """Initialize the loop.
 
         Args:
-            model: gives a dict of losses for a batch; in a DistributedDataParallel where there are several processes.
-            data_loader: endless batches, lists of dicts.
-            optimizer: of the model's weights.
-            amp: compute the losses in bfloat16 autocast.
-            accumulate_steps: batches of an optimiser step. With more than one, losses and gradients are those of one
-                batch of all their images, for which the model has a method `count_targets`, and takes what that gives
-                as a second argument (as `MaskFormer` does).
+            model: Model that returns a dict of losses for a batch, in a DistributedDataParallel if there are several
+                processes.
+            data_loader: Endless iterable of batches, which are lists of dicts.
+            optimizer: Optimiser over the model's weights.
+            amp: Whether to compute the losses in bfloat16 autocast.
+            accumulate_steps: Number of batches of an optimiser step. If there are several, losses and gradients are
+                those of one batch of all their images. The model then needs a method `count_targets`, and takes its
+                result as a second argument (as `MaskFormer` does).
         """
         super().__init__(model, data_loader, optimizer)
         self._amp = amp
@@ -50,20 +51,25 @@ class TrainLoop(SimpleTrainer):
         self._device_type = next(model.parameters()).device.type
 
     def run_step(self) -> None:
-        """Take the batches of an optimiser step, compute the losses, update the weights.
+        """Take the batches of an optimiser step, compute the losses, and update the weights.
 
         Raises:
-            NonFiniteLossError: a loss or a matching cost is NaN or infinite; the weights are as they were.
+            NonFiniteLossError: A loss or a matching cost is NaN or infinite; the weights have not changed.
         """
         start = time.perf_counter()
         batches = [next(self._data_loader_iter) for _ in range(self._accumulate_steps)]
         data_time = time.perf_counter() - start
 
+        in_processes = isinstance(self.model, DistributedDataParallel)
+        counts: tuple[Any, ...] = ()
+        if len(batches) > 1:
+            model: Any = self.model.module if in_processes else self.model
+            counts = (model.count_targets([sample for data in batches for sample in data]),)
         total: dict[str, torch.Tensor] = {}
-        whole = self._describe(batches)
         for index, data in enumerate(batches):
-            with self._synchronized(last=index == len(batches) - 1):
-                losses = self._losses(data, whole)
+            # Processes add up their gradients once, after the last batch.
+            with self.model.no_sync() if in_processes and index < len(batches) - 1 else nullcontext():
+                losses = self._losses(data, *counts)
                 if index == 0:
                     self.optimizer.zero_grad()
                 sum(losses.values()).backward()
@@ -71,36 +77,17 @@ class TrainLoop(SimpleTrainer):
         self._write_metrics(total, data_time)
         self.optimizer.step()
 
-    def _describe(self, batches: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[int], ...]:
-        """What the model has to know of all batches besides the one it is given: nothing where there is but one."""
-        if len(batches) == 1:
-            return ()
-        model: Any = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
-        return (model.count_targets([sample for data in batches for sample in data]),)
-
-    def _synchronized(self, *, last: bool) -> AbstractContextManager[None]:
-        """Where processes add up their gradients: once, after the last batch."""
-        if last or not isinstance(self.model, DistributedDataParallel):
-            return nullcontext()
-        return self.model.no_sync()
-
-    def _losses(self, data: Sequence[Mapping[str, Any]], whole: tuple[list[int], ...]) -> dict[str, Any]:
+    def _losses(self, data: Sequence[Mapping[str, Any]], *counts: Any) -> dict[str, Any]:
         try:
             with torch.autocast(self._device_type, torch.bfloat16, enabled=self._amp):
-                losses = self.model(data, *whole)
+                losses = self.model(data, *counts)
+            # One transfer from the device for all losses.
+            values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
+            bad = [f"{name} = {value}" for name, value in zip(losses, values, strict=True) if not math.isfinite(value)]
+            if bad:
+                raise FloatingPointError(f"loss not finite: {', '.join(bad)}")
         except FloatingPointError as error:
-            # The model itself found something, as the matcher does.
-            raise self._error(str(error), data) from error
-        self._require_finite(losses, data)
+            # The model itself may have found something, as the matcher does.
+            images = ", ".join(str(sample.get("file_name", "(no file name)")) for sample in data)
+            raise NonFiniteLossError(f"iteration {self.iter}: {error}; images of the batch: {images}") from error
         return losses
-
-    def _require_finite(self, losses: Mapping[str, torch.Tensor], data: Sequence[Mapping[str, Any]]) -> None:
-        # One transfer for all of them.
-        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
-        bad = {name: value for name, value in zip(losses, values, strict=True) if not math.isfinite(value)}
-        if bad:
-            raise self._error("loss not finite: " + ", ".join(f"{name} = {value}" for name, value in bad.items()), data)
-
-    def _error(self, found: str, data: Sequence[Mapping[str, Any]]) -> NonFiniteLossError:
-        images = ", ".join(str(sample.get("file_name", "(no file name)")) for sample in data)
-        return NonFiniteLossError(f"iteration {self.iter}: {found}; images of the batch: {images}")

@@ -1,13 +1,13 @@
-"""docs/troubleshooting.md names every message that a user can meet, and says what to do about it.
+"""docs/troubleshooting.md lists every message that a user can meet, and says what to do about it.
 
-Where the line is drawn: all errors of the project's own classes (ConfigError, CheckpointError, ...) are for users, as
-are complaints of command lines and what ends a program. ValueError and the like are for programmers who call a function
-in a wrong way, but for those in `FOR_USERS`: values that come from a config or from data files end there.
+Messages for users are those of the project's own exception classes (in mask2former all derive from `UserError`),
+complaints of command lines, and messages that end a program. ValueError and TypeError are for programmers.
 """
 
 import ast
+import builtins
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,20 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("dinat_backbone", "mask2former", "train_net.py", "tools", "demo", "datasets")
 OTHER_ERRORS = frozenset({"ArgumentTypeError", "MemoryError"})
-# Modules, and their functions, whose ValueErrors are about a config or about files. "*": all functions.
-FOR_USERS = {
-    "dinat_backbone/dinat.py": "*",
-    "dinat_backbone/neighborhood_attention.py": "*",
-    "dinat_backbone/ops/dispatch.py": "_choose",
-    "mask2former/export/network.py": "*",
-    "mask2former/maskformer_model.py": "*",
-    "mask2former/modeling/meta_arch/mask_former_head.py": "*",
-    "mask2former/modeling/pixel_decoder/msdeformattn.py": "*",
-    "mask2former/modeling/pixel_decoder/ops/ms_deform_attn.py": "check_backend _choose",
-    "mask2former/solver.py": "*",
-    "mask2former/test_time_augmentation.py": "*",
-}
-# Letters; shorter pieces of a message tell nothing.
+# Sections of a config, as they begin a key in a message.
+SECTIONS = ("DATALOADER.", "DATASETS", "INPUT.", "MODEL.", "SOLVER.", "TEST.")
+# Number of letters; shorter pieces of a message say nothing.
 SHORTEST = 4
 
 
@@ -68,43 +57,44 @@ def trees() -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in files()}
 
 
+BUILTIN = frozenset(
+    name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)
+)
+
+
 @cache
-def own_errors() -> frozenset[str]:
-    """Names of the project's classes of errors."""
-    classes = (node.name for tree in trees().values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
-    return frozenset(name for name in classes if name.endswith("Error"))
+def subclasses(roots: frozenset[str]) -> frozenset[str]:
+    """Names of the project's classes that derive from one of these, directly or not."""
+    bases = {
+        node.name: {name_of(base) for base in node.bases}
+        for tree in trees().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    found: frozenset[str] = frozenset()
+    while more := {name for name in bases if bases[name] & (roots | found)} - found:
+        found |= more
+    return found
 
 
-def for_users(path: Path, function: str, call: ast.Call, own: frozenset[str]) -> bool:
+def for_users(call: ast.Call) -> bool:
     name = name_of(call.func)
-    if name in own or name in OTHER_ERRORS:
-        return True
-    if name == "ValueError":
-        functions = FOR_USERS.get(path.relative_to(ROOT).as_posix(), "").split()
-        return functions == ["*"] or function in functions
     ends_program = name in ("error", "exit") and isinstance(call.func, ast.Attribute)
-    return ends_program and name_of(call.func.value) in ("parser", "sys")
+    return name in subclasses(BUILTIN) | OTHER_ERRORS or (
+        ends_program and name_of(call.func.value) in ("parser", "sys")
+    )
 
 
-def calls(tree: ast.AST, function: str = "") -> Iterator[tuple[str, ast.Call]]:
-    """All calls, with the function that they are in."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Call):
-            yield function, node
-        yield from calls(node, node.name if isinstance(node, ast.FunctionDef) else function)
-
-
-def messages() -> Iterator[tuple[str, list[str]]]:
-    """Place and fixed pieces of each message for users."""
-    own = own_errors()
+def messages(wanted: Callable[[ast.Call], bool]) -> Iterator[tuple[str, list[str]]]:
+    """Place and fixed pieces of the message of each call that is wanted."""
     for path, tree in trees().items():
         variables = {
             node.targets[0].id: node.value
             for node in ast.walk(tree)
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
         }
-        for function, call in calls(tree):
-            if call.args and for_users(path, function, call, own):
+        for call in ast.walk(tree):
+            if isinstance(call, ast.Call) and call.args and wanted(call):
                 message = call.args[0]
                 found = pieces(variables.get(message.id, message) if isinstance(message, ast.Name) else message)
                 if found:
@@ -132,7 +122,7 @@ def missing(document: str) -> list[str]:
     lines = [plain(line) for line in document.splitlines()]
     return [
         f"{place}: {' ... '.join(found)}"
-        for place, found in messages()
+        for place, found in messages(for_users)
         if not any(is_in(found, line) for line in lines)
     ]
 
@@ -152,8 +142,14 @@ def test_an_empty_document_lacks_them_all():
     "name",
     ["ConfigError", "CheckpointMismatchError", "DownloadError", "AnnotationError", "EvaluationError", "VideoError"],
 )
-def test_classes_are_found(name):
-    assert name in own_errors()
+def test_classes_are_found_by_their_bases(name):
+    assert name in subclasses(frozenset({"UserError"})) & subclasses(BUILTIN)
+
+
+def test_errors_about_the_config_are_for_users():
+    """ValueError and TypeError, which keep their traceback, name no config key."""
+    found = messages(lambda call: name_of(call.func) in ("ValueError", "TypeError"))
+    assert [place for place, message in found if any(section in " ".join(message) for section in SECTIONS)] == []
 
 
 def test_pieces_of_a_message():

@@ -1,7 +1,8 @@
-"""A script that starts processes with our launcher; each writes what it knows of the others."""
+"""A script that starts processes with our launcher; each writes what it observes."""
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ def describe(args):
         "sum": total.item(),
         "gathered": comm.all_gather(comm.get_rank() * 10),
         "threads": torch.get_num_threads(),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
     (args.output / f"{comm.get_rank()}.json").write_text(json.dumps(facts))
 
@@ -47,3 +49,4 @@ if __name__ == "__main__":
         launch(describe_and_fail_on_one if given.fail else describe, given)
     except CheckpointMismatchError as error:
         (given.output / "error.txt").write_text(str(error))
+    (given.output / "gpus.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))

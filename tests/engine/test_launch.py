@@ -41,6 +41,9 @@ def test_processes_of_a_machine_share_its_threads_and_hand_over_errors(tmp_path)
     alone = (tmp_path / "threads.txt").read_text()
     assert [fact["threads"] for fact in facts] == [max(1, int(alone) // 2)] * 2
     assert (tmp_path / "error.txt").read_text() == "message of rank 1"
+    # On the CPU, processes see no GPU, and the one that started them sees what it saw before.
+    assert [fact["gpus"] for fact in facts] == ["", ""]
+    assert (tmp_path / "gpus.txt").read_text() == os.environ.get("CUDA_VISIBLE_DEVICES", "all")
 
 
 def test_machines_find_each_other(tmp_path):
