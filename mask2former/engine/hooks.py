@@ -86,8 +86,9 @@ class BestWeights(BestCheckpointer):
             model: Model that is evaluated and saved.
             metric: Name of the metric in the `metrics.json` of the run, for example "panoptic_seg/PQ".
         """
-        # Detectron2 calls `save` of the checkpointer, whose file would become the last checkpoint.
-        super().__init__(eval_period, self, metric, mode="min" if "loss" in metric else "max")  # type: ignore[arg-type]
+        # Detectron2's hook calls `save`; a file that `checkpointer.save` writes would become the last checkpoint.
+        saver: Any = self
+        super().__init__(eval_period, saver, metric, mode="min" if "loss" in metric else "max")
         self._weights = checkpointer
         self._model = model
         self._metric = metric

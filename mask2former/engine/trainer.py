@@ -98,7 +98,7 @@ class Trainer(DefaultTrainer):
         states: dict[str, Any] = {"trainer": weakref.proxy(self)}
         if self._average is not None:
             states[AVERAGE_KEY] = self._average
-        self.checkpointer = Checkpointer(
+        self.checkpointer: Checkpointer = Checkpointer(
             model,
             cfg.OUTPUT_DIR,
             allow_partial=allow_partial,
@@ -128,11 +128,12 @@ class Trainer(DefaultTrainer):
         if self._average is not None:
             evaluated = self._average.module
             found.insert(0, AverageHook(self._average, self._plain_model, self.checkpointer))
-        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+        model = self._trainer.model
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
             cfg.defrost()
             cfg.DATALOADER.NUM_WORKERS = 0  # saves memory, as in Detectron2
             batches = self.build_train_loader(cfg)
-            found.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, batches, cfg.TEST.PRECISE_BN.NUM_ITER))
+            found.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, batches, cfg.TEST.PRECISE_BN.NUM_ITER))
         if comm.is_main_process():
             found.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         found.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._evaluate(evaluated)))
