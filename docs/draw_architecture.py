@@ -21,7 +21,7 @@ HEIGHT = 50
 
 @dataclass(frozen=True)
 class Box:
-    """A box with a title and lines below it; (x, y) is its lower left corner."""
+    """A box with a title and text below it; (x, y) is its lower left corner."""
 
     x: float
     y: float
@@ -32,7 +32,7 @@ class Box:
     color: str = PLAIN
 
     def draw(self, axes: Axes) -> None:
-        """Draw box and texts."""
+        """Draw the box and its text."""
         shape = FancyBboxPatch(
             (self.x, self.y), self.width, self.height, boxstyle="round,pad=0,rounding_size=0.8", fc=self.color, ec=INK
         )
@@ -46,7 +46,7 @@ class Box:
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], label: str = "") -> None:
-    """An arrow, with a small label over its middle."""
+    """Draw an arrow with a small label over its middle."""
     axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": INK, "shrinkA": 0, "shrinkB": 0})
     if label:
         x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
@@ -54,7 +54,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], labe
 
 
 def draw(axes: Axes) -> None:
-    """Draw the network from left to right, and what becomes of its predictions below."""
+    """Draw the network from left to right, with losses and post-processing below it."""
     boxes = {
         "image": Box(1, 27, 10, 12.5, "image", "mapper\naugment\nnormalise\npad to 32"),
         "pixel": Box(
@@ -72,7 +72,7 @@ def draw(axes: Axes) -> None:
             19,
             10,
             "transformer decoder",
-            "200 learnt queries, 9 layers:\nmasked cross-attention,\nself-attention, FFN",
+            "200 learned queries, 9 layers:\nmasked cross-attention,\nself-attention, FFN",
             QUERIES,
         ),
         "masks": Box(58, 22, 19, 8, "masks", "query embedding ×\npixel embedding", QUERIES),
@@ -83,7 +83,7 @@ def draw(axes: Axes) -> None:
             39,
             8,
             "post-processing (inference)",
-            "masks resized a strip at a time\npanoptic_seg · instances · sem_seg",
+            "masks resized in strips\npanoptic_seg · instances · sem_seg",
             RESULT,
         ),
         "loss": Box(
@@ -98,7 +98,9 @@ def draw(axes: Axes) -> None:
     }
     for box in boxes.values():
         box.draw(axes)
-    axes.text(23, 48, "D2DiNAT: neighborhood attention, dilation 1 and d in turn", ha="center", color=INK, fontsize=8)
+    axes.text(
+        23, 48, "D2DiNAT: neighborhood attention, alternating dilations 1 and d", ha="center", color=INK, fontsize=8
+    )
     for level in range(4):
         bottom = 41 - 6.4 * level
         Box(15, bottom, 15, 5, f"res{level + 2}", f"stride {4 * 2**level}", BACKBONE).draw(axes)
@@ -110,7 +112,13 @@ def draw(axes: Axes) -> None:
     arrow(axes, (51, 26), (58, 26), "1/4")
     arrow(axes, (67.5, 37), (67.5, 30))
     axes.text(
-        66.8, 33, "a layer's masks limit\nthe next one's attention", ha="right", va="center", color=FAINT, fontsize=7.5
+        66.8,
+        33,
+        "the masks of each layer limit\nthe attention of the next",
+        ha="right",
+        va="center",
+        color=FAINT,
+        fontsize=7.5,
     )
     arrow(axes, (77, 41.5), (84, 41.5))
     arrow(axes, (77, 26), (86, 37))
