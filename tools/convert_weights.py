@@ -48,19 +48,19 @@ class ConversionError(UserError):
 
 
 def model_names(config_file: Path, opts: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-    """The state dict of a config's model, without values.
+    """State dict of a config's model, without values.
 
     Raises:
-        ConfigError: the config can't be used.
+        ConfigError: The config can't be used.
     """
     return build_empty_state(setup_cfg(config_file, opts))
 
 
 def check_names(state: dict[str, torch.Tensor], model_state: State, source: str, config_file: Path) -> str:
-    """Compare weights with a model, as loading them would; returns the account of all names.
+    """Compare weights with a model, as loading does, and return the account of all names.
 
     Raises:
-        CheckpointMismatchError: they are not the model's, nor its backbone's.
+        CheckpointMismatchError: The weights are neither the model's nor its backbone's.
     """
     _, report = (compare_backbone if holds_backbone_only(state, model_state) else compare)(state, model_state)
     if not report.exact:
@@ -71,10 +71,10 @@ def check_names(state: dict[str, torch.Tensor], model_state: State, source: str,
 
 
 def require_equal(written: State, expected: State, path: Path) -> None:
-    """Check that two state dicts are the same to the bit.
+    """Check that two state dicts are equal to the bit.
 
     Raises:
-        ConversionError: they are not.
+        ConversionError: They are not.
     """
     if written.keys() != expected.keys():
         raise ConversionError(f"{path}: the names that were read back differ from those that were written")
@@ -90,12 +90,12 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def write(path: Path, state: State, metadata: dict[str, str]) -> None:
-    """Write weights and read them again; the file appears only if they are the same.
+    """Write weights and read them again; the file appears only if both are equal.
 
     Raises:
-        ConversionError: they are not.
+        ConversionError: They are not.
     """
-    # Copies, since files of weights do not keep that two tensors share memory.
+    # Copies, since files of weights can't store that two tensors share memory.
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     with atomic_write(path, "wb", durable=True) as file:
         if path.suffix == ".safetensors":
@@ -107,12 +107,12 @@ def write(path: Path, state: State, metadata: dict[str, str]) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Do what the command line says.
+    """Convert INPUT to OUTPUT.
 
     Raises:
-        CheckpointError: INPUT is not a file of weights, or has other names than the model asked for.
+        CheckpointError: INPUT is not a file of weights, or its names differ from the given model's.
         ConfigError: --config-file can't be used.
-        ConversionError: OUTPUT exists, or what was written is not what was read.
+        ConversionError: OUTPUT exists, or the written weights differ from those read back.
     """
     output: Path = options.output
     if output.exists() and not options.overwrite:
@@ -132,7 +132,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def report(output: Path, state: State, metadata: dict[str, str], left_out: Mapping[str, Any]) -> None:
-    """Print what was written."""
+    """Print a summary of OUTPUT."""
     values = sum(value.numel() for value in state.values())
     print(f"{metadata['source']}\n  sha256 {metadata['source_sha256']}")
     print(f"{output}: {len(state)} weights, {values / 1e6:.1f} million values, {output.stat().st_size / 1e6:.1f} MB")
@@ -152,12 +152,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("input", metavar="INPUT", help="a file of weights, or its URL (which may end in #sha256=...)")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help=f"a name that ends in {' or '.join(ENDINGS)}")
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--setting", choices=SETTINGS, help="check names and shapes against this one, and note it")
+    model.add_argument("--setting", choices=SETTINGS, help="check names and shapes against this setting, and record it")
     model.add_argument("--config-file", type=Path, metavar="F", help="check names and shapes against this config")
     parser.add_argument(
         "--from-transformers",
         action="store_true",
-        help="rename the weights of a DiNAT of the transformers library",
+        help="rename the weights of a DiNAT from the transformers library",
     )
     parser.add_argument("--allow-pickle", action="store_true", help="open a .pkl, which can execute arbitrary code")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")

@@ -54,7 +54,7 @@ class TrainLoop(SimpleTrainer):
         """Take the batches of an optimiser step, compute the losses, and update the weights.
 
         Raises:
-            NonFiniteLossError: A loss or a matching cost is NaN or infinite; the weights have not changed.
+            NonFiniteLossError: A loss or a matching cost is NaN or infinite; the weights are unchanged.
         """
         start = time.perf_counter()
         batches = [next(self._data_loader_iter) for _ in range(self._accumulate_steps)]
