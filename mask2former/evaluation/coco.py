@@ -37,7 +37,7 @@ _AVERAGE_PRECISIONS = {
     "APm": (_ALL_IOUS, _MEDIUM),
     "APl": (_ALL_IOUS, _LARGE),
 }
-_SEGMENT_ENTRIES = ("id", "category_id", "area", "iscrowd")
+_SEGMENT_ENTRIES = {"id", "category_id", "area", "iscrowd"}
 _SUFFIXES = {"All": "", "Things": "_th", "Stuff": "_st"}
 # Segment ids of a panoptic PNG are below it.
 _END_OF_IDS = 1 << 24
@@ -161,9 +161,8 @@ class PanopticQuality(Metric):
             annotations = {annotation["image_id"]: annotation for annotation in truth["annotations"]}
             categories = {category["id"]: category["name"] for category in truth["categories"]}
             for key, annotation in annotations.items():
-                for entry in _SEGMENT_ENTRIES:
-                    if not all(entry in segment for segment in annotation["segments_info"]):
-                        raise EvaluationError(f"{json_file}: image {key}: a segment without {entry!r}")
+                if lacking := {entry for s in annotation["segments_info"] for entry in _SEGMENT_ENTRIES - s.keys()}:
+                    raise EvaluationError(f"{json_file}: image {key}: a segment without {min(lacking)!r}")
         predicted = [annotation for _, annotation in records]
         require_same_images(annotations, [annotation["image_id"] for annotation in predicted], json_file)
         unknown = {s["category_id"] for a in predicted for s in a["segments_info"]} - categories.keys()

@@ -76,8 +76,8 @@ def run_inference(model: nn.Module, batches: Batches, evaluator: DatasetEvaluato
             after_model = time.perf_counter()
             evaluator.process(inputs, outputs)
             progress.add(len(inputs), after_model - start, time.perf_counter() - after_model)
-    progress.finish()
-    of_processes = comm.gather((progress.images, progress.model_seconds, peak_memory(device)))
+    progress.report("total", 1)
+    of_processes = comm.gather((progress.images, progress.seconds[0], peak_memory(device)))
     images, seconds = (sum(values[i] for values in of_processes) for i in range(2))
     if not images:
         return None
@@ -94,43 +94,29 @@ class _Progress:
 
     Attributes:
         images: Number of images so far.
-        model_seconds: Time inside the model.
+        seconds: Time inside the model and time inside the evaluator.
     """
 
     def __init__(self, batches: int):
-        self.images = 0
-        self.model_seconds = 0.0
-        self._evaluation_seconds = 0.0
-        self._batches = batches
-        self._batches_done = 0
-        self._start = time.perf_counter()
-        self._next_report = self._start
+        self.images, self.seconds = 0, (0.0, 0.0)
+        self._batches, self._batches_done = batches, 0
+        self._start = self._next_report = time.perf_counter()
 
-    def add(self, images: int, model_seconds: float, evaluation_seconds: float) -> None:
-        self.images += images
-        self._batches_done += 1
-        self.model_seconds += model_seconds
-        self._evaluation_seconds += evaluation_seconds
-        now = time.perf_counter()
-        if now < self._next_report:
-            return
-        self._next_report = now + _SECONDS_BETWEEN_REPORTS
-        passed = now - self._start
-        left = timedelta(seconds=round(passed / self._batches_done * (self._batches - self._batches_done)))
-        done = f"{self._batches_done}/{self._batches}"
-        logging.getLogger(__name__).info("Predicted %s: %s; eta: %s", done, self._times(passed), left)
+    def add(self, images: int, *seconds: float) -> None:
+        self.images, self._batches_done = self.images + images, self._batches_done + 1
+        self.seconds = self.seconds[0] + seconds[0], self.seconds[1] + seconds[1]
+        if time.perf_counter() >= self._next_report:
+            self._next_report = time.perf_counter() + _SECONDS_BETWEEN_REPORTS
+            self.report("eta", self._batches / self._batches_done - 1)
 
-    def finish(self) -> None:
+    def report(self, label: str, share: float) -> None:
+        """Log the progress, and a share of the time that has passed under a label."""
         passed = time.perf_counter() - self._start
-        times = f": {self._times(passed)}" if self.images else ""
-        whole = timedelta(seconds=round(passed))
-        logging.getLogger(__name__).info("Predicted %d images in %s%s", self.images, whole, times)
-
-    def _times(self, passed: float) -> str:
-        return (
-            f"{passed / self.images:.3f} s per image, of these {self.model_seconds / self.images:.3f} model, "
-            f"{self._evaluation_seconds / self.images:.3f} evaluation"
-        )
+        each = "%.3f s per image, of these %.3f model, %.3f evaluation"
+        times = each % tuple(seconds / max(1, self.images) for seconds in (passed, *self.seconds))
+        line = f"Predicted %d images (batch %d of %d): {times}; {label}: %s"
+        left = timedelta(seconds=round(share * passed))
+        logging.getLogger(__name__).info(line, self.images, self._batches_done, self._batches, left)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -157,22 +143,15 @@ def write_speed(path: str | Path, speeds: Mapping[str, Speed | None], *, keep: b
 
 def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]]) -> str:
     """Table of the metrics of a data set in percent, without those of single classes."""
-    rows = [
-        (task, metric, value)
-        for task, metrics in results.items()
-        for metric, value in metrics.items()
-        if "-" not in metric  # PQ-<class> and the like
-    ]
+    every = ((task, *entry) for task, metrics in results.items() for entry in metrics.items())
+    rows = [row for row in every if "-" not in row[1]]  # without PQ-<class> and the like
     table = tabulate(rows, headers=("task", "metric", "%"), tablefmt="github", floatfmt=".4f")
     return f"Results on {dataset_name}:\n{table}"
 
 
 def json_ready(results: Mapping[str, Any]) -> dict[str, Any]:
     """Nested results with None instead of NaN and infinity, which JSON does not have."""
-    ready: dict[str, Any] = {}
-    for key, value in results.items():
-        if isinstance(value, Mapping):
-            ready[key] = json_ready(value)
-        else:
-            ready[key] = float(value) if math.isfinite(value) else None
-    return ready
+    return {
+        key: json_ready(value) if isinstance(value, Mapping) else float(value) if math.isfinite(value) else None
+        for key, value in results.items()
+    }

@@ -160,8 +160,7 @@ class PanopticResult:
         kept = (classes != logits.shape[-1] - 1) & (scores > settings.object_mask_threshold)
         self.queries: Tensor | None = kept.nonzero()[:, 0]
         self._scores, self._classes = scores[kept], classes[kept]
-        self._thing_ids = settings.thing_ids
-        self._overlap_threshold = settings.overlap_threshold
+        self._settings = settings
         self._winner = torch.zeros(size, dtype=torch.int64, device=logits.device)
         self._inside = torch.zeros(size, dtype=torch.bool, device=logits.device)
         self._area = torch.zeros_like(self._classes)
@@ -181,7 +180,7 @@ class PanopticResult:
             return self._winner.int(), []
         won = torch.bincount(self._winner.flatten(), minlength=count)
         painted = torch.bincount(torch.where(self._inside, self._winner, count).flatten(), minlength=count + 1)[:count]
-        survives = (painted > 0) & (won / self._area.clamp(min=1) >= self._overlap_threshold)
+        survives = (painted > 0) & (won / self._area.clamp(min=1) >= self._settings.overlap_threshold)
         # The only copy to the host: three short rows.
         table = [survives.to(self._scores.dtype), self._classes.to(self._scores.dtype), self._scores]
         ids, segments = self._number_segments(*torch.stack(table).tolist())
@@ -192,6 +191,7 @@ class PanopticResult:
         self, survives: list[float], classes: list[float], scores: list[float]
     ) -> tuple[list[int], list[dict[str, Any]]]:
         """Segment id of each query (0: dropped), and the segments."""
+        things = self._settings.thing_ids
         ids: list[int] = []
         segments: list[dict[str, Any]] = []
         stuff: dict[int, dict[str, Any]] = {}
@@ -202,7 +202,7 @@ class PanopticResult:
                 stuff[category]["score"] = max(stuff[category]["score"], score)
                 ids.append(stuff[category]["id"])
             else:
-                is_thing = self._thing_ids is None or category in self._thing_ids
+                is_thing = things is None or category in things
                 segments.append({"id": len(segments) + 1, "isthing": is_thing, "category_id": category, "score": score})
                 ids.append(len(segments))
                 if not is_thing:
@@ -224,8 +224,7 @@ class InstanceResult:
         scores, index = pairs.topk(min(settings.detections_per_image, len(pairs)))
         categories, queries = index % num_classes, index // num_classes
         if settings.thing_ids is not None:
-            allowed = torch.tensor(sorted(settings.thing_ids), device=categories.device, dtype=categories.dtype)
-            kept = torch.isin(categories, allowed)
+            kept = torch.isin(categories, categories.new_tensor(sorted(settings.thing_ids)))
             scores, categories, queries = scores[kept], categories[kept], queries[kept]
         self._scores, self._categories = scores, categories
         # One query may appear with several classes.

@@ -49,9 +49,9 @@ def test_every_image_goes_through_the_model_into_the_evaluator(caplog):
     assert speed.peak_memory_bytes > 50_000_000
     assert speed.processes == 1
     assert speed.device.startswith("cpu")
-    assert "Predicted 1/2: " in caplog.text
+    assert "Predicted 2 images (batch 1 of 2): " in caplog.text
     assert "eta: 0:00:0" in caplog.text
-    assert "Predicted 3 images in 0:00:00" in caplog.text
+    assert "Predicted 3 images (batch 2 of 2): " in caplog.text
 
 
 @pytest.mark.parametrize("fails", [False, True])
