@@ -1,8 +1,8 @@
-"""The benchmarks of Cityscapes (Cordts et al., CVPR 2016), pixel-level and instance-level: facts, IoU, AP.
+"""Metrics of the Cityscapes benchmarks (Cordts et al., CVPR 2016): IoU, iIoU and AP.
 
-hotcoco counts the pixels of classes. The other definitions are peculiar to Cityscapes, and no library has them but the
-owners' scripts, which need minutes: AP without COCO's limits and with its own rule for equal scores, and iIoU, where
-instances have equal weights. What they need of an image is counted when it is predicted.
+hotcoco counts the pixels of classes. The other metrics are defined only in the official scripts, which take minutes: AP
+without COCO's limits and with its own rule for equal scores, and iIoU, which weights all instances equally. Their
+counts are collected when an image is predicted.
 """
 
 import math
@@ -32,10 +32,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "human": ("person", "rider"),
     "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
 }
-# Groups all of whose classes are things.
+# Groups that contain only things.
 THING_GROUPS = ("human", "vehicle")
 
-# Average number of pixels of an instance, the unit of iIoU's weights.
+# Average number of pixels per instance, for the weights of iIoU.
 INSTANCE_PIXELS: Mapping[str, float] = {
     "person": 3462.4756337644,
     "rider": 3930.4788056518,
@@ -47,13 +47,13 @@ INSTANCE_PIXELS: Mapping[str, float] = {
     "bicycle": 4672.3249222261,
 }
 
-# Instance n of a label has the id label * 1000 + n; the label itself is the id of stuff and of crowds.
+# Instance n of a label has the id label * 1000 + n; stuff and crowds have the label as their id.
 FIRST_INSTANCE = 1000
 LABELS = 34
 # Labels whose pixels are not evaluated.
 VOID_LABELS = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
 
-# AP: official overlaps 0.5, 0.55, ... 0.95, and the pixels below which a labelled instance is not evaluated.
+# AP: official overlaps 0.5, 0.55, ... 0.95; labelled instances with fewer pixels are not evaluated.
 _OVERLAPS = np.arange(0.5, 1.0, 0.05)
 _MIN_PIXELS = 100
 
@@ -63,8 +63,9 @@ class CityscapesAP(Metric):
 
     Metrics: AP (mean over overlaps 0.5, 0.55, ... 0.95), AP50, AP-<class> and AP50-<class>; means are over the classes
     that have labelled instances. Predictions are `Instances` with `pred_masks` [N, H, W], `scores` [N] and contiguous
-    `pred_classes` [N]; they go to `instance_predictions/<image>_pred.txt`, lines of "mask file, label id, score", and
-    the mask files beside it. The metadata have `gt_dir`, `thing_classes` and `thing_dataset_id_to_contiguous_id`.
+    `pred_classes` [N]. They are written to `instance_predictions/<image>_pred.txt`, in lines of "mask file, label id,
+    score", and to mask files beside it. The metadata have `gt_dir`, `thing_classes` and
+    `thing_dataset_id_to_contiguous_id`.
     """
 
     task = "instance"
@@ -81,8 +82,8 @@ class CityscapesAP(Metric):
     def record(self, image: Image, prediction: Any, folder: Path) -> tuple[Any, list[Path]]:
         """Write the masks and compare them with the labelled instances. See `Metric.record`.
 
-        The record has rows of labelled instances (label, pixels, whether it is a crowd), of predicted ones (label,
-        score, pixels, void pixels), and of pairs with the same label (predicted, labelled, common pixels).
+        The record lists labelled instances (label, pixels, whether it is a crowd), predicted instances (label, score,
+        pixels, void pixels), and pairs with the same label (predicted, labelled, common pixels).
         """
         stem = _stem(image)
         path = _truth_file(self._metadata.gt_dir, stem, "instanceIds")
@@ -133,11 +134,11 @@ class CityscapesAP(Metric):
 
 
 class CityscapesIoU(Metric):
-    """IoU of classes and of groups of classes ("sup"), also with equal weights for all instances (iIoU).
+    """IoU of classes and of groups of classes ("sup"), and iIoU, which weights all instances equally.
 
-    Metrics: IoU, iIoU, IoU_sup and iIoU_sup, which are means; the same with -<class> or -<group>; mIoU, which is
-    another name of IoU. NaN if neither labels nor predictions have a class. A prediction is classes [H, W] or scores
-    [K, H, W]; results go to `semantic_predictions/<image>_pred_labelIds.png`, in Cityscapes' label ids. The metadata
+    Metrics: the means IoU, iIoU, IoU_sup and iIoU_sup; the same with -<class> or -<group>; and mIoU, which equals IoU.
+    A value is NaN if neither labels nor predictions contain the class. A prediction is classes [H, W] or scores
+    [K, H, W]; it is written to `semantic_predictions/<image>_pred_labelIds.png`, in Cityscapes' label ids. The metadata
     have `gt_dir`, `stuff_classes` and the maps from label ids to contiguous ids.
     """
 
@@ -157,7 +158,7 @@ class CityscapesIoU(Metric):
     def record(self, image: Image, prediction: Any, folder: Path) -> tuple[Any, list[Path]]:
         """Write the PNG. See `Metric.record`.
 
-        The record has weighted (right, wrong) pixels of the classes that have instances and of their groups.
+        The record has weighted counts of correct and wrong pixels of the classes with instances and of their groups.
         """
         classes, stem = class_ids(prediction), _stem(image)
         instances = _read_ids(_truth_file(self._metadata.gt_dir, stem, "instanceIds"), classes.shape)
@@ -172,7 +173,7 @@ class CityscapesIoU(Metric):
         in_group = {name: np.isin(names, GROUPS[group]) for group in THING_GROUPS for name in GROUPS[group]}
         group_of = {name: group for group in THING_GROUPS for name in GROUPS[group]}
         weighted: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-        # 1000 itself would be an instance of unlabeled.
+        # 1000 would be an instance of the label "unlabeled".
         seen = instances > FIRST_INSTANCE
         ids, positions = np.unique(instances[seen], return_inverse=True)
         pixels = np.bincount(positions.ravel() * len(names) + predicted[seen], minlength=len(ids) * len(names))
@@ -218,7 +219,7 @@ class _Overlaps:
 
     Attributes:
         scores: Scores of the predictions [P].
-        ignored: Share of each prediction that lies on pixels that are not evaluated [P].
+        ignored: Fraction of each prediction on pixels that are not evaluated [P].
         iou: IoU of each pair [P, G].
         counted: Whether each labelled instance is evaluated [G].
     """
@@ -230,8 +231,8 @@ class _Overlaps:
 
 
 def _overlaps(record: Mapping[str, Any], label: int) -> _Overlaps | None:
-    """The instances of a class in a record of `CityscapesAP`; None if there are none."""
-    # A mask without a pixel is no prediction.
+    """Return the instances of a class in a record of `CityscapesAP`, or None if it has none."""
+    # Empty masks do not count as predictions.
     predicted = {i: row[1:] for i, row in enumerate(record["predicted"]) if row[0] == label and row[2]}
     labelled = {i: row[1:] for i, row in enumerate(record["labelled"]) if row[0] == label}
     if not predicted and not labelled:
@@ -254,10 +255,11 @@ def _overlaps(record: Mapping[str, Any], label: int) -> _Overlaps | None:
 
 
 def _average_precision(images: Sequence[_Overlaps], overlap: float) -> float:
-    """AP of a class if an instance is found by an IoU above `overlap` (at least 0.5); NaN if no instance is labelled.
+    """Compute the AP of a class, where an IoU above `overlap` (at least 0.5) detects an instance.
 
-    Of several predictions that find an instance, the one with the highest score is right and the others are wrong. A
-    prediction that finds none is wrong, unless more than `overlap` of it lies on void, a crowd or a small instance.
+    If several predictions detect an instance, the one with the highest score is correct and the others are wrong. A
+    prediction that detects no instance is wrong, unless a fraction above `overlap` of it lies on void, crowds or small
+    instances. The result is NaN if no instance is labelled.
     """
     right, wrong = [], []
     labelled = sum(int(image.counted.sum()) for image in images)
@@ -272,13 +274,13 @@ def _average_precision(images: Sequence[_Overlaps], overlap: float) -> float:
         wrong += image.scores[~hit.any(axis=1) & (image.ignored <= overlap)].tolist()
     if not right:
         return 0.0
-    # Predictions with at least each score that occurs, from the lowest score.
+    # Counts of predictions with at least each occurring score, from the lowest score.
     thresholds = np.unique(right + wrong)
     true = len(right) - np.searchsorted(np.sort(right), thresholds)
     false = len(wrong) - np.searchsorted(np.sort(wrong), thresholds)
     precision = np.append(true / (true + false), 1.0)
     recall = np.append(true / labelled, 0.0)
-    # Each point stands for half the distance to its neighbours.
+    # Each point covers half the distance to its neighbours.
     steps = np.concatenate([recall[:1], recall, [0.0]])
     return float(precision @ ((steps[:-2] - steps[2:]) / 2))
 
@@ -297,12 +299,12 @@ def _instance_iou(counts: NDArray[np.int64], of_group: NDArray[np.bool_], weight
 
 
 def _stem(image: Image) -> str:
-    """city_sequence_frame of an image."""
+    """Return the `city_sequence_frame` of an image."""
     return Path(image["file_name"]).stem.removesuffix("_leftImg8bit")
 
 
 def _truth_file(gt_dir: str, stem: str, kind: str) -> Path:
-    """Ground truth of an image; `kind` is "labelIds" or "instanceIds"."""
+    """Return the ground-truth file of an image; `kind` is "labelIds" or "instanceIds"."""
     return Path(gt_dir, stem.split("_")[0], f"{stem}_gtFine_{kind}.png")
 
 

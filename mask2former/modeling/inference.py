@@ -1,10 +1,10 @@
 """From the raw output of the network for one image to semantic, panoptic and instance results, as pure functions.
 
-Masks of all queries at the size of the result may need more memory than there is, so all results are made in one pass
-over strips of rows (`ResizedMasks`). `run` is the entry point; the three classes define the results.
+Masks of all queries at the size of the result may not fit in memory, so all results are computed in one pass over
+strips of rows (`ResizedMasks`). `run` is the entry point; the three classes define the results.
 
 Shapes:
-    Q: queries; N: some of them, or instances; K: classes; H, W: height and width of the result; h: rows of a strip
+    Q: queries; N: selected queries, or instances; K: classes; H, W: height and width of the result; h: rows of a strip
 """
 
 from collections.abc import Collection
@@ -37,7 +37,7 @@ class Queries(NamedTuple):
     image_size: Size
 
     def resized(self, size: Size | None = None) -> ResizedMasks:
-        """Masks of the image at `size`; without a size, those of the padded input."""
+        """Masks of the image at `size`, or of the padded input if `size` is None."""
         steps = [Resize(crop=(self.masks.shape[-2], self.masks.shape[-1]), size=self.padded_size)]
         if size is not None:
             steps.append(Resize(crop=self.image_size, size=size))
@@ -46,18 +46,18 @@ class Queries(NamedTuple):
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How results are made from the raw output of the network.
+    """Settings for computing results from the raw output of the network.
 
     Attributes:
-        tasks: Tasks whose results are made.
+        tasks: Tasks to compute results for.
         object_mask_threshold: Lowest class probability of a query that may become a panoptic segment, 0 to 1.
-        overlap_threshold: Smallest share of its mask that a panoptic segment keeps next to others, 0 to 1.
-        detections_per_image: Number of pairs of a query and a class that are considered as instances.
-        thing_ids: Contiguous ids of the thing classes: other panoptic segments of one class merge, and instances of
-            other classes are dropped. None: every class may have instances, and no panoptic segments merge by class.
-        resize_masks_first: Resize masks, not class scores, to the size of a semantic result.
-        semantic_scores: Semantic results hold scores [K, H, W]; otherwise class ids [H, W], which take less memory:
-            scores of 133 classes at 3000 x 4000 pixels are 6.4 GB.
+        overlap_threshold: Smallest ratio of the pixels that a panoptic segment wins to its mask, 0 to 1.
+        detections_per_image: Number of pairs of query and class that are considered as instances.
+        thing_ids: Contiguous ids of the thing classes. Panoptic segments of the same other class are merged, and
+            instances of other classes are dropped. If None, all classes are things.
+        resize_masks_first: Whether to resize masks, not class scores, to the size of a semantic result.
+        semantic_scores: Whether semantic results are scores [K, H, W] or class ids [H, W], which take less memory:
+            scores of 133 classes at 3000 x 4000 pixels take 6.4 GB.
     """
 
     tasks: tuple[Task, ...] = ("semantic",)
@@ -70,7 +70,7 @@ class InferenceSettings:
 
 
 def run(queries: Queries, size: Size, settings: InferenceSettings) -> dict[str, Any]:
-    """Make the results of `settings.tasks` for one image.
+    """Compute the results of `settings.tasks` for one image.
 
     Args:
         queries: Raw output of the network.
@@ -78,9 +78,9 @@ def run(queries: Queries, size: Size, settings: InferenceSettings) -> dict[str, 
         settings: Tasks and thresholds.
 
     Returns:
-        A dict with these of the following that belong to a task:
+        A dict with an entry per task:
 
-        * `sem_seg`: Class scores [K, H, W], or class ids int64 [H, W] without `semantic_scores`; see `SemanticResult`.
+        * `sem_seg`: Class scores [K, H, W], or class ids int64 [H, W]; see `SemanticResult`.
         * `panoptic_seg`: Segment ids int32 [H, W] and a list of segments; see `PanopticResult`.
         * `instances`: Detectron2's `Instances`; see `InstanceResult`.
     """
@@ -96,16 +96,16 @@ def run(queries: Queries, size: Size, settings: InferenceSettings) -> dict[str, 
 def make_results(
     logits: Tensor, masks: ResizedMasks, settings: InferenceSettings, tasks: Collection[Task] | None = None
 ) -> dict[str, Any]:
-    """Make results at the size of the masks, in one pass over them.
+    """Compute results at the size of the masks, in one pass over them.
 
     Args:
         logits: Class logits [Q, K + 1].
         masks: Mask logits of all queries.
         settings: Thresholds, and the tasks if `tasks` is None.
-        tasks: Tasks whose results are made.
+        tasks: Tasks to compute results for.
 
     Returns:
-        The results, see `run`.
+        The results; see `run`.
     """
     parts = {TASKS[task].output: _RESULTS[task](logits, masks.size, settings) for task in tasks or settings.tasks}
     wanted = [part for part in parts.values() if part.queries is None or len(part.queries)]
@@ -120,7 +120,8 @@ def make_results(
 class SemanticResult:
     """Sum over the queries of class probability times mask probability (MaskFormer, NeurIPS 2021, section 3.4).
 
-    Scores [K, H, W]; without `semantic_scores`, the class with the highest score of each pixel, int64 [H, W].
+    The result is scores [K, H, W] or, if `semantic_scores` is off, the class with the highest score of each pixel,
+    int64 [H, W].
     """
 
     queries = None
@@ -132,7 +133,7 @@ class SemanticResult:
         self._result = torch.empty(shape, dtype=logits.dtype if self._scores else torch.int64, device=logits.device)
 
     def add(self, rows: slice, logits: Tensor, probabilities: Tensor, places: Tensor | None) -> None:
-        """Take the maps of a strip of rows; `places` are those of this result among them."""
+        """Add a strip of rows; `places` selects the maps of this result."""
         probabilities = _pick(probabilities, places)
         scores = self._weights @ probabilities.flatten(1)
         if self._scores:
@@ -146,13 +147,14 @@ class SemanticResult:
 
 
 class PanopticResult:
-    """Each pixel goes to the query with the largest class probability times mask probability (MaskFormer, 3.4).
+    """Assigns each pixel to the query with the largest class probability times mask probability (MaskFormer, 3.4).
 
-    Queries compete whose best class is a real one, with a probability above `object_mask_threshold`. A segment survives
-    if the pixels it won are at least `overlap_threshold` of its own mask; it takes those of them inside its mask.
+    Queries compete if their most probable class is not "no object" and has a probability above
+    `object_mask_threshold`. A segment is kept if it wins at least `overlap_threshold` times as many pixels as its own
+    mask has; it consists of the pixels it won inside its mask.
 
-    The result is int32 [H, W] of segment ids, 0 for no segment, and a dict per segment: `id`, `isthing`, `category_id`
-    and `score`, the class probability (of the best query where stuff segments merged).
+    The result is a map of segment ids, int32 [H, W], with 0 for no segment, and a dict per segment with `id`,
+    `isthing`, `category_id` and `score`, the class probability (the highest one if stuff segments were merged).
     """
 
     def __init__(self, logits: Tensor, size: Size, settings: InferenceSettings) -> None:
@@ -166,7 +168,7 @@ class PanopticResult:
         self._area = torch.zeros_like(self._classes)
 
     def add(self, rows: slice, logits: Tensor, probabilities: Tensor, places: Tensor | None) -> None:
-        """Take the maps of a strip of rows; `places` are those of this result among them."""
+        """Add a strip of rows; `places` selects the maps of this result."""
         probabilities = _pick(probabilities, places)
         self._area += _count_pixels(torch.ge(probabilities, 0.5, out=torch.empty_like(probabilities)))
         winner = first_largest(self._scores[:, None, None] * probabilities)
@@ -181,7 +183,7 @@ class PanopticResult:
         won = torch.bincount(self._winner.flatten(), minlength=count)
         painted = torch.bincount(torch.where(self._inside, self._winner, count).flatten(), minlength=count + 1)[:count]
         survives = (painted > 0) & (won / self._area.clamp(min=1) >= self._settings.overlap_threshold)
-        # The only copy to the host: three short rows.
+        # The only copy to the host; it has three short rows.
         table = [survives.to(self._scores.dtype), self._classes.to(self._scores.dtype), self._scores]
         ids, segments = self._number_segments(*torch.stack(table).tolist())
         id_of_query = torch.tensor(ids, dtype=torch.int32, device=self._scores.device)
@@ -190,7 +192,7 @@ class PanopticResult:
     def _number_segments(
         self, survives: list[float], classes: list[float], scores: list[float]
     ) -> tuple[list[int], list[dict[str, Any]]]:
-        """Segment id of each query (0: dropped), and the segments."""
+        """Return the segment id of each query (0 if dropped) and the segments."""
         things = self._settings.thing_ids
         ids: list[int] = []
         segments: list[dict[str, Any]] = []
@@ -211,11 +213,12 @@ class PanopticResult:
 
 
 class InstanceResult:
-    """The best pairs of a query and a class; their score is class probability times mean mask probability inside.
+    """Selects the best pairs of query and class; scores are class probability times mean probability inside the mask.
 
-    `detections_per_image` pairs of all Q * K are considered; those of a class that is not in `thing_ids` are dropped.
+    The best `detections_per_image` of all Q * K pairs are considered; those of classes outside `thing_ids` are dropped.
 
-    The result is `Instances` with `pred_masks` bool [N, H, W], tight `pred_boxes`, falling `scores` and `pred_classes`.
+    The result is `Instances` with `pred_masks` bool [N, H, W], tight `pred_boxes`, `pred_classes`, and `scores` in
+    descending order.
     """
 
     def __init__(self, logits: Tensor, size: Size, settings: InferenceSettings) -> None:
@@ -235,7 +238,7 @@ class InstanceResult:
         self._excess = scores.new_empty((len(unique), size[0]))
 
     def add(self, rows: slice, logits: Tensor, probabilities: Tensor, places: Tensor | None) -> None:
-        """Take the maps of a strip of rows; `places` are those of this result among them."""
+        """Add a strip of rows; `places` selects the maps of this result."""
         logits = _pick(logits, places)
         inside = torch.gt(logits, 0, out=torch.empty_like(logits))
         self._area += _count_pixels(inside)
@@ -261,7 +264,7 @@ _RESULTS = {"panoptic": PanopticResult, "instance": InstanceResult, "semantic": 
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Tight boxes (x0, y0, x1, y1) around masks, the far sides exclusive; zeros for an empty mask.
+    """Compute tight boxes (x0, y0, x1, y1) around masks, with x1 and y1 exclusive; zeros for an empty mask.
 
     Args:
         masks: Masks, bool [N, H, W].
@@ -281,7 +284,7 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 
 def _semantic_resized_last(queries: Queries, size: Size, scores: bool) -> Tensor:
-    """A semantic result whose class scores, not masks, are resized, as the published ADE20K semantic models do."""
+    """Compute a semantic result by resizing class scores, not masks, as the published ADE20K semantic models do."""
     settings = InferenceSettings(tasks=("semantic",))
     padded = make_results(queries.logits, queries.resized(), settings)["sem_seg"]
     if scores:
@@ -290,7 +293,7 @@ def _semantic_resized_last(queries: Queries, size: Size, scores: bool) -> Tensor
 
 
 def _union(wanted: list[Tensor | None]) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The queries in any of several sets (None: all), and the places of each set in it (None: at every place)."""
+    """Return the union of several sets of queries, and the places of each set in it; None means all."""
     subsets = [queries for queries in wanted if queries is not None]
     if len(subsets) < len(wanted) or not subsets:
         return None, wanted
@@ -300,18 +303,18 @@ def _union(wanted: list[Tensor | None]) -> tuple[Tensor | None, list[Tensor | No
 
 
 def _pick(maps: Tensor, places: Tensor | None) -> Tensor:
-    """Maps [N, h, W] at some places; None: all."""
+    """Select maps [N, h, W]; None selects all."""
     return maps if places is None else maps.index_select(0, places)
 
 
 def _count_pixels(masks: Tensor) -> Tensor:
-    """Pixels in each mask of zeros and ones, float32 [N, h, W]: int64 [N]."""
-    # Sums of float comparisons take a third of the time of bools, and are exact up to 2**24.
+    """Count the pixels of masks of zeros and ones, float32 [N, h, W]; returns int64 [N]."""
+    # Summing floats takes a third of the time of summing bools, and is exact up to 2**24.
     return masks.flatten(1).sum(1).long()
 
 
 def _reorder(masks: Tensor, order: list[int]) -> None:
-    """`masks[:] = masks[order]` for a permutation, with room for one more mask instead of a copy of all."""
+    """Apply `masks[:] = masks[order]` for a permutation, copying one mask at a time instead of all."""
     todo = set(range(len(order)))
     while todo:
         start = place = todo.pop()

@@ -1,4 +1,4 @@
-"""From a video file to the same video with its segments drawn."""
+"""Segmentation of video files: predict, track and draw each frame."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from mask2former.video.files import CODECS, VideoError, VideoReader, default_cod
 from mask2former.video.tracking import Tracker
 
 _LOG = logging.getLogger(__name__)
-# If this many frames in a row have no result, the cause is not the frames.
+# If this many frames in a row fail, the frames are not the cause.
 _MAX_FAILED = 50
 
 
@@ -56,15 +56,15 @@ def predict_video(
     """Draw the segments of each frame; an object keeps its number and colour from frame to frame.
 
     The output has the rate and size of the input, and no sound. A frame whose prediction fails is reported and copied
-    unchanged; a frame that cannot be decoded repeats the picture before it. Predictions are kept in a file next to the
-    output until the output is complete, so that another call for the same video, model and task continues from them.
+    unchanged; a frame that cannot be decoded is replaced by the previous picture. Predictions are kept in a file next
+    to the output until it is complete, so that another call for the same video, model and task continues from them.
 
     Args:
         predictor: Predictor, used with its own task and threshold.
         video: Path of the input.
         stem: Path of the output without its suffix, which depends on the codec.
         codec: A key of `CODECS`; by default mp4v, or MJPG for odd sizes.
-        batch_size: Number of frames that pass through the model together.
+        batch_size: Number of frames per batch of the model.
         with_json: Whether to also write STEM.jsonl, with one line of JSON per frame: `frame` (from 0), `time` (seconds)
             and `segments_info`, or `error`.
         refine: Function applied to each result before it is drawn or written, for example to drop segments.
@@ -88,7 +88,7 @@ def predict_video(
         numbered = tqdm(enumerate(reader), video.name, reader.count, unit="frame", mininterval=report_interval())
         for index, frame, found in _predicted(predictor, numbered, journal, batch_size):
             rendering.add(index, frame, found)
-    # Only now is the output in its place.
+    # The output has been moved to its final path by now.
     journal.path.unlink(missing_ok=True)
     return VideoSummary(output, rendering.frames, rendering.failed, journal.kept)
 

@@ -1,8 +1,8 @@
-"""Data sets by name: where their files are, what Detectron2's catalogs know of them, and how COCO's formats are read.
+"""Registration of data sets in Detectron2's catalogs: file locations, metadata, and loaders for COCO's formats.
 
-Files are looked up under DETECTRON2_DATASETS whenever a data set is used, never when it is registered, so the variable
-can be set at any time. A data set in COCO's layout is described by its categories and a `CocoLayout`, which serve all
-three tasks; others bring a function of their own to `register_dataset`.
+Files are looked up under DETECTRON2_DATASETS when a data set is used, not when it is registered, so the variable can be
+set at any time. A data set in COCO's layout is described by its categories and a `CocoLayout` for all three tasks;
+others pass their own loader to `register_dataset`.
 """
 
 import json
@@ -27,7 +27,7 @@ from mask2former.utils.errors import UserError
 DatasetDict = dict[str, Any]
 
 IGNORE_LABEL = 255
-# Detectron2's encoding of a panoptic id in evaluators that number segments class by class.
+# Detectron2's encoding of panoptic ids in evaluators that number segments per class.
 _LABEL_DIVISOR = 1000
 _ROOT_VARIABLE = "DETECTRON2_DATASETS"
 _DEFAULT_ROOT = "datasets"
@@ -62,20 +62,20 @@ class Category:
 
 
 def categories_from(table: Iterable[Mapping[str, Any]]) -> tuple[Category, ...]:
-    """Categories of a table in COCO's form: dicts with `id`, `name`, `color` and `isthing`."""
+    """Read categories from a table in COCO's form: dicts with `id`, `name`, `color` and `isthing`."""
     return tuple(Category(entry["id"], entry["name"], tuple(entry["color"]), bool(entry["isthing"])) for entry in table)
 
 
 class DatasetMetadata(Metadata):
     """Detectron2's metadata of a data set, with path entries that follow DETECTRON2_DATASETS.
 
-    A path entry (`json_file`, `image_root`, ...) is a string, as in Detectron2's own metadata, but is computed anew
-    whenever it is read.
+    A path entry (`json_file`, `image_root`, ...) is a string, as in Detectron2's own metadata, but is computed each
+    time it is read.
     """
 
     def __init__(self, paths: Mapping[str, str | Path] = MappingProxyType({}), **entries: Any):
         super().__init__(**entries)
-        # Past __setattr__, which would look the name up first.
+        # Bypasses __setattr__, which would look up the name first.
         self.__dict__["_paths"] = dict(paths)
 
     def __getattr__(self, key: str) -> Any:
@@ -91,12 +91,12 @@ class DatasetMetadata(Metadata):
 
 
 def datasets_root() -> Path:
-    """The folder that holds the data sets: DETECTRON2_DATASETS, or `datasets` in the working directory."""
+    """Folder that contains the data sets: DETECTRON2_DATASETS, or `datasets` in the working directory."""
     return Path(os.environ.get(_ROOT_VARIABLE) or _DEFAULT_ROOT).expanduser()
 
 
 def dataset_metadata(name: str) -> Metadata:
-    """Metadata of a registered data set, with paths under the current DETECTRON2_DATASETS. No file has to exist.
+    """Metadata of a registered data set, with paths under the current DETECTRON2_DATASETS. Its files need not exist.
 
     Raises:
         ConfigError: No data set has this name.
@@ -153,7 +153,7 @@ def _load_existing(
     missing = [path for path in expected if _is_missing(path)]
     if missing:
         setting = os.environ.get(_ROOT_VARIABLE)
-        # Absolute paths were given as such.
+        # DETECTRON2_DATASETS has no effect on absolute paths.
         hint = (
             ""
             if all(map(os.path.isabs, paths.values()))
@@ -179,8 +179,8 @@ def _is_missing(path: str) -> bool:
 class CocoLayout:
     """Files and folders of one split in COCO's layout, absolute or relative to `datasets_root()`.
 
-    Images are `.jpg`, label images `.png` with the same stems. Semantic PNGs hold contiguous ids (positions in the list
-    of categories) and 255 for void. Paths that are given must exist when the data set is loaded.
+    Images are `.jpg`, label images `.png` with the same stems. Semantic PNGs contain contiguous ids (positions in the
+    list of categories) and 255 for void. The given paths must exist when the data set is loaded.
     """
 
     image_root: str | Path
@@ -190,7 +190,7 @@ class CocoLayout:
     sem_seg_root: str | Path | None = None
 
     def paths(self) -> dict[str, str | Path]:
-        """The given paths, under the names that Detectron2's evaluators look for in the metadata."""
+        """The given paths, under the keys that Detectron2's evaluators expect in the metadata."""
         return {key: path for key, path in vars(self).items() if path is not None}
 
 
@@ -200,13 +200,13 @@ def register_coco_layout(
     """Register one split of a data set in COCO's layout for one task.
 
     - panoptic: Dicts have `pan_seg_file_name` and `segments_info`, and `sem_seg_file_name` if the layout has a
-      `sem_seg_root`. A split on which PQ, AP and mIoU are evaluated needs all five paths.
+      `sem_seg_root`. Evaluating PQ, AP and mIoU requires all five paths.
     - instance: Dicts have `annotations`. Only things count; their contiguous ids are 0, 1, ... in order.
     - semantic: Dicts have `sem_seg_file_name`.
 
     Args:
         name: Name of the data set in configs. A data set of the same name is replaced.
-        task: Task that the dicts and the metadata are made for.
+        task: Task of the dicts and the metadata.
         categories: All categories, in the order of their contiguous ids.
         layout: Files and folders of the split.
         source: Description of where to get the data, for the message about missing files.
@@ -225,7 +225,7 @@ def register_coco_layout(
 
 
 def category_entries(task: Task, categories: Sequence[Category]) -> dict[str, Any]:
-    """Metadata entries for the names, colours and ids of categories.
+    """Build the metadata entries for the names, colours and ids of categories.
 
     - panoptic: As Detectron2's "coco_panoptic_standard". All categories are listed both as things and as stuff, so that
       a contiguous id indexes either list; only the id maps distinguish things from stuff.
@@ -245,12 +245,12 @@ def category_entries(task: Task, categories: Sequence[Category]) -> dict[str, An
 
 
 def load_panoptic(metadata: Metadata) -> list[DatasetDict]:
-    """Dicts of a panoptic split, with contiguous category ids in `segments_info`.
+    """Load the dicts of a panoptic split, with contiguous category ids in `segments_info`.
 
     Raises:
         AnnotationError: The panoptic JSON is damaged, or has categories or files that the data set lacks.
     """
-    # Not by Detectron2's function, which requires numbers as image ids: those of ADE20K are names.
+    # Detectron2's function requires numeric image ids, but those of ADE20K are names.
     with errors_name(metadata.panoptic_json):
         annotations = json.loads(Path(metadata.panoptic_json).read_text())["annotations"]
         stems = [os.path.splitext(annotation["file_name"])[0] for annotation in annotations]
@@ -263,7 +263,7 @@ def load_panoptic(metadata: Metadata) -> list[DatasetDict]:
 
 
 def panoptic_dict(annotation: Mapping[str, Any], image_file: str, metadata: Metadata) -> DatasetDict:
-    """The dict for one annotation of a panoptic JSON, with contiguous category ids."""
+    """Build the dict for one annotation of a panoptic JSON, with contiguous category ids."""
     things, stuff = metadata.thing_dataset_id_to_contiguous_id, metadata.stuff_dataset_id_to_contiguous_id
     segments_info = []
     for segment in annotation["segments_info"]:
@@ -282,14 +282,14 @@ def panoptic_dict(annotation: Mapping[str, Any], image_file: str, metadata: Meta
 
 
 def load_instances(metadata: Metadata) -> list[DatasetDict]:
-    """Dicts of an instance split, with contiguous category ids.
+    """Load the dicts of an instance split, with contiguous category ids.
 
     Raises:
         AnnotationError: The instances JSON is damaged, or has categories that the data set lacks.
     """
     contiguous_id = metadata.thing_dataset_id_to_contiguous_id
     with errors_name(metadata.json_file):
-        # Without a name: otherwise it derives the ids from the file, and a file that lacks a category shifts them.
+        # With a name, it would derive ids from the file, which are shifted if the file lacks a category.
         dicts = load_coco_json(metadata.json_file, metadata.image_root)
         for record in dicts:
             for annotation in record["annotations"]:
@@ -298,7 +298,7 @@ def load_instances(metadata: Metadata) -> list[DatasetDict]:
 
 
 def load_semantic(metadata: Metadata) -> list[DatasetDict]:
-    """Dicts of a semantic split."""
+    """Load the dicts of a semantic split."""
     return load_sem_seg(metadata.sem_seg_root, metadata.image_root)
 
 
