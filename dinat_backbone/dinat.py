@@ -147,20 +147,14 @@ class DiNATBlock(nn.Module):
     gamma2: Tensor | None
 
     def __init__(
-        self,
-        attention: NeighborhoodAttention2D,
-        dim: int,
-        *,
-        mlp_ratio: float,
-        drop: float,
-        drop_path: float,
-        layer_scale: float | None,
+        self, attention: NeighborhoodAttention2D, mlp: Mlp, *, drop_path: float, layer_scale: float | None
     ) -> None:
         super().__init__()
+        dim = mlp.fc1.in_features
         self.norm1 = nn.LayerNorm(dim)
         self.attn = attention
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.mlp = mlp
         self.drop_path = StochasticDepth(drop_path, mode="row")
         for name in ("gamma1", "gamma2"):
             gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
@@ -237,38 +231,24 @@ class DiNAT(Backbone):
             raise BackboneConfigError(
                 f"freeze_at must be from 0 (nothing) to {len(depths) + 1} (everything), got {freeze_at}"
             )
-        blocks_before = [sum(depths[:level]) for level in range(len(depths))]
         drop_path_step = drop_path_rate / max(1, sum(depths) - 1)
         dims = [embed_dim * 2**level for level in range(len(depths))]
+        attention: dict[str, Any] = {"qkv_bias": qkv_bias, "qk_scale": qk_scale, "rel_pos_bias": rel_pos_bias}
+        attention |= {"attn_drop": attn_drop_rate, "proj_drop": drop_rate, "backend": attention_backend}
 
         self.patch_embed = ConvTokenizer(in_channels, embed_dim)
         self.pos_drop = nn.Dropout(drop_rate)
         self.levels = nn.ModuleList()
         for level, dim in enumerate(dims):
-            blocks = []
-            for index, dilation in enumerate(dilations[level], start=blocks_before[level]):
-                attention = NeighborhoodAttention2D(
-                    dim,
-                    num_heads[level],
-                    kernel_sizes[level],
-                    dilation,
-                    qkv_bias=qkv_bias,
-                    qk_scale=qk_scale,
-                    rel_pos_bias=rel_pos_bias,
-                    attn_drop=attn_drop_rate,
-                    proj_drop=drop_rate,
-                    backend=attention_backend,
+            blocks = [
+                DiNATBlock(
+                    NeighborhoodAttention2D(dim, num_heads[level], kernel_sizes[level], dilation, **attention),
+                    Mlp(dim, int(dim * mlp_ratio), drop_rate),
+                    drop_path=index * drop_path_step,
+                    layer_scale=layer_scale,
                 )
-                blocks.append(
-                    DiNATBlock(
-                        attention,
-                        dim,
-                        mlp_ratio=mlp_ratio,
-                        drop=drop_rate,
-                        drop_path=index * drop_path_step,
-                        layer_scale=layer_scale,
-                    )
-                )
+                for index, dilation in enumerate(dilations[level], start=sum(depths[:level]))
+            ]
             downsample = ConvDownsampler(dim) if level + 1 < len(dims) else None
             # A frozen level keeps no activations for a backward pass; checkpoints would keep the inputs of its blocks.
             self.levels.append(DiNATLevel(blocks, downsample, use_checkpoint and level >= freeze_at - 1))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .cpp.build import library, why_not_buildable
-from .reference import Call, why_no_dropout
+from .reference import Call, empty_gradients, make_operator, why_no_dropout
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _MAPS = (
@@ -78,52 +78,27 @@ def warn_once(reason: str) -> None:
     _logger.warning("Neighborhood attention runs in plain PyTorch, several times slower than compiled: %s", reason)
 
 
-def forward(call: Call) -> Tensor:
-    """Compute the attention of [B, H, W, n, D] tensors."""
-    return forward_operator(*call[:7], torch.is_grad_enabled())[0]
+def _empty_sums(query: Tensor, keep: bool) -> Tensor:
+    """Memory for the base-2 logarithms of the sums of exponentials: [B, H, W, n], or empty."""
+    return query.new_empty(query.shape[:4] if keep else (0,), dtype=torch.float32)
 
 
-@torch.library.custom_op(
-    "dinat_backbone::neighborhood_attention_2d",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor query, Tensor key, Tensor value, Tensor? rpb, int kernel_size, int dilation, float scale,"
-    " bool keep) -> (Tensor, Tensor)",
-)
-def forward_operator(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Compute the output, and what the backward pass needs.
-
-    Returns:
-        The output, and the base-2 logarithms of the sums of exponentials, [B, H, W, n] in float32; the latter are
-        empty unless `keep` is set.
-    """
-    call, keep = _readable(Call(*arguments[:7])), arguments[7]
-    output, sums = _empty_results(call.query, keep)
+def _forward(call: Call, keep: bool) -> tuple[Tensor, Tensor]:
+    call = _readable(call)
+    output, sums = torch.empty_like(call.query, memory_format=torch.contiguous_format), _empty_sums(call.query, keep)
     _run("forward", call.kernel_size, _problem(call, {"output": output}, {"logsumexp": sums if keep else None}))
     return output, sums
 
 
-@forward_operator.register_fake
-def _(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _empty_results(query, rest[-1])
-
-
-@torch.library.custom_op(
-    "dinat_backbone::neighborhood_attention_2d_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor query, Tensor key, Tensor value, Tensor? rpb, Tensor sums, Tensor gradient,"
-    " int kernel_size, int dilation, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def backward_operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the gradients of query, key, value and rpb (empty without `rpb`) from the gradient of the output."""
-    *tensors, sums, gradient = arguments[:6]
-    call = _readable(Call(*tensors, *arguments[6:]))
-    results = _empty_gradients(call.query, tensors[3])
-    maps = {"output_gradient": gradient.contiguous()}
-    maps |= dict(zip(("query_gradient", "key_gradient", "value_gradient"), results, strict=False))
+def _backward(
+    call: Call, _output: Tensor | None, sums: Tensor, gradient: Tensor, bias_needed: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    results = empty_gradients(call.query, call.rpb if bias_needed else None)
+    call, gradient = _readable(call), gradient.contiguous()
+    names = ("output_gradient", "query_gradient", "key_gradient", "value_gradient")
+    maps = dict(zip(names, (gradient, *results[:3]), strict=True))
     tables: dict[str, Tensor | None] = {"logsumexp": sums}
-    if call.rpb is None:
+    if call.rpb is None or not bias_needed:
         _run("backward", call.kernel_size, _problem(call, maps, tables))
     else:
         # Threads write to tables of their own, which are then summed in a fixed order.
@@ -133,34 +108,6 @@ def backward_operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _run("backward", call.kernel_size, _problem(call, maps, tables | {"bias_gradient": parts}))
         results[3].copy_(parts.sum(1))
     return results
-
-
-@backward_operator.register_fake
-def _(query: Tensor, _key: Tensor, _value: Tensor, rpb: Tensor | None, *_rest: Any) -> tuple[Tensor, ...]:
-    return _empty_gradients(query, rpb)
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.kernel_size, ctx.dilation, ctx.scale, _keep = inputs
-    ctx.save_for_backward(*tensors, output[1])
-
-
-def _differentiate(ctx: Any, gradient: Tensor, _gradient_of_sums: Tensor) -> tuple[Tensor | None, ...]:
-    *gradients, of_rpb = backward_operator(*ctx.saved_tensors, gradient, ctx.kernel_size, ctx.dilation, ctx.scale)
-    return *gradients, of_rpb if ctx.needs_input_grad[3] else None, None, None, None, None
-
-
-forward_operator.register_autograd(_differentiate, setup_context=_keep_for_backward)
-
-
-def _empty_results(query: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    sums = query.new_empty(query.shape[:4] if keep else (0,), dtype=torch.float32)
-    return torch.empty_like(query, memory_format=torch.contiguous_format), sums
-
-
-def _empty_gradients(query: Tensor, rpb: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    of_query, of_key, of_value = (torch.empty_like(query, memory_format=torch.contiguous_format) for _ in range(3))
-    return of_query, of_key, of_value, query.new_empty(0) if rpb is None else torch.empty_like(rpb)
 
 
 def _readable(call: Call) -> Call:
@@ -184,3 +131,8 @@ def _problem(call: Call, maps: dict[str, Tensor], tables: dict[str, Tensor | Non
 def _run(function: str, kernel_size: int, problem: _Problem) -> None:
     if getattr(library(kernel_size), function)(ctypes.byref(problem)):
         raise MemoryError(f"no memory for the CPU kernel of neighborhood attention ({function})")
+
+
+forward = make_operator(
+    "neighborhood_attention_2d", _forward, _backward, empty_sums=_empty_sums, keep_output=False, device_types="cpu"
+)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .reference import Call, window_start
+from .reference import Call, bias_index
 from .tiled import bias_table
 
 
@@ -102,7 +102,9 @@ def _axis(size: int, kernel_size: int, dilation: int, device: torch.device) -> _
     return _Axis(
         queries=_positions(queries, group, size, dilation),
         keys=_positions(keys, group, size, dilation),
-        bias=_relative_index(queries[examples], keys[examples], lengths, kernel_size),
+        bias=bias_index(
+            queries[examples][:, :, None], keys[examples][:, None, :], lengths[:, None, None, None], kernel_size
+        ).flatten(0, 1),
         kind=(is_shorter[:, None] * kinds + kind_of_tile).flatten(),
         tile=position % dilation * count + tile_of_position,
         place=coordinate - first_query[tile_of_position],
@@ -133,20 +135,6 @@ def _cut(length: int, kernel_size: int) -> tuple[int, int, int, int]:
 def _positions(coordinates: Tensor, group: Tensor, size: int, dilation: int) -> Tensor:
     """Turn coordinates in groups [tiles, N] into positions [groups * tiles, N], clamped to the last position."""
     return (coordinates * dilation + group[:, None, None]).flatten(0, 1).clamp(max=size - 1)
-
-
-def _relative_index(queries: Tensor, keys: Tensor, lengths: Tensor, kernel_size: int) -> Tensor:
-    """Entries of the bias table for queries [kinds, T] and keys [kinds, w] in groups of the lengths [L].
-
-    Returns:
-        Indices [L * kinds, T, w], 2k - 1 outside the window of a query.
-    """
-    query, key, length = queries[:, :, None], keys[:, None, :], lengths[:, None, None, None]
-    start = window_start(query, length, kernel_size)
-    inside = (key >= start) & (key < start + kernel_size)
-    # Queries beyond the end of a shorter group would give negative indices; their results are not used.
-    index = (key - query + kernel_size - 1).clamp(min=0)
-    return torch.where(inside, index, 2 * kernel_size - 1).flatten(0, 1)
 
 
 def _tiles(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-from .reference import window_start
+from .reference import bias_index
 
 # Larger tiles waste more time on keys outside the windows of their queries than they save on copies.
 _LARGEST_TILE_SIDE = 16
@@ -67,17 +67,14 @@ class TilePlan:
         return [range(*edge) for edge in pairwise(edges)]
 
     def relative_index(self, tile: int) -> Tensor:
-        """Row (or column) of the bias table for each query and key of a tile: [tile, window].
+        """Row (or column) of the bias table for each query and key of a tile, see `bias_index`: [tile, window].
 
-        The index is y - x + k - 1 inside the window of a query, and the extra index 2k - 1 ("masked") outside. Padding
-        queries are given all keys so that their softmax, which is never read, stays finite.
+        Padding queries attend to all keys, so that their softmax, which is never read, stays finite.
         """
         first = tile * self.tile - self.shift
         query = torch.arange(first, first + self.tile)[:, None]
         key = torch.arange(first - self.margin, first - self.margin + self.window)[None, :]
-        start = window_start(query, self.length, self.kernel_size)
-        inside = (key >= start) & (key < start + self.kernel_size)
-        index = torch.where(inside, key - query + self.kernel_size - 1, 2 * self.kernel_size - 1)
+        index = bias_index(query, key, self.length, self.kernel_size)
         padding = (query < 0) | (query >= self.length)
         return index.masked_fill(padding, self.kernel_size - 1)
 

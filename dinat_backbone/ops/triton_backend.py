@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import tiled
-from .reference import Call, why_no_dropout
+from .reference import Call, make_operator, why_no_dropout
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LARGEST_KERNEL = 63
@@ -73,14 +73,13 @@ def try_attention_kernels(
     """
     try:
         difference = _difference_from_tiled(device, dtype, kernel_size, channels, backward)
+        if not difference <= _TOLERANCE[dtype]:  # also if it is not a number
+            raise ArithmeticError(f"results are off by {difference:g}")
     except Exception as error:  # noqa: BLE001 - compilers and drivers raise exceptions of any class
-        reason = f"fail on {device}, plain PyTorch is used: {error}"
-    else:
-        if difference <= _TOLERANCE[dtype]:
-            return None
-        reason = f"are off by {difference:g} on {device}, plain PyTorch is used"
-    _logger.warning("Triton attention kernels %s", reason)
-    return reason
+        reason = f"Triton attention kernels fail on {device}, plain PyTorch is used: {error}"
+        _logger.warning(reason)
+        return reason
+    return None
 
 
 def _difference_from_tiled(
@@ -100,65 +99,28 @@ def _difference_from_tiled(
         if backward:
             outputs = [[x, *torch.autograd.grad(x, leaves, gradient)] for (x,) in outputs]
     pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(*outputs, strict=True)]
-    differences = torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs])
-    return float(differences.nan_to_num(nan=torch.inf).max())
+    return float(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]).max())
 
 
-def forward(call: Call) -> Tensor:
-    """Compute the attention of [B, H, W, n, D] tensors."""
-    return _forward_operator(*call[:7])[0]
+def _empty_sums(query: Tensor, _keep: bool) -> Tensor:
+    """Memory for the base-2 logarithms of the sums of exponentials, [B, n, H, W]."""
+    batch, height, width, heads, _ = query.shape
+    return query.new_empty((batch, heads, height, width), dtype=torch.float32)
 
 
-@torch.library.custom_op(
-    "dinat_backbone::triton_neighborhood_attention_2d",
-    mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, Tensor? rpb, int kernel_size, int dilation, float scale)"
-    " -> (Tensor, Tensor)",
-)
-def _forward_operator(*arguments: Any) -> tuple[Tensor, Tensor]:
+def _forward(call: Call, _keep: bool) -> tuple[Tensor, Tensor]:
     # Imported here because Triton is optional and slow to import.
     from .triton_kernels import launch
 
-    return launch.forward(Call(*arguments))
+    return launch.forward(call)
 
 
-@torch.library.custom_op(
-    "dinat_backbone::triton_neighborhood_attention_2d_backward",
-    mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, Tensor? rpb, Tensor output, Tensor log_sum, Tensor gradient,"
-    " int kernel_size, int dilation, float scale, bool bias_needed) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _backward_operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(call: Call, *rest: Any) -> tuple[Tensor, ...]:
     from .triton_kernels import launch
 
-    *tensors, output, log_sum, gradient = arguments[:7]
-    *settings, bias_needed = arguments[7:]
-    return launch.backward(Call(*tensors, *settings), output, log_sum, gradient, bias_needed)
+    return launch.backward(call, *rest)
 
 
-@_forward_operator.register_fake
-def _(query: Tensor, *_rest: Any) -> tuple[Tensor, Tensor]:
-    batch, height, width, heads, _ = query.shape
-    log_sum = query.new_empty((batch, heads, height, width), dtype=torch.float32)
-    return torch.empty_like(query, memory_format=torch.contiguous_format), log_sum
-
-
-@_backward_operator.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    maps = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
-    return *maps, query.new_empty(0) if rpb is None or not rest[-1] else torch.empty_like(rpb)
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:4], *output)
-    ctx.kernel_size, ctx.dilation, ctx.scale = inputs[4:]
-    ctx.mark_non_differentiable(output[1])
-
-
-def _differentiate(ctx: Any, gradient: Tensor, _gradient_of_sums: Tensor | None) -> tuple[Tensor | None, ...]:
-    settings = ctx.kernel_size, ctx.dilation, ctx.scale, ctx.needs_input_grad[3]
-    *gradients, of_rpb = _backward_operator(*ctx.saved_tensors, gradient, *settings)
-    return *gradients, of_rpb if ctx.needs_input_grad[3] else None, None, None, None
-
-
-_forward_operator.register_autograd(_differentiate, setup_context=_keep_for_backward)
+forward = make_operator(
+    "triton_neighborhood_attention_2d", _forward, _backward, empty_sums=_empty_sums, keep_output=True
+)

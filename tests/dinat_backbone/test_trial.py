@@ -35,7 +35,7 @@ def test_right_numbers_are_relied_on(replace_kernels, backward):
 def test_wrong_numbers_are_not(replace_kernels, caplog):
     replace_kernels(lambda call: reference.forward(call) * 1.01)
     assert try_attention_kernels(*CASE, False)
-    assert re.search(r"are off by 0\.0[01]\d* on cpu, plain PyTorch is used", caplog.text)
+    assert re.search(r"fail on cpu, plain PyTorch is used: results are off by 0\.0[01]\d*", caplog.text)
 
 
 def test_wrong_gradients_are_not(replace_kernels):

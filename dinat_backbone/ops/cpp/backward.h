@@ -1,8 +1,9 @@
-// The backward pass of one piece of work, which has all columns of its residue groups.
+// The backward pass of one work item, which contains all columns of its residue groups.
 //
-// Rows of keys live in slots while windows hold them: the gradients of a row are summed beside it, channels last (a
-// vector is channels of one key there), and written when it leaves. With several bands, each computes the scores of all
-// queries that attend its keys, and writes the gradients of its own rows only: no two threads write to one place.
+// Rows of keys are kept in slots while windows contain them. The gradients of a row are summed in a slot of their own,
+// channels last (a vector holds channels of one key there), and written when the row leaves its slot. If the rows are
+// divided into bands, each band computes the scores of all queries that attend to its keys, but writes only the
+// gradients of its own rows, so that no two threads write to the same place.
 #pragma once
 
 #include "worker.h"
@@ -22,7 +23,7 @@ class Backward : Worker<G> {
     for (Buffer* buffer : {&probabilities, &score_gradients}) *buffer = zeros(ROWS * KEYS * query_stride);
     logsumexp = zeros(ROWS * query_stride);
     for (Buffer* buffer : {&bias, &bias_gradient}) *buffer = zeros((widest * G / LANES + 1) * TABLE * K * LANES);
-    sums = zeros(ROWS * channels * LANES + 8);  // unpacked by eights
+    sums = zeros(ROWS * channels * LANES + 8);  // `unpack` reads groups of eight
   }
 
   bool ready() const {
@@ -30,13 +31,13 @@ class Backward : Worker<G> {
            flat_gradients && probabilities && score_gradients && logsumexp && bias && bias_gradient && sums;
   }
 
-  // `next`, or null, is the piece that the worker will probably be given next.
+  // `next`, or null, is the item that the worker will probably process next.
   void run(const Item& item, const Item* next) {
     set(current, item);
     following.item = nullptr;
     if (next) set(following, *next);
     cells = current.width * G;
-    // Of lanes without a query: makes their probabilities vanish.
+    // For lanes without a query: makes their probabilities zero.
     std::fill_n(logsumexp.get(), ROWS * query_stride, 1e30f);
     const float* tables = p.bias ? p.bias + item.head * TABLE * TABLE : nullptr;
     for_tiles(cells, [&](auto lanes, int64_t x) {
@@ -52,13 +53,13 @@ class Backward : Worker<G> {
   using Base::SLOTS, Base::p, Base::channels, Base::stride, Base::current, Base::following, Base::prefetcher;
   using Base::row, Base::slot, Base::ask;
 
-  // All queries that attend the rows of a piece.
+  // Sets the layout for all queries that attend to the rows of an item.
   void set(Layout& layout, const Item& item) const {
     const int64_t height = group_length(p.height, item.group_y, p.dilation);
     Range queries{item.y0, item.y1};
     while (queries.first > 0 && window_start(queries.first - 1, height) + K > item.y0) --queries.first;
     while (queries.end < height && window_start(queries.end, height) < item.y1) ++queries.end;
-    // The gradients of all maps are contiguous, and alike.
+    // The gradients of all maps are contiguous and have the same layout.
     Base::set(layout, item, p.output_gradient, queries);
   }
 
@@ -105,7 +106,7 @@ class Backward : Worker<G> {
     }
   }
 
-  // Probabilities, gradients of scores and of queries of W cells.
+  // Computes the probabilities and the gradients of scores and queries of W cells.
   template <int W>
   void run_tile(const Item& item, int64_t group_x, int64_t y, int64_t rows, int64_t x) {
     const float *query[ROWS], *gradient[ROWS], *initial[ROWS];
@@ -151,7 +152,7 @@ class Backward : Worker<G> {
     }
   }
 
-  // Scores become probabilities, and the gradients of these become gradients of the scores.
+  // Replaces scores by probabilities, and the gradients of the probabilities by gradients of the scores.
   template <int W>
   void differentiate_softmax(int64_t n, int64_t x, float* sums_of_bias) {
     const Float<W> shift = load<W>(logsumexp.get() + n * query_stride + x);
@@ -171,7 +172,7 @@ class Backward : Worker<G> {
     }
   }
 
-  // Add to the rows of keys that rows of queries attend: sums over the queries of weight * source.
+  // Adds sums over the queries of weight * source to the rows of keys to which rows of queries attend.
   void add_to_keys(int64_t y, int64_t rows, const Buffer& results, const Buffer& weights, const Buffer& sources) {
     constexpr int V = REGISTERS == 32 && K <= 13 ? 2 : 1;
     for_key_rows(y, rows, current.height, [&](int64_t m, int64_t n0, int64_t n1) {
@@ -195,7 +196,7 @@ class Backward : Worker<G> {
     });
   }
 
-  // Write the gradients of a row of keys that no further query attends.
+  // Writes the gradients of a row of keys to which no further query attends.
   void finish_keys(const Item& item, int64_t group_x, int64_t y) {
     if (y < item.y0 || y >= item.y1) return;
     copy_back(row(p.key_gradient, current, group_x, y), current.result, sums_of(key_gradients, y), depth, p.channels);

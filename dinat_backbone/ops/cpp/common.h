@@ -1,10 +1,11 @@
-// What the forward and the backward pass share: the problem, its pieces, and where everything is.
+// Definitions for the forward and the backward pass: the problem, its work items, and the layout in memory.
 //
-// A lane is a query; a vector is a run of neighbouring queries of a row of a residue group, of G heads at once: column
-// x of head g is cell x * G + g of a row. (Rows of few columns fill vectors better so.) Rows are packed channels first,
-// so that key number j of all queries of a vector is one load at an offset of j columns. Near the left and right
-// border, where windows are pushed inwards, the packed row continues as if periodic with period K: the window of K
-// columns around any query then holds exactly the query's keys, in rotated order, which changes nothing but the bias.
+// A lane is a query. A vector is a run of neighbouring queries in a row of a residue group, of G heads at once: column
+// x of head g is cell x * G + g of a row. (Interleaving heads fills vectors better when rows have few columns.) Rows
+// are packed channels first, so that key number j of all queries of a vector is one load at an offset of j columns.
+// Near the left and right border, where windows are shifted inwards, a packed row continues as if it were periodic with
+// period K. The window of K columns around any query then contains exactly the keys of the query, in rotated order,
+// which affects only the bias.
 #pragma once
 
 #include <algorithm>
@@ -16,13 +17,14 @@
 
 #include "vectors.h"
 
-constexpr int K = KERNEL_SIZE;  // given by the compiler's command line
+constexpr int K = KERNEL_SIZE;  // defined on the command line of the compiler
 constexpr int HALF = K / 2;
 constexpr int TABLE = 2 * K - 1;
 constexpr int KEYS = K * K;
 constexpr float LOG2_E = 1.44269504f;
 
-// Keys of a row computed at a time, and rows of queries that share a load, such that all sums stay in registers.
+// Number of keys of a row that are computed at a time, and of rows of queries that share a load, chosen so that all
+// sums stay in registers.
 constexpr int PARTS = (K + 12) / 13;
 constexpr int PART = (K + PARTS - 1) / PARTS;
 constexpr int ROWS = std::clamp((REGISTERS == 32 ? 26 : 12) / PART, 1, 4);
@@ -41,7 +43,7 @@ struct Problem {  // all maps in bfloat16, or all in float32
   float scale;
 };
 
-// The first channel of a position.
+// Address of the first channel of a position.
 struct Place {
   char* data;
   bool bfloat16;
@@ -53,18 +55,18 @@ inline Place place(const Problem& p, const Map& map, int64_t b, int64_t y, int64
   return {static_cast<char*>(map.data) + offset * (p.bfloat16 ? 2 : 4), p.bfloat16 != 0};
 }
 
-// Call `function` with a pointer of the right type.
+// Calls `function` with a pointer of the right type.
 template <class Function>
 inline void with_type(Place place, Function&& function) {
   if (place.bfloat16) return function(reinterpret_cast<uint16_t*>(place.data));
   function(reinterpret_cast<float*>(place.data));
 }
 
-// A piece of work: G heads, neighbouring residue groups of equal width, columns x0 .. x1 - 1 and rows y0 .. y1 - 1 of
-// each.
+// A work item: G heads, neighbouring residue groups of equal width, and columns x0 .. x1 - 1 and rows y0 .. y1 - 1 of
+// each group.
 struct Item {
   int64_t head, b, group_y, group_x0, group_x1, x0, x1, y0, y1;
-  int64_t part, parts;  // of the heads: which one, of how many
+  int64_t part, parts;  // index of the item among the items of its heads, and their number
 };
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -74,13 +76,13 @@ inline int64_t group_length(int64_t size, int64_t group, int64_t dilation) {
 inline int64_t window_start(int64_t x, int64_t length) {
   return std::min(std::max<int64_t>(x - HALF, 0), length - K);
 }
-// Column whose key stands in column x of a packed row; beyond the packed ends it does not matter which.
+// Column whose key is stored in column x of a packed row; beyond the packed ends the value does not matter.
 inline int64_t wrapped(int64_t x, int64_t length) {
   x = x < 0 ? x + K : x >= length ? x - K : x;
   return std::min(std::max<int64_t>(x, 0), length - 1);
 }
 
-// Rows are an odd number of cache lines apart: powers of two would fall into few sets of the cache.
+// The distance between rows is an odd number of cache lines; powers of two would map to few sets of the cache.
 inline int64_t row_stride(int64_t columns) { return (round_up(columns, 16) / 16 | 1) * 16; }
 
 struct Free {
@@ -94,10 +96,10 @@ inline Buffer zeros(int64_t count) {
   return Buffer(memory);
 }
 
-// Distances from a row's first element to the cells to pack.
+// Offsets of the cells to pack from the first element of a row.
 using Cells = std::vector<int64_t>;
 
-// Those of columns `from` .. `to` - 1 of a residue group of `width` columns.
+// Sets the offsets of columns `from` .. `to` - 1 of a residue group of `width` columns.
 template <int G>
 void set_cells(Cells& cells, const Map& map, int64_t from, int64_t to, int64_t width, int64_t dilation) {
   cells.clear();
@@ -108,12 +110,12 @@ void set_cells(Cells& cells, const Map& map, int64_t from, int64_t to, int64_t w
   }
 }
 
-// Entry of the bias table's row for query x and the key in place j of its rotated window.
+// Column of the bias table for query x and the key at place j of its rotated window.
 inline int64_t bias_column(int64_t x, int64_t j, int64_t length) {
   return x < length ? wrapped(x - HALF + j, length) - x + K - 1 : 0;
 }
 
-// Bias of the W queries of a tile that starts in column x0, for all rows of the tables: [TABLE, K, W].
+// Writes the bias of the W queries of a tile that starts in column x0, for all rows of the tables: [TABLE, K, W].
 template <int W, int G>
 void spread_bias(float* to, const float* tables, int64_t x0, int64_t length) {
   int32_t from[K * W];
@@ -126,13 +128,13 @@ void spread_bias(float* to, const float* tables, int64_t x0, int64_t length) {
   }
 }
 
-// Call `function` with every one of some integral constants.
+// Calls `function` with each of the integral constants I.
 template <class Function, int... I>
 __attribute__((always_inline)) inline void unroll(std::integer_sequence<int, I...>, Function&& function) {
   (function(std::integral_constant<int, I>{}), ...);
 }
 
-// Call `function` with the integral constant `n` in 1 .. N.
+// Calls `function` with `n`, from 1 .. N, as an integral constant.
 template <int N, class Function>
 inline void dispatch(int64_t n, Function&& function) {
   if constexpr (N > 1) {
@@ -141,7 +143,7 @@ inline void dispatch(int64_t n, Function&& function) {
   function(std::integral_constant<int, N>{});
 }
 
-// Tiles of LANES cells, and one of half as many where that is enough for the rest.
+// Calls `function` for tiles of LANES cells; the last tile has half as many if they are enough.
 template <class Function>
 inline void for_tiles(int64_t cells, Function&& function) {
   int64_t x = 0;
@@ -151,8 +153,8 @@ inline void for_tiles(int64_t cells, Function&& function) {
   }
 }
 
-// Call `function(m, n0, n1)` for every row m of keys that queries of rows y .. y + rows - 1 attend: rows n0 .. n1 - 1
-// (counted from y) do.
+// Calls `function(m, n0, n1)` for every row m of keys to which queries in rows y .. y + rows - 1 attend; these are the
+// queries in rows n0 .. n1 - 1, counted from y.
 template <class Function>
 inline void for_key_rows(int64_t y, int64_t rows, int64_t height, Function&& function) {
   int64_t n0 = 0, n1 = 0;

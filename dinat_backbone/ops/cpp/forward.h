@@ -1,4 +1,4 @@
-// The forward pass of one piece of work.
+// The forward pass of one work item.
 #pragma once
 
 #include "worker.h"
@@ -11,13 +11,13 @@ class Forward : Worker<G> {
     values = zeros(SLOTS * channels * stride);
     queries = zeros(ROWS * channels * stride);
     scores = zeros(ROWS * KEYS * LANES);
-    sums = zeros(ROWS * channels * LANES + 8);  // unpacked by eights
+    sums = zeros(ROWS * channels * LANES + 8);  // `unpack` reads groups of eight
     bias = zeros((widest * G / LANES + 1) * TABLE * K * LANES);
   }
 
   bool ready() const { return keys && values && queries && scores && sums && bias; }
 
-  // `next`, or null, is the piece that the worker will probably be given next.
+  // `next`, or null, is the item that the worker will probably process next.
   void run(const Item& item, const Item* next) {
     set(current, item, p.output, {item.y0, item.y1});
     following.item = nullptr;
@@ -83,7 +83,7 @@ class Forward : Worker<G> {
         multiply_channels<W, n, G>(query, stride, slot(keys, m) + x, stride, p.channels, initial, score, W, most + n0);
       });
     });
-    float factors[ROWS][std::max(W, 8)] = {};  // unpacked by eights
+    float factors[ROWS][std::max(W, 8)] = {};  // `unpack` reads groups of eight
     for (int64_t n = 0; n < rows; ++n) {
       softmax<W>(item, group_x, y + n, x, scores.get() + n * KEYS * W, most[n], factors[n]);
     }
@@ -103,7 +103,7 @@ class Forward : Worker<G> {
     }
   }
 
-  // Turn scores, times log2(e), into exponentials, and return the factor that makes them probabilities.
+  // Replaces scores, times log2(e), by exponentials, and returns the factor that turns these into probabilities.
   template <int W>
   void softmax(const Item& item, int64_t group_x, int64_t y, int64_t x, float* score, Float<W> most, float* factor) {
     Float<W> total{};
@@ -121,7 +121,7 @@ class Forward : Worker<G> {
     }
   }
 
-  Buffer keys, values;  // [SLOTS, channels, stride]: the last rows packed, row m in slot m mod SLOTS
+  Buffer keys, values;  // [SLOTS, channels, stride]: the rows packed last, row m in slot m mod SLOTS
   Buffer queries;       // [ROWS, channels, stride]
   Buffer scores;        // [ROWS, K, K, W]
   Buffer sums;          // [ROWS, channels, W]

@@ -1,15 +1,15 @@
-// Neighborhood attention on a CPU, for one kernel size: forward and backward, computed by rows of queries.
+// Neighborhood attention on a CPU for one kernel size: forward and backward pass, computed by rows of queries.
 //
 // Formulas: Hassani and Shi, "Dilated Neighborhood Attention Transformer", arXiv 2209.15001, section 3.1; see
-// neighborhood_attention_2d in Python. Probabilities are computed again in the backward pass, from the sums of
-// exponentials that the forward pass kept.
+// neighborhood_attention_2d in Python. The backward pass recomputes the probabilities from the sums of exponentials
+// that the forward pass kept.
 
 #include "backward.h"
 #include "forward.h"
 
 namespace {
 
-// Neighbouring groups of an axis that have equal length: group 0 .. size % dilation - 1, and the rest.
+// Calls `function` for the runs of groups of an axis that have equal length: 0 .. size % dilation - 1, and the rest.
 template <class Function>
 void for_runs(int64_t size, int64_t dilation, Function&& function) {
   const int64_t longer = size % dilation;
@@ -17,11 +17,11 @@ void for_runs(int64_t size, int64_t dilation, Function&& function) {
   function(longer, dilation);
 }
 
-// Cells of the vectors that hold a row of so many.
+// Number of cells of the vectors that hold a row of `cells` cells.
 int64_t occupied(int64_t cells) { return round_up(cells, LANES > 8 ? LANES / 2 : LANES); }
 
-// How many heads to interleave, such that a row has at most `most` cells and all threads have work: as leaves the fewest
-// lanes idle.
+// Returns the number of heads to interleave that leaves the fewest lanes idle, provided that a row has at most `most`
+// cells and all threads have work.
 int64_t choose_heads(const Problem& p, int64_t most) {
   int64_t best = 1, least = INT64_MAX;
   for (const int64_t heads : {1, 2, 4}) {
@@ -32,13 +32,13 @@ int64_t choose_heads(const Problem& p, int64_t most) {
     for_runs(p.width, p.dilation, [&](int64_t x0, int64_t x1) {
       lanes += (x1 - x0) * occupied(group_length(p.width, x0, p.dilation) * heads) * (4 / heads);
     });
-    // Of equals the most: neighbouring heads are neighbours in memory.
+    // For equal numbers of lanes the larger number of heads, because neighbouring heads are neighbours in memory.
     if (lanes <= least) best = heads, least = lanes;
   }
   return best;
 }
 
-// Columns of at most `strip`, rows of `bands` bands.
+// Divides the problem into items of at most `strip` columns, with rows in `bands` bands.
 std::vector<Item> make_items(const Problem& p, int64_t heads, int64_t strip, int64_t bands) {
   std::vector<Item> items;
   int64_t part = 0;
@@ -67,7 +67,8 @@ std::vector<Item> make_items(const Problem& p, int64_t heads, int64_t strip, int
   return items;
 }
 
-// Enough pieces of work for all threads, but bands of no fewer than `fewest` rows, as their ends are computed twice.
+// Makes enough items for all threads, but with at least `fewest` rows per band, because the ends of bands are computed
+// twice.
 std::vector<Item> share_out(const Problem& p, int64_t heads, int64_t strip, int64_t fewest) {
   std::vector<Item> items = make_items(p, heads, strip, 1);
   const int64_t count = std::max<int64_t>(1, items.size()), bands = (4 * p.threads + count - 1) / count;
@@ -102,7 +103,7 @@ int run(const Problem& p, int64_t heads, const std::vector<Item>& items) {
   return heads == 1 ? run<Worker<1>>(p, items) : heads == 2 ? run<Worker<2>>(p, items) : run<Worker<4>>(p, items);
 }
 
-// Packed rows of so many cells stay in the second level of the cache; the backward pass has more of them.
+// Packed rows of this many cells stay in the second-level cache; the backward pass packs more rows.
 constexpr int64_t FORWARD_CELLS = 96, BACKWARD_CELLS = 60;
 
 int64_t forward_heads(const Problem& p) { return choose_heads(p, FORWARD_CELLS); }
@@ -114,12 +115,12 @@ std::vector<Item> backward_items(const Problem& p) { return share_out(p, backwar
 
 }  // namespace
 
-// Results: 0, or 1 where there is no memory.
+// Both passes return 0, or 1 if there is not enough memory.
 extern "C" {
 
 int forward(const Problem* p) { return run<Forward>(*p, forward_heads(*p), forward_items(*p)); }
 
-// Tables of `bias_gradient` for each head, which have to be summed.
+// Number of tables of `bias_gradient` per head, whose sum is the gradient.
 int64_t backward_parts(const Problem* p) {
   const std::vector<Item> items = backward_items(*p);
   return items.empty() ? 0 : items[0].parts;

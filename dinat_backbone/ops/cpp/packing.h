@@ -1,10 +1,10 @@
-// Rows of the maps, copied to where the inner loops want them, and back.
+// Copies rows of the maps into the layout of the inner loops, and back.
 #pragma once
 
 #include "common.h"
 
-// Copy cells of a row, channels first and times `scale`, to cells 0 .. of `to`, by eights: the last one is repeated.
-// Missing channels become zero.
+// Copies cells of a row, times `scale`, to cells 0, 1, ... of `to`, channels first. Cells are processed in groups of
+// eight, for which the last one is repeated. Missing channels become zero.
 inline void pack(float* to, int64_t stride, Place row, const Cells& cells, int64_t channels, float scale) {
   const int64_t count = cells.size();
   with_type(row, [&](const auto* from) {
@@ -21,7 +21,7 @@ inline void pack(float* to, int64_t stride, Place row, const Cells& cells, int64
   });
 }
 
-// The reverse for `count` cells, times a factor a cell (`factors`, or null) and `scale`.
+// Does the reverse for `count` cells, times one factor per cell (`factors`, or null) and `scale`.
 inline void unpack(Place row, const int64_t* cells, int64_t count, const float* from, int64_t stride,
                    int64_t channels, const float* factors, float scale) {
   with_type(row, [&](auto* to) {
@@ -37,7 +37,7 @@ inline void unpack(Place row, const int64_t* cells, int64_t count, const float* 
   });
 }
 
-// Copy cells of a row times `scale` to [cells, to_channels].
+// Copies cells of a row, times `scale`, to [cells, to_channels].
 inline void copy(float* to, int64_t to_channels, Place row, const Cells& cells, int64_t channels, float scale) {
   with_type(row, [&](const auto* from) {
     for (const int64_t cell : cells) {
@@ -47,7 +47,7 @@ inline void copy(float* to, int64_t to_channels, Place row, const Cells& cells, 
   });
 }
 
-// Write cells [cells, from_channels] to a row.
+// Writes cells [cells, from_channels] to a row.
 inline void copy_back(Place row, const Cells& cells, const float* from, int64_t from_channels, int64_t channels) {
   with_type(row, [&](auto* to) {
     for (const int64_t cell : cells) {

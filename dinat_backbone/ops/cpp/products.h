@@ -1,10 +1,10 @@
-// The inner loops: three kinds of products of rows of queries with a row of keys or values.
+// The inner loops: three kinds of products of rows of queries with one row of keys or values.
 #pragma once
 
 #include "common.h"
 
-// Scores of N rows of queries and the keys of one row, places `FIRST` .. : sums over channels of query * key.
-// `most`, if not null, grows to the largest score of each query.
+// Computes the scores of N rows of queries and the keys of one row, from place FIRST on: sums over channels of
+// query * key. `most`, if not null, is raised to the largest score of each query.
 template <int W, int N, int G, int FIRST = 0>
 inline void multiply_channels(const float* const query[], int64_t query_stride, const float* key, int64_t key_stride,
                               int64_t channels, const float* const initial[], float* const scores[],
@@ -44,7 +44,7 @@ inline void multiply_channels(const float* const query[], int64_t query_stride, 
   }
 }
 
-// Add to N rows of W cells, for every channel, the sum over j of weight j * source j columns on.
+// Adds to N rows of W cells, for every channel, the sum over j of weight j times the source j columns further on.
 template <int W, int N, int G, int FIRST = 0>
 inline void multiply_places(float* const sums[], int64_t sum_stride, const float* const weights[],
                             int64_t weight_stride, const float* source, int64_t source_stride, int64_t channels) {
@@ -74,11 +74,11 @@ inline void multiply_places(float* const sums[], int64_t sum_stride, const float
   }
 }
 
-// Add, for N rows of queries and every query x, weight j * source x to its key in place j of a row of keys. `weights`
-// have steps of `weight_stride` from place to place and G from query to query; `sums` and `sources` are [columns, G,
-// channels], from the first of V vectors of channels on. All keys of a query are in registers, that of column x in
-// number x mod K; borders are no exception, as windows are rotated there. From a query to the next one at most one key
-// leaves, for another in the same register.
+// Adds, for N rows of queries and every query x, weight j times source x to the key of the query at place j of a row of
+// keys. `weights` have a stride of `weight_stride` between places and of G between queries; `sums` and `sources` are
+// [columns, G, channels], starting at the first of V vectors of channels. All keys of a query are kept in registers,
+// the key of column x in register x mod K, also at the borders, because windows are rotated there. From one query to
+// the next, at most one key is replaced, by another one in the same register.
 template <int V, int N, int G>
 inline void multiply_queries(float* sums, const float* const weights[], int64_t weight_stride,
                              const float* const sources[], int64_t channels, int64_t width) {

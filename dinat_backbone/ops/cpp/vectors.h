@@ -1,4 +1,4 @@
-// Short vectors of floats in the portable notation of GCC and Clang, and what the kernel does with them.
+// Short vectors of floats in the portable notation of GCC and Clang, and the operations that the kernel needs.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 #include <immintrin.h>
 #endif
 
-// Lanes of the machine's widest vectors, and how many of those it has registers for.
+// Number of lanes of the widest vectors of the processor, and number of vector registers.
 #if defined(__AVX512F__)
 constexpr int LANES = 16, REGISTERS = 32;
 #elif defined(__AVX__)
@@ -34,7 +34,7 @@ inline Float<W> load(const float* from) {
   return *reinterpret_cast<const typename Vectors<W>::Unaligned*>(from);
 }
 
-// Makes a vector that several operations share be loaded once: compilers would rather load it with each of them.
+// Loads a vector once for several operations; compilers would otherwise load it again for each operation.
 #if defined(__AVX512F__)
 #define IN_REGISTER(x) asm("" : "+v"(x))
 #elif defined(__SSE__)
@@ -52,10 +52,10 @@ inline void store(float* to, Float<W> x) {
 
 template <int W>
 inline Float<W> all(float x) {
-  return x - Float<W>{};  // where adding zero would take an addition, as it changes -0
+  return x - Float<W>{};  // adding zero would need an instruction, because it changes -0
 }
 
-// The second, if either is NaN. Compilers do not find the instruction.
+// Returns the larger number, or the second if either is NaN. Compilers do not find the instruction themselves.
 template <int W>
 inline Float<W> larger(Float<W> a, Float<W> b) {
 #if defined(__AVX512F__)
@@ -67,10 +67,10 @@ inline Float<W> larger(Float<W> a, Float<W> b) {
   return a > b ? a : b;
 }
 
-// 2^x for x <= 0 with a relative error of 2e-7; below 2^-126 the result is 2^-126, and of NaN it is NaN.
+// Returns 2^x for x <= 0 with a relative error of 2e-7. Results below 2^-126 become 2^-126, and NaN stays NaN.
 template <int W>
 inline Float<W> exp2(Float<W> x) {
-  // Adding this number rounds to an integer, which then stands in the lowest bits.
+  // Adding this number rounds to an integer, which is then stored in the lowest bits.
   constexpr float rounder = 12582912.0f;
   x = larger<W>(Float<W>{} - 126.0f, x);
   const Float<W> rounded = x + rounder;
@@ -85,7 +85,7 @@ inline Float<W> exp2(Float<W> x) {
   return reinterpret_cast<Float<W>>(reinterpret_cast<Int>(power) + (reinterpret_cast<Int>(rounded) << 23));
 }
 
-// Round to nearest even, as PyTorch does; NaN stays NaN.
+// Rounds to nearest even, as PyTorch does; NaN stays NaN.
 inline uint16_t to_bfloat16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -103,7 +103,7 @@ inline float read(const uint16_t* from) {
 inline void write(float* to, float x) { *to = x; }
 inline void write(uint16_t* to, float x) { *to = to_bfloat16(x); }
 
-// Up to 8 numbers; the others are zero, or are not written.
+// Read or write up to 8 numbers; missing numbers are read as zero and not written.
 template <class T>
 inline Float8 read8(const T* from, int64_t count) {
   if constexpr (sizeof(T) == 4) {
@@ -128,7 +128,7 @@ inline void write8(T* to, Float8 x, int64_t count) {
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Vectors<8>::Int{__VA_ARGS__})
 #endif
 
-// Transpose an 8 x 8 block: interleave neighbouring rows, then pairs, then halves.
+// Transposes an 8 x 8 block: interleaves neighbouring rows, then pairs, then halves.
 inline void transpose8(Float8 x[8]) {
   Float8 a[8], b[8];
   for (int i = 0; i < 8; i += 2) {

@@ -1,11 +1,11 @@
-// What works on the pieces of one thread, in the forward and in the backward pass: where rows are, and asking for them.
+// Base class of the forward and the backward pass of one thread: it locates rows of the maps and prefetches them.
 #pragma once
 
 #include "packing.h"
 #include "products.h"
 
-// Asks for memory that is needed soon, a little at a time between computations: columns lie far apart, where no
-// processor expects them, and asked for all at once they would queue up and hold it.
+// Prefetches memory that is needed soon, a few cache lines at a time between computations. Columns lie so far apart
+// that processors do not prefetch them by themselves, and many requests at once would stall the processor.
 class Prefetcher {
  public:
   void add(Place row, const Cells& cells, int64_t channels, bool to_write) {
@@ -13,7 +13,7 @@ class Prefetcher {
     left += cells.size();
   }
 
-  // All that was added will have been asked for after this many calls of `some`.
+  // Distributes the requests over this many calls of `some`.
   void spread(int64_t calls) { rate = (left + calls - 1) / calls; }
 
   void some() {
@@ -54,12 +54,12 @@ struct Range {
   int64_t first, end;
 };
 
-// Where the rows and cells of a piece of work are.
+// Rows and cells of a work item.
 struct Layout {
   const Item* item = nullptr;
   int64_t height, width;
   Range queries, keys;              // rows
-  Cells query, key, value, result;  // `result` of the output, and of all gradients
+  Cells query, key, value, result;  // `result` is for the output and for all gradients
 };
 
 template <int G>
@@ -70,7 +70,7 @@ class Worker {
   Worker(const Problem& problem, int64_t widest)
       : p(problem), channels(round_up(p.channels, 8)), stride(row_stride((widest + K - 1) * G + LANES)) {}
 
-  // Lay out a piece whose rows of queries are those given.
+  // Sets the layout of an item for the given rows of queries.
   void set(Layout& layout, const Item& item, const Map& result, Range queries) const {
     layout.item = &item;
     layout.height = group_length(p.height, item.group_y, p.dilation);
@@ -88,8 +88,8 @@ class Worker {
     return place(p, map, item.b, y * p.dilation + item.group_y, group_x, item.head);
   }
 
-  // A row of the piece at hand will be used soon; rows beyond its last one are the first ones of the next group, or of
-  // the piece that follows.
+  // Requests a row of the current item that is used soon. Rows beyond the last one are the first rows of the next
+  // group, or of the following item.
   void ask(const Map& map, Cells Layout::*cells, Range Layout::*range, int64_t group_x, int64_t y, bool to_write) {
     const Layout* layout = &current;
     const int64_t beyond = y - (current.*range).end;

@@ -28,36 +28,12 @@ from .geometry import (
 
 @triton.jit
 def query_gradient_kernel(
-    query,
-    key,
-    value,
-    bias,
-    output,
-    gradient,
-    log_sum,
-    mean,
-    query_gradient,
-    stride_batch,
-    stride_y,
-    stride_x,
-    stride_head,
-    height,
-    width,
-    heads,
-    dilation,
-    scale,
-    gradient_scale,
-    K: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TY: tl.constexpr,
-    TX: tl.constexpr,
-    BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    LEAD: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    query, key, value, bias, output, gradient, log_sum, mean, query_gradient,
+    stride_batch, stride_y, stride_x, stride_head, height, width, heads, dilation, scale, gradient_scale,
+    K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    TY: tl.constexpr, TX: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    LEAD: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Write the gradient of the queries, and `mean` [B, n, H, W], sum(output * gradient), for the other kernels.
 
     The grid and the order of the keys are those of `forward_kernel`.
@@ -107,36 +83,12 @@ def query_gradient_kernel(
 
 @triton.jit
 def key_gradient_kernel(
-    query,
-    key,
-    value,
-    bias,
-    gradient,
-    log_sum,
-    mean,
-    key_gradient,
-    value_gradient,
-    stride_batch,
-    stride_y,
-    stride_x,
-    stride_head,
-    height,
-    width,
-    heads,
-    dilation,
-    scale,
-    gradient_scale,
-    K: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TY: tl.constexpr,
-    TX: tl.constexpr,
-    BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    LEAD: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    query, key, value, bias, gradient, log_sum, mean, key_gradient, value_gradient,
+    stride_batch, stride_y, stride_x, stride_head, height, width, heads, dilation, scale, gradient_scale,
+    K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    TY: tl.constexpr, TX: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    LEAD: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Write the gradients of a tile of keys and values, from all queries whose windows contain one of them.
 
     Grid: tiles of all groups, heads, batch. Queries come in blocks of BLOCK from the rectangle of queries that attend

@@ -25,34 +25,13 @@ def _rows_seeing(lowest, highest, length, K: tl.constexpr):
 
 @triton.jit
 def bias_gradient_kernel(
-    query,
-    key,
-    value,
-    bias,
-    gradient,
-    log_sum,
-    mean,
-    partial,
-    stride_batch,
-    stride_y,
-    stride_x,
-    stride_head,
-    height,
-    width,
-    heads,
-    dilation,
-    scale,
-    groups_per_program,
-    rows_per_program,
-    K: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TX: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    LEAD: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    query, key, value, bias, gradient, log_sum, mean, partial,
+    stride_batch, stride_y, stride_x, stride_head, height, width, heads, dilation, scale,
+    groups_per_program, rows_per_program,
+    K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    TX: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    LEAD: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Write the sums of a program for ROWS rows of the table to `partial` [B, programs of axis 0, n, 2k - 1, 2k - 1].
 
     Grid: query rows in chunks x tiles of TX query columns of all groups; heads x blocks of table rows; batch.

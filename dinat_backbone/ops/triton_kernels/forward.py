@@ -19,32 +19,12 @@ from .geometry import (
 
 @triton.jit
 def forward_kernel(
-    query,
-    key,
-    value,
-    bias,
-    output,
-    log_sum,
-    stride_batch,
-    stride_y,
-    stride_x,
-    stride_head,
-    height,
-    width,
-    heads,
-    dilation,
-    scale,
-    K: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TY: tl.constexpr,
-    TX: tl.constexpr,
-    BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    LEAD: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    query, key, value, bias, output, log_sum,
+    stride_batch, stride_y, stride_x, stride_head, height, width, heads, dilation, scale,
+    K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    TY: tl.constexpr, TX: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    LEAD: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Write the output [B, H, W, n, D] and, for the backward pass, log2 of the sum of exponentials [B, n, H, W].
 
     Grid: tiles of all groups, heads, batch. Keys come in blocks of BLOCK from the rectangle that contains all windows

@@ -45,17 +45,9 @@ def expand_kernel(rpb, bias, factor, K: tl.constexpr, LEAD: tl.constexpr, BLOCK:
 
 @triton.jit
 def offsets_of(
-    head,
-    batch,
-    stride_batch,
-    stride_head,
-    height,
-    width,
-    heads,
-    K: tl.constexpr,
-    D: tl.constexpr,
-    LEAD: tl.constexpr,
-):
+    head, batch, stride_batch, stride_head, height, width, heads,
+    K: tl.constexpr, D: tl.constexpr, LEAD: tl.constexpr,
+):  # fmt: skip
     """Offsets of a head of an image.
 
     Returns:
@@ -179,20 +171,10 @@ def members_of_tile(y0, x0, length_y, length_x, TY: tl.constexpr, TX: tl.constex
 
 @triton.jit
 def keys_of_tile(
-    y0,
-    x0,
-    query_y,
-    query_x,
-    length_y,
-    length_x,
-    K: tl.constexpr,
-    TY: tl.constexpr,
-    TX: tl.constexpr,
-    BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    LEAD: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
+    y0, x0, query_y, query_x, length_y, length_x, K: tl.constexpr,
+    TY: tl.constexpr, TX: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    LEAD: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
     """The rectangle of keys to which a tile of queries attends, in blocks of BLOCK keys, COLUMNS in a row.
 
     Returns:

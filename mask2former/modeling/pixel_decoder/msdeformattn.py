@@ -8,6 +8,7 @@ Shapes:
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -198,18 +199,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.position_embedding = PositionEmbeddingSine(conv_dim)
         self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
         c2_xavier_fill(self.mask_features)
+        convolution = partial(Conv2d, out_channels=conv_dim, bias=norm == "")
         for index, name in enumerate(self.lateral_features, start=1):
-            use_bias = norm == ""
-            lateral = Conv2d(channels[name], conv_dim, kernel_size=1, bias=use_bias, norm=get_norm(norm, conv_dim))
-            output = Conv2d(
-                conv_dim,
-                conv_dim,
-                kernel_size=3,
-                padding=1,
-                bias=use_bias,
-                norm=get_norm(norm, conv_dim),
-                activation=F.relu,
-            )
+            lateral = convolution(channels[name], kernel_size=1, norm=get_norm(norm, conv_dim))
+            output = convolution(conv_dim, kernel_size=3, padding=1, norm=get_norm(norm, conv_dim), activation=F.relu)
             c2_xavier_fill(lateral)
             c2_xavier_fill(output)
             self.add_module(f"adapter_{index}", lateral)

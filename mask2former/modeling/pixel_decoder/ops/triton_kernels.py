@@ -47,20 +47,9 @@ def _locate(locations, weights, sample, height, width, known):
 
 @triton.jit
 def _corner(
-    column,
-    line,
-    x,
-    y,
-    height,
-    width,
-    first,
-    known,
-    channel,
-    DOWN: tl.constexpr,
-    RIGHT: tl.constexpr,
-    HEADS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+    column, line, x, y, height, width, first, known, channel,
+    DOWN: tl.constexpr, RIGHT: tl.constexpr, HEADS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Offsets [rows, channels] of one of the four cells around samples, their mask, and its shares in x and y."""
     column, line = column + RIGHT, line + DOWN
     inside = known & (column >= 0) & (column < width) & (line >= 0) & (line < height)
@@ -71,21 +60,10 @@ def _corner(
 
 @triton.jit
 def forward_kernel(
-    value,
-    levels,
-    locations,
-    weights,
-    output,
-    rows,
-    queries,
-    positions,
-    HEADS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LEVELS: tl.constexpr,
-    POINTS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    value, levels, locations, weights, output, rows, queries, positions,
+    HEADS: tl.constexpr, CHANNELS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Write `output` [rows, CHANNELS]."""
     row, head, known, channel, place, exists = _rows_of_program(rows, HEADS, CHANNELS, BLOCK_ROWS, BLOCK_CHANNELS)
     image = row // (HEADS * queries)
@@ -107,25 +85,10 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    gradient,
-    value,
-    levels,
-    locations,
-    weights,
-    of_value,
-    of_locations,
-    of_weights,
-    rows,
-    queries,
-    positions,
-    HEADS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LEVELS: tl.constexpr,
-    POINTS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    ADD_TO_VALUE: tl.constexpr,
-):
+    gradient, value, levels, locations, weights, of_value, of_locations, of_weights, rows, queries, positions,
+    HEADS: tl.constexpr, CHANNELS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, ADD_TO_VALUE: tl.constexpr,
+):  # fmt: skip
     """Write the gradients of locations and weights; with ADD_TO_VALUE, add that of `value` to a float32 tensor.
 
     The products of the gradient with the four cells around a sample, interpolated like the cells, give the gradient of
