@@ -4,11 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
-# Small tensors: more threads than this cost time on large machines.
+# The tests use small tensors: more threads are slower on large machines.
 TEST_THREADS ?= 2
 
-# Waiting threads look for work a moment and then sleep. Spinning for long, as is the default, makes training several
-# times slower on a busy machine; sleeping at once makes it 1.4 times slower on an idle one.
+# Waiting threads spin briefly and then sleep. The default, long spinning, makes training several times slower on a busy
+# machine; sleeping immediately makes it 1.4 times slower on an idle one.
 export GOMP_SPINCOUNT ?= 20000
 
 .DEFAULT_GOAL := help
@@ -23,7 +23,7 @@ help: ## list the targets
 	@echo "  VENV=DIR                  another folder for the environment"
 	@echo "  ARGS=...                  passed on by test (pytest) and demo (demo/shapes_demo.py), e.g. ARGS=--help"
 
-setup: ## create or update .venv from PyPI (a moment if nothing changed)
+setup: ## create or update .venv from PyPI (immediate if nothing changed)
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" $(if $(filter file,$(origin PYTHON)),,--chosen-python)
 
 test: setup ## run the tests
@@ -34,17 +34,17 @@ lint: setup ## ruff and the type checker
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ty check --python $(VENV)
 
-format: setup ## let ruff mend style and layout
+format: setup ## let ruff fix style and layout
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-# What Detectron2 and fvcore provoke at import in every process, and a user can do nothing about.
+# Warnings that Detectron2 and fvcore cause at import in every process; users can't avoid them.
 demo: export PYTHONWARNINGS = ignore::FutureWarning:torch.jit._script,ignore::UserWarning:detectron2.model_zoo.model_zoo
-demo: setup ## train, evaluate and show a small model on drawn shapes, then run the full-size one on a photograph
+demo: setup ## train and evaluate a small model on generated images, then run the full-size one on a photograph
 	$(RUN) demo/shapes_demo.py $(ARGS)
 
-# All cores, unless OMP_NUM_THREADS says otherwise; a busy machine spoils times, less so ratios.
-bench: setup ## measure speed and memory side by side with others (half an hour); tables in benchmarks/results
+# Uses all cores unless OMP_NUM_THREADS is set. On a busy machine, times vary more than ratios.
+bench: setup ## compare speed and memory with other implementations (half an hour); tables in benchmarks/results
 	$(RUN) benchmarks/attention.py --quick
 	$(RUN) benchmarks/deformable_attention.py
 	$(RUN) benchmarks/model.py
@@ -60,5 +60,5 @@ clean: ## remove what the demo wrote (output/shapes, datasets/shapes) and caches
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 clean-env: ## remove .venv
-	@if [ -e "$(VENV)" ] && [ ! -e "$(VENV)/setup-base" ]; then echo "$(VENV) was not made by make setup: left alone" >&2; exit 1; fi
+	@if [ -e "$(VENV)" ] && [ ! -e "$(VENV)/setup-base" ]; then echo "$(VENV) was not created by make setup: left unchanged" >&2; exit 1; fi
 	rm -rf "$(VENV)"

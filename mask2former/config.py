@@ -150,7 +150,7 @@ def setup_cfg(
 
     Args:
         config_file: YAML file with the keys that differ from the defaults.
-        opts: Keys and values in turn.
+        opts: Alternating keys and values.
         extend: Functions that add keys to the config, one per backbone package; by default those of `load_extensions`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A real photograph with 19 labelled instances, through the real data pipeline, learnt by heart."""
+"""A model overfits a real photograph with 19 labelled instances, with the real data pipeline."""
 
 from pathlib import Path
 

@@ -151,7 +151,7 @@ class Predictor:
         Args:
             config_file: File of `configs/`, or the `config.yaml` of a training.
             weights: Checkpoint, see `MODEL.WEIGHTS` in the README; None: that of the config.
-            opts: Config keys and values in turn.
+            opts: Alternating config keys and values.
             device: Device of the model; None: MODEL.DEVICE in `opts`, else a GPU if available, else the CPU.
             task: "panoptic", "instance" or "semantic"; None: the richest that the config has on.
             confidence_threshold: Lowest score of a segment or an instance, see the class.

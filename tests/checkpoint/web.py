@@ -1,4 +1,4 @@
-"""A web server on the loopback interface whose transfers break off where a test wants it."""
+"""A web server on the loopback interface that interrupts transfers where a test asks for it."""
 
 import threading
 from collections.abc import Iterator

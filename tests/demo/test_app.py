@@ -133,7 +133,7 @@ def chromium(server):
         browser.close()
 
 
-# The sign of work is there for moments only, so it is watched for.
+# The progress indicator is visible only briefly, so the test watches for it.
 _WATCH_BUSY = """() => new MutationObserver(() => {
     const sign = document.querySelector("#m2f-view > [data-testid=status-tracker]:not(.hide)");
     if (sign && getComputedStyle(sign).opacity !== "0") window.wasBusy = true;

@@ -1,4 +1,4 @@
-"""A script that is one of two machines: evaluates its share of the predictions, is interrupted, and goes on."""
+"""A script that acts as one of two machines: evaluates its share of the predictions, is interrupted, and resumes."""
 
 import argparse
 import json

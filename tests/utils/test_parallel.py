@@ -52,7 +52,7 @@ def test_workers_end_with_a_killed_parent():
 def _runs(process):
     try:
         with open(f"/proc/{process}/stat") as file:
-            # A zombie is what is left where nobody waits for orphans.
+            # An orphan whose exit status is never collected remains as a zombie.
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
