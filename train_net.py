@@ -25,9 +25,9 @@ import torch
 from detectron2.config import CfgNode
 
 from mask2former.checkpoint import Checkpointer
-from mask2former.config import ConfigError, setup_cfg
+from mask2former.config import setup_cfg
 from mask2former.data import check_agreement
-from mask2former.data.datasets import dataset_metadata, register_custom_datasets
+from mask2former.data.datasets import register_custom_datasets
 from mask2former.engine import Trainer, available_device, launch, set_up_run
 from mask2former.utils.errors import report_errors
 
@@ -76,11 +76,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = get_config(args.config_file, args.opts)
     cfg.DATASETS.CUSTOM = register_custom_datasets(cfg.DATASETS.CUSTOM, Path(args.config_file).parent)
-    try:
-        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-            dataset_metadata(name)
-    except ValueError as error:
-        raise ConfigError(f"DATASETS: {error}") from error
     check_agreement(cfg)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in args.opts)
     cfg.freeze()

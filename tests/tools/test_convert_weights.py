@@ -112,7 +112,7 @@ def test_what_reads_back_differently_is_not_left_there(tmp_path, state, monkeypa
     monkeypatch.setattr(script, "read_checkpoint", flip_a_bit)
     with pytest.raises(SystemExit, match="1"):
         run(tmp_path / "in.pth", tmp_path / f"out{ending}")
-    assert "backbone.levels.0.w is not what was written" in capsys.readouterr().err
+    assert "backbone.levels.0.w differs from what was written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
 
 
