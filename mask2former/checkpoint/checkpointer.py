@@ -137,20 +137,16 @@ class Checkpointer(DetectionCheckpointer):
         if not path:
             self.logger.info("MODEL.WEIGHTS is empty: the model starts from random weights")
             return {}
-        path = self._downloaded(path) if is_url(str(path)) else str(path)
-        return self._load_named("MODEL.WEIGHTS", path, checkpointables)
-
-    @staticmethod
-    def _downloaded(url: str) -> str:
-        path, error = "", ""
-        try:
-            path = str(fetch(url))
-        except CheckpointError as failure:
-            error = str(failure)
-        # All processes must fail together, even if only some machines lack a connection.
-        if errors := [failure for failure in comm.all_gather(error) if failure]:
-            raise CheckpointError(f"MODEL.WEIGHTS: {errors[0]}")
-        return path
+        if is_url(str(path)):
+            error = ""
+            try:
+                path = str(fetch(path))
+            except CheckpointError as failure:
+                error = str(failure)
+            # All processes must fail together, even if only some machines lack a connection.
+            if errors := [failure for failure in comm.all_gather(error) if failure]:
+                raise CheckpointError(f"MODEL.WEIGHTS: {errors[0]}")
+        return self._load_named("MODEL.WEIGHTS", str(path), checkpointables)
 
     def _load_named(self, named_by: str, path: str, checkpointables: Sequence[str] | None) -> dict[str, Any]:
         found = comm.all_gather(os.path.isfile(path))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import BestCheckpointer, PeriodicWriter
 from detectron2.utils import comm
@@ -174,23 +175,15 @@ def validation_losses(model: MaskFormer, batches: Iterable[Sequence[dict[str, An
 class CurveWriter(PeriodicWriter):
     """Detectron2's hook, which also writes after each evaluation and then draws `losses.png` from `metrics.json`."""
 
-    def __init__(self, writers: Sequence[EventWriter], output_dir: str, eval_period: int, metric: str, period: int):
-        """Initialize the hook.
-
-        Args:
-            writers: Writers of events; one of them writes `metrics.json`.
-            output_dir: Folder of the run.
-            eval_period: Number of iterations between evaluations; 0 means only at the end.
-            metric: Metric to draw; see `draw_loss_curves`.
-            period: Number of iterations between writes.
-        """
-        super().__init__(list(writers), period)
-        self._output_dir = output_dir
-        self._eval_period = eval_period
-        self._metric = metric
+    def __init__(self, writers: Sequence[EventWriter], cfg: CfgNode):
+        """Take the writers, one of which writes `metrics.json`, and the config of the run."""
+        super().__init__(list(writers))
+        self._folder = Path(cfg.OUTPUT_DIR)
+        self._eval_period = cfg.TEST.EVAL_PERIOD
+        self._metric = cfg.TEST.BEST_METRIC
 
     def after_step(self) -> None:
-        """Write every `period` iterations; after an evaluation, write and draw."""
+        """Write periodically; after an evaluation, write and draw."""
         super().after_step()
         done = self.trainer.iter + 1
         if self._eval_period > 0 and done % self._eval_period == 0 and done != self.trainer.max_iter:
@@ -205,7 +198,7 @@ class CurveWriter(PeriodicWriter):
         self._draw()
 
     def _draw(self) -> None:
-        draw_loss_curves(Path(self._output_dir, "metrics.json"), Path(self._output_dir, "losses.png"), self._metric)
+        draw_loss_curves(self._folder / "metrics.json", self._folder / "losses.png", self._metric)
 
 
 _TRAINING, _VALIDATION, _METRIC = "#2f6fb2", "#c4432b", "#3c8c4a"

@@ -8,7 +8,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -117,9 +117,13 @@ def _worker(main: Main, args: argparse.Namespace, errors: Any) -> None:
     try:
         _run(main, args, args.num_gpus)
     except Exception as error:
-        # The process stays in its group until the parent ends it, so that no other process fails for a lost connection
-        # and hides the reason.
-        _hand_over(error, errors)
+        # An error that can't be pickled is reported with the traceback that PyTorch hands over.
+        with suppress(pickle.PicklingError, TypeError, AttributeError):
+            message = pickle.dumps(error)
+            pickle.loads(message)  # noqa: S301 - just written
+            errors.put(message)
+        # The process stays in its group until the parent ends it, so that others do not fail for a lost connection and
+        # hide the reason.
         raise
 
 
@@ -136,12 +140,3 @@ def _run(main: Main, args: argparse.Namespace, local_size: int) -> Any:
     # A process group that outlives the interpreter may abort the process.
     dist.destroy_process_group()
     return result
-
-
-def _hand_over(error: Exception, errors: Any) -> None:
-    try:
-        message = pickle.dumps(error)
-        pickle.loads(message)  # noqa: S301 - just written
-    except (pickle.PicklingError, TypeError, AttributeError):
-        return  # the parent then reports the traceback that PyTorch hands over
-    errors.put(message)

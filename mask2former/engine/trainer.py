@@ -37,8 +37,6 @@ from mask2former.solver import build_lr_scheduler, build_optimizer, scale_learni
 from mask2former.test_time_augmentation import ModelWithTTA, SemanticSegmentorWithTTA
 from mask2former.utils.files import write_json
 
-_PERIOD = 20  # iterations between writes of metrics, as in Detectron2
-
 
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` for GPUs and CPUs, in one process or several.
@@ -112,13 +110,10 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model of a config with random weights."""
         model = build_model(cfg)
-        sizes = dict.fromkeys((False, True), 0.0)
-        for parameter in model.parameters():
-            sizes[parameter.requires_grad] += parameter.numel() / 1e6
-        frozen = f", {sizes[False]:.1f} of them frozen" if sizes[False] else ""
-        logging.getLogger(__name__).info(
-            "%s with %.1f million parameters%s", cfg.MODEL.META_ARCHITECTURE, sum(sizes.values()), frozen
-        )
+        total = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad) / 1e6
+        message = f"{cfg.MODEL.META_ARCHITECTURE} with {total:.1f} million parameters"
+        logging.getLogger(__name__).info(message + (f", {frozen:.1f} of them frozen" if frozen else ""))
         return model
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
@@ -138,15 +133,10 @@ class Trainer(DefaultTrainer):
             found.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         found.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._evaluate(evaluated)))
         if comm.is_main_process():
-            period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
-            if metric:
-                found.append(BestWeights(period, self.checkpointer, evaluated, metric))
+            if cfg.TEST.BEST_METRIC:
+                found.append(BestWeights(cfg.TEST.EVAL_PERIOD, self.checkpointer, evaluated, cfg.TEST.BEST_METRIC))
             writers = self.build_writers()
-            found.append(
-                CurveWriter(writers, cfg.OUTPUT_DIR, period, metric, _PERIOD)
-                if cfg.TEST.VALIDATION_LOSS
-                else hooks.PeriodicWriter(writers, _PERIOD)
-            )
+            found.append(CurveWriter(writers, cfg) if cfg.TEST.VALIDATION_LOSS else hooks.PeriodicWriter(writers))
         return found
 
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
