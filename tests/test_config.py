@@ -1,4 +1,4 @@
-"""The config keys, and the eight published settings, as contracts."""
+"""Contracts: the config keys and the eight published settings."""
 
 from importlib.metadata import EntryPoint
 

@@ -62,7 +62,7 @@ def test_decay_of_position_biases_is_a_setting(cfg):
     assert got["backbone.levels.0.blocks.0.attn.qkv.weight"] == (pytest.approx(1e-5), 0.05)
 
 
-# The same rules by name alone: what has no weight decay in a published model.
+# The same rules by name: parameters without weight decay in a published model.
 NORM = re.compile(r"norm\d?\.(weight|bias)$|norm\.\d\.|input_proj\.\d\.1\.|_norm\.|norms\.")
 EMBEDDING = re.compile(r"predictor\.(query_feat|query_embed|level_embed)\.weight$")
 
@@ -147,7 +147,7 @@ def test_unknown_optimizer(cfg):
 
 
 def test_the_learning_rate_follows_the_images_of_a_step(cfg):
-    """BASE_LR 1e-4 is meant for 16 images; 2 on this machine, 3 times, are 6."""
+    """BASE_LR 1e-4 is for 16 images; three batches of two are six."""
     cfg.SOLVER.LR_REFERENCE_BATCH = 16
     cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.SOLVER.ACCUMULATE_STEPS = 3

@@ -1,4 +1,4 @@
-"""train_net.py from the outside: what it trains, prints, writes and refuses."""
+"""train_net.py from the outside: training, output, files and errors."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def _data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run in one process of its own, with what it printed."""
+    """Folder and output of a run in a process of its own."""
     output = tmp_path_factory.mktemp("trained")
     printed = finish(start("train_net.py", *options(output, SOLVER__CHECKPOINT_PERIOD=20)))
     return output, printed
@@ -117,7 +117,7 @@ def test_an_evaluation_that_was_killed_goes_on_with_the_same_weights(trained, ru
     records = tmp_path / "inference" / "records" / "rank0.jsonl"
     records.write_bytes(records.read_bytes()[: -len(records.read_bytes()) // 2])
     (tmp_path / "inference" / "metrics.json").unlink()
-    # Of a training in this folder, which has nothing to do with it.
+    # File of a training in this folder, unrelated to the evaluation.
     (tmp_path / "last_checkpoint").write_text("absent.pth")
     run(options(tmp_path, ["--eval-only", "--resume"], **weights))
     assert re.search(r"[1-4] images were predicted before", (tmp_path / "log.txt").read_text())
@@ -164,7 +164,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(run, tmp_path):
     assert len(left) == 2, process.communicate()[1]
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    # Nobody writes to the folder any more.
+    # No process writes to the folder any more.
     wait_for(lambda: not any(Path("/proc", pid).exists() for pid in left), seconds=10)
 
     last = torch.load(tmp_path / (tmp_path / "last_checkpoint").read_text(), weights_only=True)["iteration"]
@@ -264,7 +264,7 @@ def test_a_checkpoint_of_another_setting_needs_to_be_asked_for(trained, run, tmp
         (["--num-machines", "2"], {}, "--dist-url"),
     ],
 )
-def test_what_a_user_can_mend_is_one_message(run, tmp_path, capsys, monkeypatch, flags, changes, message):
+def test_errors_of_users_are_one_message(run, tmp_path, capsys, monkeypatch, flags, changes, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         run(options(tmp_path, flags, **changes))
@@ -284,7 +284,7 @@ def test_a_missing_config_file_is_named(run, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_machine_without_a_gpu_says_so_once_unless_the_device_was_chosen(run, tmp_path, capsys):
+def test_a_missing_gpu_is_logged_once_unless_the_device_was_named(run, tmp_path, capsys):
     words = options(tmp_path, ["--eval-only"])
     position = words.index("MODEL.DEVICE")
     run(words[:position] + words[position + 2 :])
@@ -294,7 +294,7 @@ def test_a_machine_without_a_gpu_says_so_once_unless_the_device_was_chosen(run, 
     assert "MODEL.DEVICE is cuda" in capsys.readouterr().err
 
 
-def test_errors_nobody_expects_keep_their_traceback(run, tmp_path, monkeypatch):
+def test_unexpected_errors_keep_their_traceback(run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="absent"):
         run(options(tmp_path, ["--debug"], MODEL__WEIGHTS="absent.pth"))
     script = sys.modules["script_train_net"]
@@ -322,7 +322,7 @@ def instance_options(output, flags=(), **changes):
 
 @pytest.fixture(scope="module")
 def fine_tuned(trained, tmp_path_factory):
-    """The seven-class model as a start for four classes, with all that fine-tuning offers."""
+    """Folder and options of a run from seven classes to four with all options of fine-tuning."""
     output = tmp_path_factory.mktemp("fine_tuned")
     changes = {
         "MODEL__WEIGHTS": trained[0] / "model_final.pth",
@@ -348,7 +348,7 @@ def weights_of(path):
     return torch.load(path, weights_only=True)["model"]
 
 
-def test_another_number_of_classes_starts_with_a_new_class_head_alone(trained, fine_tuned):
+def test_another_number_of_classes_replaces_only_the_class_head(trained, fine_tuned):
     output, _ = fine_tuned
     log = (output / "log.txt").read_text()
     assert re.search(rf"re-initialised +{re.escape(CLASS_HEAD)} +8x64 +5x64\n", log)

@@ -234,7 +234,7 @@ def test_buffers_made_from_the_config_may_be_absent_or_extra(tmp_path, weights):
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_a_backbone_alone_starts_a_training(tmp_path, weights, prefix, caplog):
+def test_a_backbone_can_start_a_training(tmp_path, weights, prefix, caplog):
     stem = {f"{prefix}stem.{name}": weights[f"backbone.stem.{name}"] for name in ("weight", "bias")}
     torch.save(stem, tmp_path / "w.pth")
     with pytest.raises(CheckpointMismatchError):
@@ -278,7 +278,7 @@ def test_empty_weights_leave_the_initialisation_and_say_so(weights, caplog):
     assert "random weights" in caplog.text
 
 
-def test_weights_alone_are_no_checkpoint_to_resume_from(tmp_path, weights):
+def test_a_file_of_only_weights_can_not_be_resumed(tmp_path, weights):
     torch.save(weights, tmp_path / "w.pth")
     (tmp_path / "last_checkpoint").write_text("w.pth")
     model = Model()

@@ -62,13 +62,13 @@ def meta(shapes):
 
 @pytest.fixture(scope="module")
 def model_names():
-    """A function from a config to its model's state dict without values."""
+    """Function that returns the state dict of a config's model, without values."""
     return load_script("tools/convert_weights.py").model_names
 
 
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory, model_names):
-    """A model's names and shapes per size of the backbone."""
+    """Names and shapes of a model for each size of the backbone."""
     folder = tmp_path_factory.mktemp("configs")
     models = {}
     for size in CLASSIFIERS:
@@ -105,7 +105,7 @@ def test_parameters_of_the_classifiers_are_the_published_numbers():
     assert [round(number) for number in millions] == [20, 28, 51, 90, 201]
 
 
-def test_another_size_is_refused_naming_the_backbone_alone(sizes):
+def test_another_size_is_refused_and_only_backbone_names_are_listed(sizes):
     _, report = compare_backbone(meta(classifier_shapes(*CLASSIFIERS["mini"])), sizes["tiny"])
     assert len(report.missing) == 12 * 13, "blocks 6 to 17 of level 2"
     assert all(name.startswith("backbone.levels.2.blocks.") for name in report.missing)

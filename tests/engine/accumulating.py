@@ -1,4 +1,4 @@
-"""A model and batches whose losses depend on nothing random, trained with few large batches or many small ones.
+"""A model and batches whose losses are not random, trained with few large batches or many small ones.
 
 As a script: in two processes, each writes the weights after a step.
 """
@@ -25,7 +25,7 @@ SIZE = 64
 
 
 def fixed_points(shape, allowed, device):
-    """As `draw_points`, but the same points for every mask, on which the order of images has no influence."""
+    """Like `draw_points`, but with the same points for every mask, so that the order of images has no effect."""
     generator = torch.Generator().manual_seed(shape[1])
     if allowed is None:
         return torch.rand(1, shape[1], 2, generator=generator).expand(shape[0], -1, -1).to(device)
@@ -33,7 +33,7 @@ def fixed_points(shape, allowed, device):
 
 
 def images(targets, seed=0):
-    """An input a number of targets."""
+    """Inputs with these numbers of targets."""
     generator = torch.Generator().manual_seed(seed)
     batch = []
     for number, count in enumerate(targets):
@@ -42,7 +42,7 @@ def images(targets, seed=0):
         masks = torch.rand(count, 8, 8, generator=generator) > 0.5
         instances.gt_masks = masks.repeat_interleave(SIZE // 8, 1).repeat_interleave(SIZE // 8, 2)
         void = torch.zeros(SIZE, SIZE, dtype=torch.bool)
-        # Of the last image nothing is known.
+        # All pixels of the last image are void.
         void[: SIZE if number == len(targets) - 1 else 5] = True
         image = torch.randint(0, 256, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
         batch.append({"image": image, "instances": instances, "void": void, "file_name": f"{number}.jpg"})
@@ -59,7 +59,7 @@ def untrained(cfg):
 
 
 def train(cfg, batches, steps):
-    """One optimiser step (plain gradient descent) on batches; the model, and what was logged."""
+    """Model and logged losses after one optimiser step (plain gradient descent) on batches."""
     model = untrained(cfg)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     loop = TrainLoop(

@@ -1,4 +1,4 @@
-"""Several small batches make the step of one large batch."""
+"""The step of several small batches is that of one large batch."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from .accumulating import config, images, train, untrained
 
 
 def require_equal_steps(weights, other, start, tolerance=1e-3):
-    """Two steps from `start` are equal but for the order in which float32 adds up."""
+    """Check that two steps from `start` are equal up to rounding in float32."""
     assert weights.keys() == other.keys() == start.keys()
     for name, value in weights.items():
         step, other_step = value - start[name], other[name] - start[name]
@@ -30,7 +30,7 @@ def require_equal_steps(weights, other, start, tolerance=1e-3):
     ],
 )
 def test_small_batches_give_the_weights_and_losses_of_the_large_one(targets, parts, opts):
-    """Also without targets, with more targets than queries (8), and with an image of which nothing is known."""
+    """Also without targets, with more targets than queries (8), and with an image of void pixels."""
     cfg, batch = config(*opts), images(targets)
     whole, whole_losses = train(cfg, [batch], 1)
     start = untrained(cfg).state_dict()
@@ -58,7 +58,7 @@ def test_a_loss_that_is_not_finite_in_a_later_batch_stops_before_the_weights_cha
 
 
 def test_two_processes_accumulate_as_they_would_share_a_large_batch(tmp_path):
-    """With a frozen first level and activation checkpointing, whose parameters take no part in adding up gradients."""
+    """With activation checkpointing and a frozen first level, whose parameters have no gradients to add up."""
     subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.engine.accumulating", tmp_path], cwd=ROOT, check=True)
     found = {path.stem: torch.load(path) for path in tmp_path.glob("*.pth")}
     assert found.keys() == {"0_0", "1_0", "1_1", "4_0", "4_1"}

@@ -23,7 +23,7 @@ def start(*arguments):
 
 def finish(*processes):
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
 
 
@@ -72,7 +72,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         launch(print, options(num_gpus=2), device="cuda")
 
 
-def test_the_device_falls_back_only_where_nobody_asked_for_it(monkeypatch):
+def test_the_device_falls_back_unless_it_was_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert available_device("cuda", explicit=False) == "cpu"
     assert available_device("cpu", explicit=True) == "cpu"

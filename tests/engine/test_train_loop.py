@@ -61,12 +61,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
 
 
 def test_what_the_model_finds_itself_is_reported_with_the_images():
-    def forward(batch):
-        raise FloatingPointError("the dice cost is NaN")
+    class Diverged(Model):
+        def forward(self, batch):
+            raise FloatingPointError("the dice cost is NaN")
 
-    model = Model()
+    model = Diverged()
     loop = TrainLoop(model, [[sample("a.jpg")]], torch.optim.SGD(model.parameters()))
-    model.forward = forward
     loop.iter = 7
     with pytest.raises(NonFiniteLossError, match=r"iteration 7: the dice cost is NaN; images of the batch: a\.jpg"):
         loop.run_step()

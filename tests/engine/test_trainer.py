@@ -1,4 +1,4 @@
-"""Evaluation by the trainer: what is predicted, kept and reported."""
+"""The trainer from Python: predictions, files and results of its evaluation, and parts that can be replaced."""
 
 import json
 from pathlib import Path
@@ -21,11 +21,11 @@ NAMES = ("ade20k_panoptic_val", "cityscapes_fine_panoptic_val")
 
 
 class Interrupted(Exception):
-    """As if the process had been killed."""
+    """Stands for a process that is killed."""
 
 
 class Model(nn.Module):
-    """Says what it was told about each image, and stops after some."""
+    """Returns prepared predictions, and stops after a number of images."""
 
     def __init__(self, names, stop_after=None):
         super().__init__()
@@ -69,7 +69,7 @@ def read(cfg, name="metrics.json"):
 
 @pytest.mark.parametrize(("stop_after", "images"), [(2, [2, 4]), (6, [4, 2])])
 def test_a_killed_evaluation_goes_on_with_the_images_that_are_missing(config, stop_after, images):
-    """In the first or the second of two data sets with four images each; speeds are those of the last run of each."""
+    """Killed in the first or the second of two data sets with four images each; speeds are those of the last run."""
     whole, resumed = config("whole"), config("resumed")
     model = Model(NAMES)
     Trainer.test(whole, model)

@@ -24,7 +24,7 @@ def batches():
     return [[image] for image in images((3, 1, 0))]
 
 
-def test_losses_are_means_of_images_alone_without_dropout(model, batches):
+def test_losses_are_means_over_single_images_without_dropout(model, batches):
     found = validation_losses(model.train(), batches)
     assert model.training
     assert found == validation_losses(model, batches)

@@ -18,7 +18,7 @@ script = load_script("tools/convert_weights.py")
 
 @pytest.fixture
 def state():
-    """Every dtype that weights come in, numbers that are equal to nothing, and no dimension at all."""
+    """Weights of every dtype, with NaN, infinity, a scalar and an empty tensor."""
     return {
         "backbone.levels.0.w": torch.tensor([[1.0, float("nan")], [-0.0, float("inf")]]),
         "half": torch.randn(3, 2).half(),
