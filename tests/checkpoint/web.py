@@ -7,15 +7,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Site:
-    """What the server has, and what it was asked.
+    """Content of the server, and the requests it received.
 
     Attributes:
-        files: path -> content.
-        cuts: how many bytes of each further answer are sent before the connection ends; empty: all.
+        files: Content by path.
+        cuts: Number of bytes of each further answer before the connection ends; empty for whole answers.
         requests: Range header (or None) of each GET.
-        tag: the ETag of all files; None: the server gives none.
-        ranges: whether parts of files can be asked for.
-        status: answers all requests with this error instead, if set.
+        tag: ETag of all files; None for no ETag.
+        ranges: Whether the server sends parts of files.
+        status: Error to answer all requests with, if set.
     """
 
     def __init__(self, **files: bytes) -> None:
