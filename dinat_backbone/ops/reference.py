@@ -29,7 +29,7 @@ class Call(NamedTuple):
 
 def why_no_dropout(call: Call) -> str | None:
     """Return the reason why all other backends refuse a call with attention dropout; None for calls without."""
-    return "attention dropout is served by the backend 'reference' alone" if call.dropout_p > 0 else None
+    return "only the backend 'reference' supports attention dropout" if call.dropout_p > 0 else None
 
 
 def window_start(coordinate: Tensor, length: int | Tensor, kernel_size: int) -> Tensor:
