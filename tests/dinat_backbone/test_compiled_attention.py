@@ -1,4 +1,4 @@
-"""The C++ kernel against the definition, and what happens where it can't be built."""
+"""The C++ kernel agrees with the definition, and `auto` does without it if it can't be built."""
 
 import logging
 import platform
@@ -13,21 +13,26 @@ from dinat_backbone import neighborhood_attention_2d
 from dinat_backbone.ops import compiled
 from dinat_backbone.ops.cpp import build
 
+from .calls import random_inputs, results
+
 needs_compiler = pytest.mark.skipif(build.why_not_buildable(11) is not None, reason="needs a C++ compiler with OpenMP")
 
 
-def random_inputs(shape, kernel_size, dtype=torch.float32):
-    # As a projection gives them: parts of one tensor, so with strides of their own.
-    query, key, value = torch.randn(*shape[:3], 3, *shape[3:]).to(dtype).unbind(3)
-    return query, key, value, torch.randn(shape[3], 2 * kernel_size - 1, 2 * kernel_size - 1)
+def inputs_of(shape, kernel_size, dtype=torch.float32):
+    return random_inputs(shape, kernel_size, dtype, projected=True)
 
 
-def results(inputs, kernel_size, dilation, backend, dtype):
-    inputs = [x if x is None else x.detach().to(dtype).requires_grad_() for x in inputs]
-    output = neighborhood_attention_2d(*inputs, kernel_size, dilation, backend=backend)
-    gradient = torch.linspace(-1, 1, output.numel()).sin().view(output.shape).to(output.dtype)
-    leaves = [x for x in inputs if x is not None]
-    return [output.detach(), *torch.autograd.grad(output, leaves, gradient)]
+def compare(inputs, kernel_size, dilation, threads=1):
+    """Compare the kernel with the reference in float64."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = results(inputs, kernel_size, dilation, "compiled")
+    finally:
+        torch.set_num_threads(before)
+    expected = results(inputs, kernel_size, dilation, "reference", torch.float64)
+    for result, true in zip(got, expected, strict=True):
+        torch.testing.assert_close(result.double(), true, rtol=2e-6, atol=1e-5)
 
 
 @needs_compiler
@@ -44,48 +49,34 @@ def results(inputs, kernel_size, dilation, backend, dtype):
 )
 def test_equals_the_reference_for_any_size(kernel_size, dilation, extra, batch, heads, channels, with_bias, threads):
     height, width = (kernel_size * dilation + more for more in extra)
-    *maps, rpb = random_inputs((batch, height, width, heads, channels), kernel_size)
-    inputs = [*maps, rpb if with_bias else None]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)  # more than there is work for: maps are also cut into bands
-    try:
-        got = results(inputs, kernel_size, dilation, "compiled", torch.float32)
-    finally:
-        torch.set_num_threads(before)
-    expected = results(inputs, kernel_size, dilation, "reference", torch.float64)
-    for g, e in zip(got, expected, strict=True):
-        torch.testing.assert_close(g.double(), e, rtol=2e-6, atol=1e-5)
+    inputs = random_inputs((batch, height, width, heads, channels), kernel_size, with_bias=with_bias, projected=True)
+    # With more threads than heads and groups, maps are also cut into bands.
+    compare(inputs, kernel_size, dilation, threads)
 
 
 @needs_compiler
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="switches off instructions of x86")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="disables instructions of x86")
 @pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
 def test_processors_with_shorter_vectors(without, monkeypatch, nothing_built):
     monkeypatch.setenv("CXX", f"{build.compiler()[0]} {without}")
-    inputs = random_inputs((1, 14, 19, 16, 20), 3)  # heads enough to be interleaved
-    got = results(inputs, 3, 2, "compiled", torch.float32)
-    for g, e in zip(got, results(inputs, 3, 2, "reference", torch.float64), strict=True):
-        torch.testing.assert_close(g.double(), e, rtol=2e-6, atol=1e-5)
+    compare(inputs_of((1, 14, 19, 16, 20), 3), 3, 2)  # with enough heads to interleave them
 
 
 @needs_compiler
-def test_kernel_sizes_of_more_keys_a_row_than_registers():
-    inputs = random_inputs((1, 20, 19, 1, 8), 17)
-    got = results(inputs, 17, 1, "compiled", torch.float32)
-    for g, e in zip(got, results(inputs, 17, 1, "reference", torch.float64), strict=True):
-        torch.testing.assert_close(g.double(), e, rtol=2e-6, atol=1e-5)
+def test_kernel_sizes_with_more_keys_per_row_than_registers():
+    compare(inputs_of((1, 20, 19, 1, 8), 17), 17, 1)
 
 
 @needs_compiler
 def test_the_same_call_gives_the_same_bits():
-    inputs = random_inputs((1, 40, 41, 2, 8), 7)
-    first, second = (results(inputs, 7, 2, "compiled", torch.float32) for _ in range(2))
+    inputs = inputs_of((1, 40, 41, 2, 8), 7)
+    first, second = (results(inputs, 7, 2, "compiled") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @needs_compiler
 def test_bfloat16_is_computed_in_float32():
-    inputs = random_inputs((1, 24, 23, 2, 32), 7, torch.bfloat16)
+    inputs = inputs_of((1, 24, 23, 2, 32), 7, torch.bfloat16)
     output = neighborhood_attention_2d(*inputs, 7, 3, backend="compiled")
     exact = neighborhood_attention_2d(*(x.float() for x in inputs), 7, 3, backend="compiled")
     assert output.dtype == torch.bfloat16
@@ -94,18 +85,18 @@ def test_bfloat16_is_computed_in_float32():
 
 @needs_compiler
 def test_scores_of_any_magnitude():
-    query, key, value, rpb = random_inputs((1, 12, 13, 1, 8), 3)
+    query, key, value, rpb = inputs_of((1, 12, 13, 1, 8), 3)
     inputs = (query * 100, key * 100, value, rpb - 500)
     output = neighborhood_attention_2d(*inputs, 3, 1, backend="compiled")
     expected = neighborhood_attention_2d(*(x.double() for x in inputs), 3, 1, backend="reference")
-    # Scores of 10000 are known to 1e-3 only.
+    # Scores of 10000 have a precision of 1e-3 only.
     torch.testing.assert_close(output.double(), expected, rtol=0, atol=5e-3)
 
 
 @needs_compiler
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_seen(bad):
-    query, key, value, rpb = random_inputs((1, 12, 13, 1, 8), 3)
+def test_values_that_are_not_finite_reach_the_output(bad):
+    query, key, value, rpb = inputs_of((1, 12, 13, 1, 8), 3)
     query[0, 5, 6, 0, 2] = bad
     output = neighborhood_attention_2d(query, key, value, rpb, 3, 1, backend="compiled")
     wrong = output.isnan().any(-1)[0, :, :, 0].nonzero().tolist()
@@ -114,8 +105,8 @@ def test_what_is_not_finite_is_seen(bad):
 
 @needs_compiler
 def test_memory_of_the_backward_pass():
-    """Nothing but the inputs and one number per query and head is kept."""
-    inputs = [x.requires_grad_() for x in random_inputs((1, 64, 64, 4, 32), 11)]
+    """Only the inputs and one number per query and head are kept."""
+    inputs = [x.requires_grad_() for x in inputs_of((1, 64, 64, 4, 32), 11)]
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         neighborhood_attention_2d(*inputs, 11, 1, backend="compiled")
@@ -124,19 +115,19 @@ def test_memory_of_the_backward_pass():
 
 @needs_compiler
 def test_torch_compile_sees_one_operator():
-    inputs = random_inputs((1, 12, 13, 2, 8), 3)
+    inputs = inputs_of((1, 12, 13, 2, 8), 3)
     call = torch.compile(lambda *x: neighborhood_attention_2d(*x, 3, 2), fullgraph=True, backend="eager")
     torch.testing.assert_close(call(*inputs), neighborhood_attention_2d(*inputs, 3, 2), rtol=0, atol=0)
 
 
 @needs_compiler
-def test_operators_describe_themselves_rightly():
-    inputs = [x.detach().requires_grad_() for x in random_inputs((1, 9, 10, 2, 4), 3)]
+def test_operators_are_well_formed():
+    inputs = [x.detach().requires_grad_() for x in inputs_of((1, 9, 10, 2, 4), 3)]
     torch.library.opcheck(torch.ops.dinat_backbone.neighborhood_attention_2d.default, (*inputs, 3, 2, 0.5, True))
 
 
-def test_other_types_and_devices_go_elsewhere():
-    inputs = [x.double() for x in random_inputs((1, 9, 9, 1, 4), 3)]
+def test_other_types_and_devices_are_refused_by_name_and_served_by_auto():
+    inputs = [x.double() for x in inputs_of((1, 9, 9, 1, 4), 3)]
     with pytest.raises(ValueError, match=r"'compiled' can't serve this call: .* got torch.float64"):
         neighborhood_attention_2d(*inputs, 3, 1, backend="compiled")
     meta = [x.to("meta") for x in inputs]
@@ -147,7 +138,7 @@ def test_other_types_and_devices_go_elsewhere():
 
 @pytest.fixture
 def nothing_built(monkeypatch, tmp_path):
-    """As in a new process with an empty cache."""
+    """Start from the state of a new process with an empty cache."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     cached = (build.why_not_buildable, build.library, compiled.warn_once)
     for function in cached:
@@ -167,7 +158,7 @@ def nothing_built(monkeypatch, tmp_path):
 )
 def test_without_a_compiler(variable, value, reason, monkeypatch, caplog, nothing_built):
     monkeypatch.setenv(variable, value)
-    inputs = random_inputs((1, 9, 9, 1, 4), 3)
+    inputs = inputs_of((1, 9, 9, 1, 4), 3)
     with pytest.raises(ValueError, match=f"backend 'compiled' can't serve this call: .*{reason}"):
         neighborhood_attention_2d(*inputs, 3, 1, backend="compiled")
     with caplog.at_level(logging.WARNING, logger="dinat_backbone"):
@@ -179,8 +170,8 @@ def test_without_a_compiler(variable, value, reason, monkeypatch, caplog, nothin
 
 
 @needs_compiler
-def test_builds_at_the_same_time_do_not_collide(nothing_built):
-    # Threads stand for processes: what they could collide in are files.
+def test_simultaneous_builds_do_not_collide(nothing_built):
+    # Threads stand in for processes, which share only files.
     with ThreadPoolExecutor(2) as pool:
         paths = list(pool.map(build.build, [1, 1]))
     assert paths[0] == paths[1]

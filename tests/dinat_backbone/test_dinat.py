@@ -27,7 +27,7 @@ def small_backbone(**settings) -> DiNAT:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_published_sizes(size):
-    """Parameter counts are the paper's (arXiv 2209.15001, table 2), which leave out the classifier's rounding."""
+    """Parameter counts are those of the paper (arXiv 2209.15001, table 2), which are rounded, less a classifier."""
     cfg = setup_cfg(ROOT / "configs" / "_base_" / f"dinat_{size}.yaml")
     with torch.device("meta"):
         backbone = build_backbone(cfg, ShapeSpec(channels=3))

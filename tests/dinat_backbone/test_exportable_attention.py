@@ -1,4 +1,4 @@
-"""The backend for export: the same numbers, also from a graph whose map has an unknown size."""
+"""The backend for export computes the same numbers, also in a graph with a symbolic map size."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_equals_reference_for_any_size(kernel_size, dilation, extra, with_bias):
 
 @pytest.fixture(scope="module")
 def exported():
-    """A module, and its graph for maps of any size, traced at one that needs no padding."""
+    """A module, and its graph for maps of any size, traced with a map that needs no padding."""
     module = NeighborhoodAttention2D(8, 2, 3, 2, backend="exportable").eval().requires_grad_(False)
     torch.nn.init.normal_(module.rpb)
     torch.nn.init.normal_(module.qkv.bias)

@@ -1,4 +1,4 @@
-"""The op against the published kernels, against its own definition, and at its edges."""
+"""Neighborhood attention agrees with the published kernels and with its definition, and names errors in calls."""
 
 import json
 
@@ -14,11 +14,12 @@ from dinat_backbone.ops.dispatch import AUTO_ORDER, BACKENDS
 from dinat_backbone.ops.tiling import tile_plans
 
 from ..conftest import ROOT
+from .calls import random_inputs, results
 
 PARITY = ROOT / "tests" / "parity"
 OP_CASES = json.loads((PARITY / "neighborhood_attention_2d.json").read_text())
 MODULE_CASES = json.loads((PARITY / "neighborhood_attention_module.json").read_text())
-# Absolute, in float32: what the published kernels and ours may differ by (sums in another order).
+# Largest absolute difference from the published kernels in float32, whose sums have another order.
 TOLERANCE = 2e-5
 
 needs_compiler = pytest.mark.skipif(why_not_buildable(11) is not None, reason="needs a C++ compiler with OpenMP")
@@ -68,12 +69,6 @@ def test_module_pads_small_maps_as_published(case, deterministic):
     assert difference(module(torch.from_numpy(x)), published[f"{case['name']}.out"]) < TOLERANCE
 
 
-def random_inputs(batch, height, width, heads, channels, kernel_size, dtype=torch.float32):
-    shape = (batch, height, width, heads, channels)
-    rpb = torch.randn(heads, 2 * kernel_size - 1, 2 * kernel_size - 1, dtype=dtype)
-    return *(torch.randn(shape, dtype=dtype) for _ in range(3)), rpb
-
-
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     kernel_size=st.sampled_from([1, 3, 5, 7, 11]),
@@ -85,24 +80,16 @@ def random_inputs(batch, height, width, heads, channels, kernel_size, dtype=torc
 )
 def test_tiled_equals_reference_for_any_size(kernel_size, dilation, extra, batch, heads, with_bias):
     height, width = (kernel_size * dilation + more for more in extra)
-    *qkv, rpb = random_inputs(batch, height, width, heads, 4, kernel_size, torch.float64)
-    inputs = [*qkv, rpb if with_bias else None]
-    leaves = [x for x in inputs if x is not None]
-    results = []
-    for backend in ("reference", "tiled"):
-        for leaf in leaves:
-            leaf.requires_grad_().grad = None
-        output = neighborhood_attention_2d(*inputs, kernel_size, dilation, backend=backend)
-        (output * torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)).sum().backward()
-        results.append([output.detach(), *(leaf.grad for leaf in leaves)])
-    for expected, got in zip(*results, strict=True):
+    inputs = random_inputs((batch, height, width, heads, 4), kernel_size, torch.float64, with_bias=with_bias)
+    both = (results(inputs, kernel_size, dilation, backend) for backend in ("reference", "tiled"))
+    for expected, got in zip(*both, strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("size", [(6, 7, 3, 2), (9, 5, 3, 1), (5, 5, 5, 1)])
 def test_gradcheck(size):
     height, width, kernel_size, dilation = size
-    inputs = [x.requires_grad_() for x in random_inputs(1, height, width, 2, 3, kernel_size, torch.float64)]
+    inputs = [x.requires_grad_() for x in random_inputs((1, height, width, 2, 3), kernel_size, torch.float64)]
     assert torch.autograd.gradcheck(
         lambda *x: neighborhood_attention_2d(*x, kernel_size, dilation, backend="tiled"), inputs, fast_mode=False
     )
@@ -110,7 +97,7 @@ def test_gradcheck(size):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_reduced_precision_is_close_to_double(dtype):
-    exact = random_inputs(1, 24, 23, 2, 32, 7, torch.float64)
+    exact = random_inputs((1, 24, 23, 2, 32), 7, torch.float64)
     rounded = [x.to(dtype).requires_grad_() for x in exact]
     output = neighborhood_attention_2d(*rounded, 7, 3, backend="tiled")
     output.sum().backward()
@@ -134,7 +121,7 @@ def test_published_kernels_on_a_gpu(case, deterministic, published):
 
 def test_natten_serves_calls_without_bias_and_refuses_others():
     pytest.importorskip("natten", reason="NATTEN is optional and not installed")
-    query, key, value, rpb = random_inputs(1, 25, 27, 2, 32, 7)
+    query, key, value, rpb = random_inputs((1, 25, 27, 2, 32), 7)
     expected = neighborhood_attention_2d(query, key, value, None, 7, 3, backend="reference")
     with torch.no_grad():
         got = neighborhood_attention_2d(query, key, value, None, 7, 3, backend="natten")
@@ -145,14 +132,14 @@ def test_natten_serves_calls_without_bias_and_refuses_others():
 
 def test_natten_says_why_it_is_unavailable(monkeypatch):
     monkeypatch.setattr("dinat_backbone.ops.natten.util.find_spec", lambda name: None)
-    query, key, value, _ = random_inputs(1, 9, 9, 2, 4, 3)
+    query, key, value, _ = random_inputs((1, 9, 9, 2, 4), 3)
     with pytest.raises(BackboneConfigError, match="'natten' can't serve this call: NATTEN is not installed"):
         neighborhood_attention_2d(query, key, value, None, 3, 1, backend="natten")
 
 
 @pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"reference"}))
 def test_attention_dropout_is_served_by_the_reference_alone(backend):
-    inputs = random_inputs(1, 9, 9, 2, 4, 3)
+    inputs = random_inputs((1, 9, 9, 2, 4), 3)
     plain = neighborhood_attention_2d(*inputs, 3, 1)
     assert not torch.equal(neighborhood_attention_2d(*inputs, 3, 1, dropout_p=0.5), plain)
     with pytest.raises(BackboneConfigError, match=f"attention backend '{backend}' can't serve this call: "):
@@ -180,7 +167,7 @@ def test_the_order_of_auto_names_backends():
     ],
 )
 def test_bad_calls_say_what_was_expected(change, message):
-    query, key, value, rpb = random_inputs(1, 10, 9, 2, 4, 3)
+    query, key, value, rpb = random_inputs((1, 10, 9, 2, 4), 3)
     call = {"query": query, "key": key, "value": value, "rpb": rpb, "kernel_size": 3, "dilation": 1} | change
     with pytest.raises(ValueError, match=message):
         neighborhood_attention_2d(**call)
@@ -193,21 +180,21 @@ def test_integer_maps_are_refused():
 
 
 def test_autocast_does_not_lower_the_inputs_precision():
-    inputs = random_inputs(1, 12, 12, 2, 8, 3)
+    inputs = random_inputs((1, 12, 12, 2, 8), 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = neighborhood_attention_2d(*inputs, 3, 1)
     torch.testing.assert_close(output, neighborhood_attention_2d(*inputs, 3, 1), rtol=0, atol=0)
 
 
 def test_no_work_grows_with_the_square_of_the_map():
-    """Scores computed per query stay the same when the map grows, for every length."""
+    """The number of scores per query does not grow with the map, for any length."""
     per_query = {length: min(plan.scores for plan in tile_plans(length, 11, 16)) / length for length in range(11, 400)}
     assert max(per_query.values()) < 3.1 * 11
     assert per_query[399] <= per_query[64] * 1.1
 
 
 def test_nothing_of_the_size_of_all_pairs_is_allocated():
-    """The largest tensor made for a 96 x 96 map is far below its (96 * 96) ** 2 pairs of positions."""
+    """The largest tensor for a 96 x 96 map is far smaller than its (96 * 96) ** 2 pairs of positions."""
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -219,7 +206,7 @@ def test_nothing_of_the_size_of_all_pairs_is_allocated():
                     largest = max(largest, x.untyped_storage().nbytes() // x.element_size())
             return result
 
-    inputs = [x.requires_grad_() for x in random_inputs(1, 96, 96, 1, 8, 11)]
+    inputs = [x.requires_grad_() for x in random_inputs((1, 96, 96, 1, 8), 11)]
     with Watch():
         neighborhood_attention_2d(*inputs, 11, 1, backend="tiled").sum().backward()
     assert 96 * 96 * 8 <= largest < (96 * 96) ** 2 / 50

@@ -1,4 +1,4 @@
-"""The Triton kernels: what they compute, in the interpreter and on a GPU; that they compile; what they refuse."""
+"""The Triton kernels compile, agree with the reference (in the interpreter and on a GPU), and refuse some calls."""
 
 import dataclasses
 import os
@@ -13,21 +13,17 @@ from dinat_backbone import BackboneConfigError, neighborhood_attention_2d
 from dinat_backbone.ops.dispatch import BACKENDS
 
 from ..conftest import ROOT
+from .calls import random_inputs, results
 
 needs_triton = pytest.mark.skipif(util.find_spec("triton") is None, reason="Triton is optional and not installed")
-# What a program may use on small devices.
+# Shared memory of a program on small devices.
 SHARED_MEMORY = 99 * 1024
-
-
-def random_inputs(shape, kernel_size, dtype=torch.float32, device="cpu"):
-    rpb = torch.randn(shape[3], 2 * kernel_size - 1, 2 * kernel_size - 1, device=device)
-    return *(torch.randn(shape, device=device).to(dtype) for _ in range(3)), rpb
 
 
 @needs_triton
 def test_kernels_in_the_interpreter():
-    """In a process of its own: Triton looks for TRITON_INTERPRET once, when it is imported."""
-    # Arrays of the interpreter come and go: memory that is kept need not be cleared by the system each time.
+    """This takes a process of its own, because Triton reads TRITON_INTERPRET when it is imported."""
+    # The interpreter allocates many arrays; if freed memory is kept, the system need not clear it each time.
     keep = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
     script = "tests/dinat_backbone/triton_interpreted.py"
     result = subprocess.run(
@@ -53,7 +49,7 @@ def test_kernels_in_the_interpreter():
     ids=str,
 )
 def test_kernels_compile_for_a_gpu(dtype, channels, names, monkeypatch, tmp_path):
-    """Launches as they are made for compute capability 9.0, compiled to machine code instead of run; needs no GPU."""
+    """The launches for compute capability 9.0 are compiled to machine code instead of run, which needs no GPU."""
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -115,14 +111,6 @@ def test_a_missing_triton_is_named(monkeypatch):
         neighborhood_attention_2d(*random_inputs((1, 5, 5, 1, 8), 3), 3, 1, backend="triton")
 
 
-def results(inputs, kernel_size, dilation, backend):
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    output = neighborhood_attention_2d(*leaves, kernel_size, dilation, backend=backend)
-    gradient = torch.linspace(-1, 1, output.numel(), device=output.device).view(output.shape).to(output.dtype)
-    output.backward(gradient)
-    return [output.detach(), *(x.grad for x in leaves)]
-
-
 @pytest.mark.gpu
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -141,7 +129,7 @@ def test_results_on_a_gpu(shape, kernel_size, dilation, dtype):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     inputs = random_inputs(shape, kernel_size, dtype, "cuda")
-    expected = results([x.double() for x in inputs], kernel_size, dilation, "reference")
+    expected = results(inputs, kernel_size, dilation, "reference", torch.float64)
     got = results(inputs, kernel_size, dilation, "triton")
     # Rounding of inputs to products and of results; float32 as for the other backends.
     tolerance = 2e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps

@@ -17,19 +17,20 @@ from dinat_backbone.ops.triton_kernels import launch
 from dinat_backbone.ops.triton_kernels.launch import Launch, Launches, launches
 
 from ..conftest import ROOT
+from .calls import random_inputs, results
 
 PARITY = ROOT / "tests" / "parity"
 CASES = json.loads((PARITY / "neighborhood_attention_2d.json").read_text())
-# Absolute, in float32, as for the other backends.
+# Largest absolute difference in float32, as for the other backends.
 TOLERANCE = 2e-5
 DTYPES = (torch.float32, torch.bfloat16)
-# The interpreter takes its time per operation, whatever the size of the blocks.
+# The time of the interpreter depends on the number of operations, not on the size of the blocks.
 LARGE = Launches(*[Launch(128, 256, 1, 1)] * 3, Launch(32, 1024, 1, 1))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_interpreter():
-    """Leave out what takes most of the interpreter's time: checks for overflow, and preparing each call of a helper."""
+    """Skip what takes most of the time of the interpreter: overflow checks, and the preparation of calls of helpers."""
     call, builder = interpreter.InterpretedFunction.__call__, interpreter.interpreter_builder
 
     def call_prepared(function, *args, **kwargs):
@@ -48,25 +49,9 @@ def large_tiles(monkeypatch):
     monkeypatch.setattr(launch, "launches", lambda dtype, channels: LARGE)
 
 
-def random_inputs(batch, height, width, heads, channels, kernel_size, with_bias=True, dtype=torch.float32):
-    shape = (batch, height, width, heads, channels)
-    rpb = torch.randn(heads, 2 * kernel_size - 1, 2 * kernel_size - 1) if with_bias else None
-    return *(torch.randn(shape).to(dtype) for _ in range(3)), rpb
-
-
-def run(inputs, kernel_size, dilation, backend, gradient):
-    """Output and gradients of all inputs."""
-    leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
-    output = neighborhood_attention_2d(*leaves, kernel_size, dilation, backend=backend)
-    output.backward(gradient.to(output.dtype))
-    return [output.detach(), *(x.grad for x in leaves if x is not None)]
-
-
 def compare(inputs, kernel_size, dilation, tolerance=TOLERANCE):
-    gradient = torch.randn(inputs[0].shape)
-    exact = [None if x is None else x.double() for x in inputs]
-    expected = run(exact, kernel_size, dilation, "reference", gradient.to(inputs[0].dtype).double())
-    for got, true in zip(run(inputs, kernel_size, dilation, "triton", gradient), expected, strict=True):
+    expected = results(inputs, kernel_size, dilation, "reference", torch.float64)
+    for got, true in zip(results(inputs, kernel_size, dilation, "triton"), expected, strict=True):
         assert got.shape == true.shape
         assert float((got - true).abs().max()) < tolerance * max(1.0, float(true.abs().max()))
 
@@ -80,15 +65,19 @@ def test_output_and_gradients_equal_the_published_kernels(case, deterministic):
     shapes = {"q": shape, "k": shape, "v": shape, "rpb": (case["heads"], 2 * k - 1, 2 * k - 1), "grad": shape}
     tensors = {key: torch.from_numpy(deterministic.draw(f"{name}.{key}", size)) for key, size in shapes.items()}
     gradient = tensors.pop("grad")
-    results = run(list(tensors.values()), k, case["dilation"], "triton", gradient)
-    for key, result in zip(("out", "dq", "dk", "dv", "drpb"), results, strict=True):
+    inputs = [x.requires_grad_() for x in tensors.values()]
+    output = neighborhood_attention_2d(*inputs, k, case["dilation"], backend="triton")
+    output.backward(gradient)
+    for key, result in zip(
+        ("out", "dq", "dk", "dv", "drpb"), (output.detach(), *(x.grad for x in inputs)), strict=True
+    ):
         assert np.abs(result.numpy() - published[f"{name}.{key}"]).max() < TOLERANCE
 
 
 @pytest.mark.parametrize(
     ("shape", "kernel_size", "dilation", "with_bias"),
     [
-        # Head sizes that are no powers of two, maps that are no multiples of a tile, groups of two lengths.
+        # Head sizes that are not powers of two, maps that are not multiples of a tile, groups of two lengths.
         ((1, 17, 13, 1, 32), 11, 1, True),
         ((2, 7, 9, 1, 20), 3, 2, True),
         ((1, 9, 6, 2, 8), 5, 1, False),
@@ -96,13 +85,13 @@ def test_output_and_gradients_equal_the_published_kernels(case, deterministic):
     ],
 )
 def test_shipped_tiles_equal_the_reference(shape, kernel_size, dilation, with_bias):
-    compare(random_inputs(*shape, kernel_size, with_bias), kernel_size, dilation)
+    compare(random_inputs(shape, kernel_size, with_bias=with_bias), kernel_size, dilation)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 7, 11, 13, 21, 63])
 @pytest.mark.parametrize("sizes", [LARGE, *{launches(dtype, d) for dtype in DTYPES for d in (32, 128)}])
 def test_no_tile_reaches_out_of_the_expanded_bias(kernel_size, sizes):
-    """Over all positions of a tile against the border, of queries and of keys."""
+    """Check all positions of a tile of queries or keys relative to the border."""
     lead = sizes.lead(kernel_size)
     rows = 2 * lead + kernel_size
     for tile in (sizes.forward, sizes.query, sizes.key):
@@ -135,19 +124,19 @@ def test_any_size_equals_the_reference(kernel_size, dilation, extra, channels, w
     sizes = Launches(*[Launch(tile, 256, 1, 1)] * 3, Launch(16, 512, 1, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "launches", lambda dtype, channels: sizes)
-        compare(random_inputs(1, height, width, 1, channels, kernel_size, with_bias), kernel_size, dilation)
+        compare(random_inputs((1, height, width, 1, channels), kernel_size, with_bias=with_bias), kernel_size, dilation)
 
 
 @pytest.mark.usefixtures("large_tiles")
 def test_float16_is_close_to_double():
     # Probabilities and score gradients are rounded before they are multiplied, results once more.
-    compare(random_inputs(1, 15, 12, 1, 32, 5, dtype=torch.float16), 5, 2, 4 * torch.finfo(torch.float16).eps)
+    compare(random_inputs((1, 15, 12, 1, 32), 5, dtype=torch.float16), 5, 2, 4 * torch.finfo(torch.float16).eps)
 
 
 @pytest.mark.usefixtures("large_tiles")
 def test_bfloat16_is_close_to_double(monkeypatch):
-    """The interpreter multiplies the bits of bfloat16 numbers as integers: here it is taught to convert them first."""
-    inputs = random_inputs(1, 15, 12, 1, 32, 5, dtype=torch.bfloat16)
+    """The interpreter multiplies the bits of bfloat16 numbers as integers; this test makes it convert them first."""
+    inputs = random_inputs((1, 15, 12, 1, 32), 5, dtype=torch.bfloat16)
     with pytest.raises(BackboneConfigError, match="interpreter can't multiply bfloat16"):
         neighborhood_attention_2d(*inputs, 5, 2, backend="triton")
     builder, handle_of = interpreter.interpreter_builder, interpreter.TensorHandle
@@ -160,13 +149,13 @@ def test_bfloat16_is_close_to_double(monkeypatch):
 
     monkeypatch.setattr(builder, "create_dot", lambda a, b, *rest: multiply(convert(a), convert(b), *rest))
     monkeypatch.setitem(BACKENDS, "triton", dataclasses.replace(BACKENDS["triton"], why_not=lambda call: None))
-    # Twice the tolerance of rounding: the interpreter cuts off bits where devices round.
+    # Twice the tolerance of rounding, because the interpreter truncates where devices round.
     compare(inputs, 5, 2, 8 * torch.finfo(torch.bfloat16).eps)
 
 
 @pytest.mark.usefixtures("large_tiles")
 def test_parts_of_one_projection_large_maps_and_frozen_bias(monkeypatch):
-    # As large maps are, with 64 bits.
+    # Offsets have 64 bits, as for large maps.
     monkeypatch.setattr(launch, "WIDE_FROM", 0)
     projection = torch.randn(1, 9, 11, 3, 2, 16)
     *qkv, rpb = (*projection.unbind(3), torch.randn(2, 5, 5))
@@ -182,9 +171,9 @@ def test_parts_of_one_projection_large_maps_and_frozen_bias(monkeypatch):
 
 @pytest.mark.usefixtures("large_tiles")
 def test_torch_compile_takes_it_whole():
-    inputs = [x.requires_grad_() for x in random_inputs(1, 7, 8, 1, 16, 3)]
+    inputs = [x.requires_grad_() for x in random_inputs((1, 7, 8, 1, 16), 3)]
     whole = torch.compile(neighborhood_attention_2d, fullgraph=True, backend="aot_eager")
-    results = [f(*inputs, 3, 2, backend="triton") for f in (neighborhood_attention_2d, whole)]
-    gradients = [torch.autograd.grad(x.sum(), inputs) for x in results]
-    torch.testing.assert_close(results[1], results[0])
+    outputs = [f(*inputs, 3, 2, backend="triton") for f in (neighborhood_attention_2d, whole)]
+    gradients = [torch.autograd.grad(x.sum(), inputs) for x in outputs]
+    torch.testing.assert_close(outputs[1], outputs[0])
     torch.testing.assert_close(gradients[1], gradients[0])

@@ -1,4 +1,4 @@
-"""Cases of deformable attention that every backend has to agree on, and the comparison with the reference in float64.
+"""Cases of deformable attention for all backends, and the comparison with the reference in float64.
 
 `python -m tests.modeling.deformable triton` compares a backend in a process of its own: Triton's interpreter must be
 chosen before Triton is imported.
@@ -59,7 +59,7 @@ def run(case: Case, tensors: list[Tensor], backend: str) -> tuple[Tensor, ...]:
 
 
 def check(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") -> None:
-    """Compare a backend on inputs of a type with the reference on the same numbers in float64."""
+    """Compare a backend, for inputs of a type, with the reference for the same numbers in float64."""
     tensors = draw(case, dtype, device)
     expected = run(case, [x.double() for x in tensors], "reference")
     # Sums are in float32; results are rounded to the type of the inputs.
@@ -73,7 +73,7 @@ def check(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") -> 
 
 
 def main() -> None:
-    """Compare the named backend on all cases in float32; on one also in reduced precision, and deterministically."""
+    """Compare the named backend on all cases in float32, and on one in reduced precision and deterministically."""
     backend = sys.argv[1]
     torch.set_num_threads(1)
     checks = [(name, torch.float32, False) for name in CASES]

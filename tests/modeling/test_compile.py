@@ -1,4 +1,4 @@
-"""MODEL.COMPILE: backbone and head are one graph each, in prediction and in training."""
+"""With MODEL.COMPILE, backbone and head become one graph each, in prediction and in training."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from .conftest import example
 
 @pytest.fixture
 def compiled(train_cfg, monkeypatch):
-    """A model that is compiled as configured, but by a backend that builds graphs without generating code."""
+    """A compiled model, with a backend that builds graphs without generating code."""
     compile_module = torch.nn.Module.compile
 
     def without_code(module, **options):

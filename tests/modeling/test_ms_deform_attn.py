@@ -1,4 +1,4 @@
-"""Deformable attention against bilinear sampling written out point by point, and its backends against each other."""
+"""Deformable attention agrees with bilinear sampling point by point, and its backends agree with each other."""
 
 import math
 import os
@@ -168,8 +168,8 @@ def test_triton_kernels_agree_with_the_reference_in_the_interpreter():
 
 
 @pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
-def test_triton_kernels_compile_for_gpus_that_are_not_there(name, tmp_path, monkeypatch):
-    pytest.importorskip("triton", minversion="3.3", reason="Triton is not installed, or compiles otherwise")
+def test_triton_kernels_compile_without_a_gpu(name, tmp_path, monkeypatch):
+    pytest.importorskip("triton", minversion="3.3", reason="Triton is not installed, or has another interface")
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("Triton's interpreter is on")
     from triton.backends.compiler import GPUTarget
@@ -210,7 +210,7 @@ def test_triton_on_a_gpu(name, dtype, deterministic):
 
 def test_offsets_start_on_a_ring():
     bias = MSDeformAttn(32, num_levels=2, num_heads=8, num_points=4).sampling_offsets.bias.detach().view(8, 2, 4, 2)
-    # One direction a head, 45 degrees apart; the point with number i lies i cells away in the larger coordinate.
+    # One direction per head, 45 degrees apart; point number i is i cells away in the larger coordinate.
     assert torch.allclose(bias.abs().amax(-1), torch.arange(1.0, 5.0).expand(8, 2, 4))
     angles = torch.atan2(bias[..., 1], bias[..., 0])[:, 0, 0] % (2 * math.pi)
     torch.testing.assert_close(angles, torch.arange(8) * math.pi / 4, atol=1e-5, rtol=0)
