@@ -76,18 +76,10 @@ class NeighborhoodAttention2D(nn.Module):
             x = F.pad(x, (0, 0, 0, max(0, smallest - width), 0, max(0, smallest - height)))
         else:  # symbolic sizes, in an export
             x = pad_map(x, smallest)
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
-        x = neighborhood_attention_2d(
-            query,
-            key,
-            value,
-            self.rpb,
-            self.kernel_size,
-            self.dilation,
-            self.scale,
-            self.backend,
-            dropout_p=self.attn_drop if self.training else 0.0,
-        )
+        query_key_value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
+        settings = (self.kernel_size, self.dilation, self.scale, self.backend)
+        dropout = self.attn_drop if self.training else 0.0
+        x = neighborhood_attention_2d(*query_key_value, self.rpb, *settings, dropout)
         x = x[:, :height, :width].flatten(-2)
         return self.proj_drop(self.proj(x))
 

@@ -34,6 +34,8 @@ MOVED: dict[str, tuple[str, ...]] = {
     "mask2former.image_files": ("mask2former.prediction.files",),
     "mask2former.journal": ("mask2former.utils.journal",),
     "mask2former.modeling.build": ("mask2former.modeling.transformer_decoder",),
+    "mask2former.modeling.losses": ("mask2former.modeling.criterion", "mask2former.modeling.matcher"),
+    "mask2former.modeling.point_sampling": ("mask2former.modeling.criterion", "mask2former.modeling.matcher"),
     "mask2former.modeling.postprocessing": ("mask2former.modeling.inference",),
     "mask2former.modeling.transformer_decoder.attention": (
         "mask2former.modeling.transformer_decoder.mask2former_transformer_decoder",

@@ -1,10 +1,12 @@
 """The set prediction loss of Mask2Former (Cheng et al., CVPR 2022, sections 3.3 and 4.1).
 
+Losses look at sampled points of masks, as in PointRend (Kirillov et al., CVPR 2020, section 3.1).
+
 Shapes:
     B: images; Q: queries; K: classes; M: targets of an image; P: points; N: matched masks of a batch
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +15,7 @@ import torch.nn.functional as F
 from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor, nn
 
-from .losses import dice_loss, draw_points, labelled_points, sigmoid_ce_loss, uncertain_points
-from .matcher import HungarianMatcher, Match
+from .matcher import HungarianMatcher, Match, draw_points, labelled_points
 
 
 class SetCriterion(nn.Module):
@@ -161,3 +162,47 @@ class SetCriterion(nn.Module):
             labels = point_sample(targets, points, align_corners=False)[:, 0]
         sampled = point_sample(predicted, points, align_corners=False)[:, 0]
         return sigmoid_ce_loss(sampled, labels).sum(), dice_loss(sampled, labels).sum()
+
+
+def sigmoid_ce_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross entropy of each mask [N], the mean over its points, from logits and labels [N, P]."""
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+
+
+def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """One minus the dice coefficient of each mask [N], smoothed by 1 (V-Net, 2016), from logits and labels [N, P]."""
+    probabilities = logits.sigmoid()
+    overlap = 2 * (probabilities * labels).sum(1)
+    return 1 - (overlap + 1) / (probabilities.sum(1) + labels.sum(1) + 1)
+
+
+def uncertainty(logits: Tensor) -> Tensor:
+    """Closeness of each point to the decision boundary; larger values are closer (PointRend, section 3.1)."""
+    return -torch.abs(logits)
+
+
+def uncertain_points(
+    logits: Tensor,
+    num_points: int,
+    oversample_ratio: float,
+    importance_sample_ratio: float,
+    draw: Callable[[int], Tensor],
+) -> Tensor:
+    """Draw points of which a part lies where the prediction is least certain; the rest is uniform.
+
+    Args:
+        logits: Mask logits [N, 1, H, W].
+        num_points: Number of points P.
+        oversample_ratio: Number of candidates, as a multiple of P.
+        importance_sample_ratio: Share of P that the most uncertain candidates make up.
+        draw: Function that draws a number of uniform points for each mask, [N, number, 2].
+
+    Returns:
+        Points [N, P, 2].
+    """
+    num_uncertain = int(importance_sample_ratio * num_points)
+    candidates = draw(int(oversample_ratio * num_points))
+    doubt = uncertainty(point_sample(logits, candidates, align_corners=False)[:, 0])
+    chosen = doubt.topk(num_uncertain, dim=1).indices[:, :, None].expand(-1, -1, 2)
+    points = candidates.gather(1, chosen)
+    return torch.cat([points, draw(num_points - num_uncertain)], dim=1) if num_uncertain < num_points else points

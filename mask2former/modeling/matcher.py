@@ -1,16 +1,19 @@
-"""Bipartite matching of predictions and targets (Carion et al., DETR, ECCV 2020, section 3.1)."""
+"""Bipartite matching of predictions and targets (Carion et al., DETR, ECCV 2020, section 3.1).
+
+Shapes:
+    B: images; Q: queries; K: classes; M: targets of an image; N: masks; P: points; V: pixels that are not void
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from detectron2.projects.point_rend.point_features import point_sample
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from mask2former.utils.errors import UserError
-
-from .losses import class_cost, dice_cost, draw_points, sigmoid_ce_cost
 
 
 class NonFiniteCostError(UserError, FloatingPointError):
@@ -109,3 +112,45 @@ class HungarianMatcher(nn.Module):
 def _assign(cost: Tensor) -> Match:
     queries, targets = linear_sum_assignment(cost.numpy())
     return Match(torch.from_numpy(queries), torch.from_numpy(targets))
+
+
+def class_cost(logits: Tensor, classes: Tensor) -> Tensor:
+    """Negative probability of each target's class [..., Q, M], from logits [..., Q, K + 1] and classes [M]."""
+    return -logits.softmax(-1)[..., classes]
+
+
+def sigmoid_ce_cost(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross entropy of all pairs [..., Q, M], from logits [..., Q, P] and labels [M, P]."""
+    # BCE is softplus(-x) where the label is 1 and softplus(x) = x + softplus(-x) where it is 0.
+    positive, negative = F.softplus(-logits), F.softplus(logits)
+    return ((positive - negative) @ labels.T + negative.sum(-1, keepdim=True)) / logits.shape[-1]
+
+
+def dice_cost(logits: Tensor, labels: Tensor) -> Tensor:
+    """Dice loss of all pairs [..., Q, M], from logits [..., Q, P] and labels [M, P]."""
+    probabilities = logits.sigmoid()
+    overlap = 2 * probabilities @ labels.T
+    return 1 - (overlap + 1) / (probabilities.sum(-1, keepdim=True) + labels.sum(-1) + 1)
+
+
+def draw_points(shape: tuple[int, int], allowed: Tensor | None, device: torch.device) -> Tensor:
+    """Draw points uniformly.
+
+    Args:
+        shape: N and P.
+        allowed: Points to choose from [V, 2], with V at least 1; None: all positions.
+        device: Device of the points.
+
+    Returns:
+        Points [N, P, 2]: x and y, from 0 to 1 over the map.
+    """
+    if allowed is None:
+        return torch.rand(*shape, 2, device=device)
+    return allowed[torch.randint(len(allowed), shape, device=device)]
+
+
+def labelled_points(void: Tensor) -> Tensor:
+    """Centres [V, 2] of the pixels that are not void, where interpolation uses no void pixel, from a mask [H, W]."""
+    height, width = void.shape
+    rows, columns = (~void).nonzero().unbind(1)
+    return torch.stack([(columns + 0.5) / width, (rows + 0.5) / height], dim=1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from mask2former.modeling.losses import dice_cost, dice_loss, sigmoid_ce_cost, sigmoid_ce_loss
-from mask2former.modeling.matcher import HungarianMatcher, NonFiniteCostError
+from mask2former.modeling.criterion import dice_loss, sigmoid_ce_loss
+from mask2former.modeling.matcher import HungarianMatcher, NonFiniteCostError, dice_cost, sigmoid_ce_cost
 from mask2former.solver import build_optimizer
 
 from .conftest import example

@@ -12,14 +12,16 @@ Shapes:
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import Shapes, computing_dtype, make_operator
+Shapes = Sequence[tuple[int, int]]
+Forward = Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]
+Backward = Callable[[Tensor, Tensor, Shapes, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 # Cells of zeros around each level in the table; two, because all four cells of a sample can lie outside the map.
 _MARGIN = 2
@@ -27,6 +29,63 @@ _MARGIN = 2
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 # Queries are processed in chunks of about this many samples per thread, so that intermediate results stay in caches.
 SAMPLES_AT_ONCE = 32768
+
+
+def computing_dtype(value: Tensor) -> torch.dtype:
+    """Type in which sums are computed: float64 for float64, float32 for all other types."""
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def make_operator(name: str, forward: Forward, backward: Backward) -> Forward:
+    """Register `forward` as the operator mask2former::`name`, with `backward` as its derivative.
+
+    torch.compile keeps custom operators whole, without graph breaks and without unrolling their loops.
+
+    Args:
+        name: Name of the operator; the name of its derivative has the suffix `_backward`.
+        forward: Function from value [B, S, n, D], spatial shapes, locations [B, T, n, L, P, 2] and weights
+            [B, T, n, L, P] to the output [B, T, n D].
+        backward: Function from the gradient [B, T, n D] and the arguments of `forward` to the gradients of value,
+            locations and weights.
+
+    Returns:
+        Differentiable form of `forward`.
+    """
+
+    def flat_forward(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+        return forward(value, _pairs(sides), locations, weights)
+
+    def flat_backward(
+        gradient: Tensor, value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return backward(gradient, value, _pairs(sides), locations, weights)
+
+    operator = torch.library.custom_op(f"mask2former::{name}", flat_forward, mutates_args=())
+    derivative = torch.library.custom_op(f"mask2former::{name}_backward", flat_backward, mutates_args=())
+
+    @operator.register_fake
+    def _(value: Tensor, _sides: Sequence[int], locations: Tensor, _weights: Tensor) -> Tensor:
+        return value.new_empty((value.shape[0], locations.shape[1], value.shape[2] * value.shape[3]))
+
+    @derivative.register_fake
+    def _(_gradient: Tensor, value: Tensor, _sides: Sequence[int], locations: Tensor, weights: Tensor) -> Any:
+        return tuple(x.new_empty(x.shape) for x in (value, locations, weights))
+
+    def save(ctx: Any, inputs: tuple[Tensor, Sequence[int], Tensor, Tensor], output: Tensor) -> None:
+        value, ctx.sides, locations, weights = inputs
+        ctx.save_for_backward(value, locations, weights)
+
+    def differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+        value, locations, weights = ctx.saved_tensors
+        of_value, of_locations, of_weights = derivative(gradient, value, ctx.sides, locations, weights)
+        return of_value, None, of_locations, of_weights
+
+    operator.register_autograd(differentiate, setup_context=save)
+    return lambda value, shapes, *rest: operator(value, [side for shape in shapes for side in shape], *rest)
+
+
+def _pairs(sides: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(sides[::2], sides[1::2], strict=True))
 
 
 class Samples(NamedTuple):

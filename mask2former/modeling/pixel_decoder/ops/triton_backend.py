@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .gather import value_gradient
-from .reference import Shapes, make_operator
+from .gather import Shapes, make_operator, value_gradient
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The oldest devices that Triton compiles for.

@@ -5,9 +5,8 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness, point_sample
 
-from mask2former.modeling.criterion import SetCriterion
-from mask2former.modeling.losses import draw_points, labelled_points, uncertain_points, uncertainty
-from mask2former.modeling.matcher import HungarianMatcher
+from mask2former.modeling.criterion import SetCriterion, uncertain_points, uncertainty
+from mask2former.modeling.matcher import HungarianMatcher, draw_points, labelled_points
 
 from .conftest import example
 
