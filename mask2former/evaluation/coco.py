@@ -63,12 +63,8 @@ class InstanceAP(Metric):
 
     def record(self, image: Image, prediction: Any, folder: Path) -> tuple[Any, list[Path]]:
         """Encode the masks. See `Metric.record`."""
-        detections = zip(
-            (self._dataset_ids[category] for category in prediction.pred_classes.tolist()),
-            prediction.scores.tolist(),
-            encode_masks(prediction.pred_masks),
-            strict=True,
-        )
+        categories = [self._dataset_ids[category] for category in prediction.pred_classes.tolist()]
+        detections = zip(categories, prediction.scores.tolist(), encode_masks(prediction.pred_masks), strict=True)
         return {"size": list(prediction.image_size), "detections": list(detections)}, []
 
     def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
@@ -143,15 +139,9 @@ class PanopticQuality(Metric):
                 f"prediction {file_name}: segment ids from {lowest} to {highest}; expected 0 to {_END_OF_IDS - 1}"
             )
         file = write_png(folder / self.results_folder / file_name, ids_to_colors(ids))
-        annotation = {
-            "image_id": image["image_id"],
-            "file_name": file_name,
-            "segments_info": [
-                {"id": int(s["id"]), "category_id": self._dataset_ids[bool(s["isthing"])][s["category_id"]]}
-                for s in segments
-            ],
-        }
-        return annotation, [file]
+        dataset_ids = self._dataset_ids
+        infos = [{"id": int(s["id"]), "category_id": dataset_ids[s["isthing"]][s["category_id"]]} for s in segments]
+        return {"image_id": image["image_id"], "file_name": file_name, "segments_info": infos}, [file]
 
     def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
         """Write the submission and evaluate it. See `Metric.evaluate` and the class."""
@@ -170,10 +160,8 @@ class PanopticQuality(Metric):
             raise EvaluationError(f"{json_file}: no categories {sorted(unknown)}, which were predicted")
         write_json(folder / self.results_file, {"annotations": predicted})
         numbers = _numbers(annotations)
-        truth = {
-            "annotations": [{**annotation, "image_id": numbers[key]} for key, annotation in annotations.items()],
-            "categories": truth["categories"],
-        }
+        numbered = [{**annotation, "image_id": numbers[key]} for key, annotation in annotations.items()]
+        truth = {"annotations": numbered, "categories": truth["categories"]}
         submission = {"annotations": [{**a, "image_id": numbers[a["image_id"]]} for a in predicted]}
         root = self._metadata.panoptic_root
         try:
@@ -245,16 +233,12 @@ class SemanticIoU(Metric):
         with np.errstate(invalid="ignore", divide="ignore"):
             iou = np.where(labelled > 0, correct / (labelled + predicted - correct), np.nan)
             accuracy = np.where(labelled > 0, correct / labelled, np.nan)
-            share = labelled / labelled.sum()
-        metrics = {
-            "mIoU": mean_of_measured(iou),
-            "fwIoU": float(np.nansum(iou * share)),
-            "mACC": mean_of_measured(accuracy),
-            "pACC": float(correct.sum() / labelled.sum()) if labelled.any() else math.nan,
-            **{f"IoU-{name}": float(value) for name, value in zip(names, iou, strict=True)},
-            **{f"ACC-{name}": float(value) for name, value in zip(names, accuracy, strict=True)},
-        }
-        return {name: 100 * value for name, value in metrics.items()}
+            weighted, of_pixels = np.nansum(iou * labelled / labelled.sum()), correct.sum() / labelled.sum()
+        metrics = {"mIoU": mean_of_measured(iou), "fwIoU": weighted, "mACC": mean_of_measured(accuracy)}
+        metrics["pACC"] = of_pixels
+        for kind, values in (("IoU", iou), ("ACC", accuracy)):
+            metrics.update((f"{kind}-{name}", value) for name, value in zip(names, values, strict=True))
+        return {name: 100 * float(value) for name, value in metrics.items()}
 
 
 def class_ids(sem_seg: Tensor) -> NDArray[np.int16]:

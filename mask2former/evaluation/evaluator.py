@@ -18,6 +18,8 @@ from mask2former.evaluation.records import RecordStore
 from mask2former.tasks import TASKS
 from mask2former.utils.journal import Key
 
+_LOG = logging.getLogger(__name__)
+
 # Metrics by `evaluator_type` of a data set's metadata. ADE20K's sets have COCO's types.
 _METRICS: Mapping[str, tuple[type[Metric], ...]] = {
     "coco": (InstanceAP,),
@@ -51,9 +53,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path | No
     for metric, switch in switches.items():
         lacking = [key for key in metric.needs if not metadata.get(key)]
         if cfg.MODEL.MASK_FORMER.TEST[switch] and lacking:
-            logging.getLogger(__name__).info(
-                "%s is not evaluated on %s, which has no %s", switch, dataset_name, ", ".join(lacking)
-            )
+            _LOG.info("%s is not evaluated on %s, which has no %s", switch, dataset_name, ", ".join(lacking))
         elif cfg.MODEL.MASK_FORMER.TEST[switch]:
             metrics.append(metric(dataset_name))
     if not metrics:
@@ -105,13 +105,12 @@ class StreamingEvaluator(DatasetEvaluator):
             folder = Path(self._temporary.name)
         store = RecordStore(folder)
         outputs = [name for metric in self.metrics for name in metric.outputs]
-        names = [metric.name for metric in self.metrics]
-        differing = store.start({**fingerprint, "metrics": names}, resume=resume, outputs=outputs)
-        logger = logging.getLogger(__name__)
+        described = {**fingerprint, "metrics": [metric.name for metric in self.metrics]}
+        differing = store.start(described, resume=resume, outputs=outputs)
         if resume and differing:
-            logger.warning("Predictions in %s belong to another evaluation (%s): starting over", folder, differing)
+            _LOG.warning("Predictions in %s belong to another evaluation (%s): starting over", folder, differing)
         elif resume:
-            logger.info("%d images were predicted before", len(store.finished))
+            _LOG.info("%d images were predicted before", len(store.finished))
         self._store = store
 
     def is_finished(self, image: Image) -> bool:

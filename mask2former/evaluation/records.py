@@ -215,13 +215,8 @@ def evaluation_fingerprint(cfg: CfgNode, dataset_name: str, weights: str, *, aug
     metadata = MetadataCatalog.get(dataset_name)
     paths = [Path(metadata.get(key)) for key in _GROUND_TRUTH if metadata.get(key)]
     files = [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in paths if path.exists()]
-    return {
-        "version": _VERSION,
-        "data set": dataset_name,
-        "ground truth": files,
-        "config": config_digest(cfg, augmented=augmented),
-        "weights": weights,
-    }
+    config = config_digest(cfg, augmented=augmented)
+    return {"version": _VERSION, "data set": dataset_name, "ground truth": files, "config": config, "weights": weights}
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -252,12 +252,9 @@ class InstanceResult:
         scores = self._scores * inside[self._place]
         order = scores.argsort(descending=True)
         _reorder(self._masks, order.tolist())
-        result = Instances((self._masks.shape[1], self._masks.shape[2]))
-        result.pred_masks = self._masks
-        result.pred_boxes = Boxes(mask_boxes(self._masks))
-        result.scores = scores[order]
-        result.pred_classes = self._categories[order]
-        return result
+        size = (self._masks.shape[1], self._masks.shape[2])
+        boxes, classes = Boxes(mask_boxes(self._masks)), self._categories[order]
+        return Instances(size, pred_masks=self._masks, pred_boxes=boxes, scores=scores[order], pred_classes=classes)
 
 
 _RESULTS = {"panoptic": PanopticResult, "instance": InstanceResult, "semantic": SemanticResult}

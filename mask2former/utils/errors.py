@@ -9,7 +9,12 @@ class UserError(ValueError):
     """Base class of errors caused by a user's files, settings or options.
 
     The message names the file, key or value and says what was expected. Command lines print it without a traceback.
+
+    Attributes:
+        caused_by_user: Mark of such errors, also on those of packages that do not import this one.
     """
+
+    caused_by_user = True
 
 
 class ConfigError(UserError):
@@ -18,16 +23,16 @@ class ConfigError(UserError):
 
 @contextmanager
 def report_errors(*, debug: bool = False, status: int = 1) -> Generator[None, None, None]:
-    """Print a `UserError` or an `OSError` as a message on stderr and exit; any other error keeps its traceback.
+    """Print errors caused by the user, and `OSError`, as a message on stderr and exit; others keep their traceback.
 
     Args:
-        debug: Whether these two keep their traceback as well.
+        debug: Whether all errors keep their traceback.
         status: Exit code of the process.
     """
     try:
         yield
-    except (UserError, OSError) as error:
-        if debug:
+    except Exception as error:
+        if debug or not (isinstance(error, OSError) or getattr(error, "caused_by_user", False)):
             raise
         sys.stderr.write(f"error: {error}\n")
         sys.exit(status)

@@ -66,11 +66,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         ]
-        attended = F.scaled_dot_product_attention(
-            *heads,
-            attn_mask=None if blocked is None else ~blocked[:, None],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        mask = None if blocked is None else ~blocked[:, None]
+        attended = F.scaled_dot_product_attention(*heads, mask, self.dropout if self.training else 0.0)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
