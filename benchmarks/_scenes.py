@@ -55,7 +55,7 @@ def register(name: str, root: Path, images: Sequence[LabeledImage], categories: 
         common = {"file_name": f"{stem}.jpg", "height": height, "width": width}
         Image.fromarray(id2rgb(image.ids)).save(root / "panoptic" / f"{stem}.png")
         labels = np.full(image.ids.shape, _VOID, np.uint8)
-        segments = []
+        segments: list[dict[str, Any]] = []
         for i, class_id in image.classes.items():
             mask, category = image.ids == i, categories[class_id]
             labels[mask] = class_id

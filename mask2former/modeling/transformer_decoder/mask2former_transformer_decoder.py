@@ -62,12 +62,12 @@ class MultiheadAttention(nn.MultiheadAttention):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:  # type: ignore
         """Attend from [B, Q, C] to [B, S, C] except where `blocked`, bool [B, Q, S], is set; return [B, Q, C]."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        heads = [
+        query, key, value = (
             F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        ]
+        )
         mask = None if blocked is None else ~blocked[:, None]
-        attended = F.scaled_dot_product_attention(*heads, mask, self.dropout if self.training else 0.0)
+        attended = F.scaled_dot_product_attention(query, key, value, mask, self.dropout if self.training else 0.0)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
