@@ -1,4 +1,4 @@
-"""Import paths of earlier versions."""
+"""Import paths that users rely on: the public ones, and those of earlier versions."""
 
 import importlib
 import sys
@@ -27,7 +27,23 @@ def test_an_old_path_gives_the_names_of_the_new_modules(old):
         module.nothing  # noqa: B018
 
 
-# What code outside this repository imports, by old path.
+PUBLIC = {
+    "mask2former": ["ConfigError", "MaskFormer", "Predictor", "add_maskformer2_config", "setup_cfg"],
+    "mask2former.data": ["build_train_mapper"],
+    "mask2former.engine": ["Trainer"],
+    "mask2former.modeling.inference": ["InferenceSettings", "run"],
+    "mask2former.test_time_augmentation": ["SemanticSegmentorWithTTA"],
+    "dinat_backbone": ["D2DiNAT", "DiNAT", "NeighborhoodAttention2D", "neighborhood_attention_2d", "add_dinat_config"],
+    "train_net": ["Trainer", "get_config"],
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_imports(module):
+    assert [name for name in PUBLIC[module] if not hasattr(importlib.import_module(module), name)] == []
+
+
+# Names that code outside this repository imports, by old path.
 NAMES = {
     "mask2former.predictor": ["Predictor", "ImageLike"],
     "mask2former.staged_prediction": ["StagedPredictor", "Analysis"],
