@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
 import numpy as np
+from hotcoco import mask as mask_util
 from numpy.typing import NDArray
-from pycocotools import mask as mask_util
 
 from mask2former.data.classes import ClassTable
 from mask2former.data.coco_format import encode_rle, segment_info, tight_box
