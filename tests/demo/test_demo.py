@@ -190,7 +190,7 @@ def test_a_wrong_command_line_is_status_2(tmp_path, capsys):
     for arguments, message in (
         (["--input", "x"], "--config-file"),
         (["--config-file", "F", "--input", "x", "--output", str(tmp_path / "file")], "expected a folder"),
-        (["--config-file", "F", "--input", "x"], "--output is needed"),
+        (["--config-file", "F", "--input", "x"], "--output is required"),
         (start, "--input --video-input --webcam"),
         ([*start, "--input", "x", "--webcam"], "not allowed with"),
         ([*start, "--input", "x", "--batch-size", "0"], "--batch-size 0"),
