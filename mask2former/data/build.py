@@ -51,9 +51,8 @@ def check_agreement(cfg: CfgNode) -> None:
         first = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else name
         if classes[name] != classes[first]:
             pairs = zip(classes[first], classes[name], strict=False)
-            different = next((pair for pair in pairs if pair[0] != pair[1]), None)
-            detail = f"{len(classes[first])} and {len(classes[name])} classes"
-            detail = f"{different[0]!r} and {different[1]!r}" if different else detail
+            lengths = f"{len(classes[first])} and {len(classes[name])} classes"
+            detail = next((f"{one!r} and {other!r}" for one, other in pairs if one != other), lengths)
             raise ConfigError(f"data sets {first} and {name} have different classes: {detail}")
         annotated = next(spec for spec in TASKS.values() if spec.evaluator_type == found.evaluator_type)
         for spec in TASKS.values():
