@@ -11,6 +11,7 @@ and 200 queries take more than 30 GB), in a separate process.
 import argparse
 import multiprocessing
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def measure(name: str, size: Size, queries: int, classes: int, rows: Any) -> Non
     kept = []  # all results are kept until the last one exists, as in the model
     for task in TASKS:
         start = time.perf_counter()
-        kept.append(make_results(logits, source, settings, (task,)))
+        kept.append(make_results(logits, source, replace(settings, tasks=(task,))))
         rows.append((name, task, time.perf_counter() - start, (peak_memory(_CPU) - before) / 2**30))
 
 

@@ -102,9 +102,9 @@ class _Progress:
         self._batches, self._batches_done = batches, 0
         self._start = self._next_report = time.perf_counter()
 
-    def add(self, images: int, *seconds: float) -> None:
+    def add(self, images: int, model_seconds: float, evaluation_seconds: float) -> None:
         self.images, self._batches_done = self.images + images, self._batches_done + 1
-        self.seconds = self.seconds[0] + seconds[0], self.seconds[1] + seconds[1]
+        self.seconds = self.seconds[0] + model_seconds, self.seconds[1] + evaluation_seconds
         if time.perf_counter() >= self._next_report:
             self._next_report = time.perf_counter() + _SECONDS_BETWEEN_REPORTS
             self.report("eta", self._batches / self._batches_done - 1)

@@ -7,8 +7,7 @@ Shapes:
     Q: queries; N: selected queries, or instances; K: classes; H, W: height and width of the result; h: rows of a strip
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -84,30 +83,26 @@ def run(queries: Queries, size: Size, settings: InferenceSettings) -> dict[str, 
         * `panoptic_seg`: Segment ids int32 [H, W] and a list of segments; see `PanopticResult`.
         * `instances`: Detectron2's `Instances`; see `InstanceResult`.
     """
-    tasks = settings.tasks
-    if "semantic" in tasks and not settings.resize_masks_first:
-        tasks = tuple(task for task in tasks if task != "semantic")
-    results = make_results(queries.logits, queries.resized(size), settings, tasks) if tasks else {}
-    if "semantic" in settings.tasks and not settings.resize_masks_first:
+    resized_last = "semantic" in settings.tasks and not settings.resize_masks_first
+    tasks = tuple(task for task in settings.tasks if task != "semantic" or not resized_last)
+    results = make_results(queries.logits, queries.resized(size), replace(settings, tasks=tasks))
+    if resized_last:
         results["sem_seg"] = _semantic_resized_last(queries, size, settings.semantic_scores)
     return results
 
 
-def make_results(
-    logits: Tensor, masks: ResizedMasks, settings: InferenceSettings, tasks: Collection[Task] | None = None
-) -> dict[str, Any]:
+def make_results(logits: Tensor, masks: ResizedMasks, settings: InferenceSettings) -> dict[str, Any]:
     """Compute results at the size of the masks, in one pass over them.
 
     Args:
         logits: Class logits [Q, K + 1].
         masks: Mask logits of all queries.
-        settings: Thresholds, and the tasks if `tasks` is None.
-        tasks: Tasks to compute results for.
+        settings: Tasks and thresholds; `resize_masks_first` has no effect.
 
     Returns:
         The results; see `run`.
     """
-    parts = {TASKS[task].output: _RESULTS[task](logits, masks.size, settings) for task in tasks or settings.tasks}
+    parts = {TASKS[task].output: _RESULTS[task](logits, masks.size, settings) for task in settings.tasks}
     wanted = [part for part in parts.values() if part.queries is None or len(part.queries)]
     union, places = _union([part.queries for part in wanted])
     for rows, strip in masks.strips(union) if wanted else ():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mask2former.data.classes import ClassTable
 from mask2former.data.coco_format import encode_rle, segment_info, tight_box
-from mask2former.prediction.drawing import draw_instances, draw_panoptic, draw_semantic
+from mask2former.prediction.drawing import Rgb, draw_instances, draw_panoptic, draw_semantic
 from mask2former.tasks import Task
 from mask2former.utils.label_images import ids_to_colors
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 
 Mask = NDArray[np.bool_]
-Rgb = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
