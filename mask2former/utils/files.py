@@ -1,4 +1,4 @@
-"""Files that are either complete or absent: written under a temporary name, then renamed. Checksums of files."""
+"""Files that are either complete or absent: written under a temporary name, then renamed. Text files and checksums."""
 
 import hashlib
 import json
@@ -7,6 +7,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from mask2former.utils.errors import UserError
+
+
+class TextFileError(UserError):
+    """A file that is not text in UTF-8. The message names the file and the first byte that does not fit."""
 
 
 @contextmanager
@@ -34,6 +40,22 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) ->
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_text(path: str | Path) -> str:
+    """Read a text file in UTF-8. A byte order mark, which Windows editors write, is left out.
+
+    Raises:
+        TextFileError: The file has another encoding.
+        OSError: The file can't be read.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TextFileError(
+            f"{path}: not a text file in UTF-8 (byte {error.start} is {content[error.start]:#04x}); save it as UTF-8"
+        ) from error
 
 
 def write_json(path: str | Path, content: Any, *, indent: int | None = None) -> None:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mask2former.utils.files import atomic_write, sha256_of, write_json
+from mask2former.utils.files import TextFileError, atomic_write, read_text, sha256_of, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -33,3 +33,18 @@ def test_checksums_are_those_of_sha256(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     # FIPS 180-2, appendix B.1.
     assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("content", ["é\n".encode(), "\ufeffé\n".encode()])
+def test_text_is_read_with_and_without_byte_order_mark(tmp_path, content:
+    file = tmp_path / "names.txt"
+    file.write_bytes(content)
+    assert read_text(file) == "é\n"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_text_in_another_encoding_is_an_error_that_names_the_file(tmp_path, encoding:
+    file = tmp_path / "names.txt"
+    file.write_bytes("Straße".encode(encoding))
+    with pytest.raises(TextFileError, match=r"names\.txt: not a text file in UTF-8"):
+        read_text(file)
