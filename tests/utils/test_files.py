@@ -36,14 +36,14 @@ def test_checksums_are_those_of_sha256(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["é\n".encode(), "\ufeffé\n".encode()])
-def test_text_is_read_with_and_without_byte_order_mark(tmp_path, content:
+def test_text_is_read_with_and_without_byte_order_mark(tmp_path, content):
     file = tmp_path / "names.txt"
     file.write_bytes(content)
     assert read_text(file) == "é\n"
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_text_in_another_encoding_is_an_error_that_names_the_file(tmp_path, encoding:
+def test_text_in_another_encoding_is_an_error_that_names_the_file(tmp_path, encoding):
     file = tmp_path / "names.txt"
     file.write_bytes("Straße".encode(encoding))
     with pytest.raises(TextFileError, match=r"names\.txt: not a text file in UTF-8"):
