@@ -4,15 +4,15 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
-# The tests use small tensors: more threads are slower on large machines.
-TEST_THREADS ?= 2
+# Each process of the tests needs about 2 GB of memory.
+TEST_PROCESSES ?= auto
 
 # Waiting threads spin briefly and then sleep. The default, long spinning, makes training several times slower on a busy
 # machine; sleeping immediately makes it 1.4 times slower on an idle one.
 export GOMP_SPINCOUNT ?= 20000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo bench clean clean-env
+.PHONY: help setup test test-all lint format demo bench clean clean-env
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,13 +21,19 @@ help: ## list the targets
 	@echo "                            Detectron2 already, its packages stay visible in .venv and that Detectron2 is kept,"
 	@echo "                            as is one that you installed into .venv yourself."
 	@echo "  VENV=DIR                  another folder for the environment"
+	@echo "  TEST_PROCESSES=N          processes of the tests; default: one per core"
 	@echo "  ARGS=...                  passed on by test (pytest) and demo (demo/shapes_demo.py), e.g. ARGS=--help"
 
 setup: ## create or update .venv from PyPI (immediate if nothing changed)
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" $(if $(filter file,$(origin PYTHON)),,--chosen-python)
 
-test: setup ## run the tests
-	OMP_NUM_THREADS=$(TEST_THREADS) $(RUN) -m pytest $(ARGS)
+PYTEST := $(RUN) -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 16 --dist worksteal
+
+test: setup ## run the tests, in one process per core
+	$(PYTEST) $(ARGS)
+
+test-all: setup ## run the tests, also those that take minutes
+	$(PYTEST) -m "" $(ARGS)
 
 lint: setup ## ruff and the type checker
 	$(RUN) -m ruff check .

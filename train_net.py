@@ -28,7 +28,7 @@ from mask2former.checkpoint import Checkpointer
 from mask2former.config import setup_cfg
 from mask2former.data import check_agreement
 from mask2former.data.datasets import register_custom_datasets
-from mask2former.engine import Trainer, available_device, launch, set_up_run
+from mask2former.engine import Trainer, available_device, default_processes, launch, set_up_run
 from mask2former.utils.errors import report_errors
 
 __all__ = ["Trainer", "get_config"]
@@ -59,7 +59,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--allow-partial", action="store_true", help="load the weights that fit from a checkpoint that does not fit")
     add("--allow-pickle", action="store_true", help="open a .pkl of MODEL.WEIGHTS, which can execute arbitrary code")
     add("--debug", action="store_true", help="show tracebacks of all errors")
-    add("--num-gpus", type=int, default=1, metavar="N", help="processes per machine, each with a GPU or on the CPU")
+    processes = "processes per machine, each with a GPU or on the CPU; default: one, but one per core on a CPU"
+    add("--num-gpus", type=int, metavar="N", help=processes)
     add("--num-machines", type=int, default=1, metavar="N")
     add("--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
     add("--dist-url", default="auto", metavar="URL", help="address of the first machine, tcp://HOST:PORT")
@@ -104,7 +105,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     with report_errors(debug=args.debug):
         cfg = setup(args)
-        launch(partial(main, cfg), args, device=cfg.MODEL.DEVICE)
+        processes = default_processes(cfg, trains=not args.eval_only)
+        launch(partial(main, cfg), args, device=cfg.MODEL.DEVICE, processes=processes)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+# Read by OpenMP when PyTorch is imported. Several processes run tests; one thread each keeps them from waiting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
@@ -17,7 +20,7 @@ from mask2former.model_zoo import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)
 
 
 def config_path(setting: str) -> Path:

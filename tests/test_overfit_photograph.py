@@ -43,6 +43,7 @@ def cfg(tmp_path):
     return cfg
 
 
+@pytest.mark.slow
 def test_small_model_learns_a_photograph_by_heart(cfg):
     Path(cfg.OUTPUT_DIR).mkdir()
     (image,) = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])

@@ -123,7 +123,9 @@ def evaluate(run: Run, options: argparse.Namespace) -> Record:
     """Evaluate one setting in a separate process, which continues an interrupted evaluation, and read the results."""
     output = options.output / run.plan.setting.name
     command = [sys.executable, str(ROOT / "train_net.py"), "--eval-only", "--resume"]
-    command += ["--config-file", str(ROOT / run.plan.setting.config_file), "--num-gpus", str(options.num_gpus)]
+    command += ["--config-file", str(ROOT / run.plan.setting.config_file)]
+    if options.num_gpus is not None:
+        command += ["--num-gpus", str(options.num_gpus)]
     command += [*run.opts, "MODEL.WEIGHTS", str(run.plan.checkpoint), "OUTPUT_DIR", str(output)]
     status, last_line = run_process(command)
     if status:
@@ -213,7 +215,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="NAME",
         help=f"default: all, which are {', '.join(SETTINGS)}",
     )
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes per evaluation")
+    parser.add_argument(
+        "--num-gpus", type=int, metavar="N", help="processes per evaluation; default: as in train_net.py"
+    )
     parser.add_argument("--output", type=Path, default=Path("output/reproduction"), metavar="DIR")
     parser.add_argument("--dry-run", action="store_true", help="only show the planned evaluations and sizes")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set in all settings")

@@ -14,13 +14,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from detectron2.config import CfgNode
 from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from mask2former.utils.errors import UserError
+from mask2former.utils.parallel import available_cores, available_memory
 
 _PR_SET_PDEATHSIG = 1  # constant of Linux's prctl
+# Enough for an evaluation with the largest DiNAT, or a training with a small one, and the readers of images.
+_MEMORY_OF_A_PROCESS = 3 << 30
 
 Main = Callable[[argparse.Namespace], Any]
 
@@ -29,17 +33,44 @@ class LaunchError(UserError):
     """The options do not describe a set of processes that this machine can start."""
 
 
-def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu") -> Any:
+def default_processes(cfg: CfgNode, *, trains: bool) -> int:
+    """Number of processes of a run on one machine for which the user chose neither processes nor threads.
+
+    On a CPU, it is the number of available cores. One process per core with one thread each is faster than threads,
+    above all on a busy machine, since the threads of a process wait for the slowest one in every operation. There are
+    fewer processes if memory is scarce or if they can't share the batch evenly, and one on a GPU or if OMP_NUM_THREADS
+    is set.
+
+    Args:
+        cfg: Config of the run.
+        trains: Whether the run trains, so that the processes share SOLVER.IMS_PER_BATCH.
+    """
+    if torch.device(cfg.MODEL.DEVICE).type != "cpu" or "OMP_NUM_THREADS" in os.environ:
+        return 1
+    # Detectron2 0.6, which lacks this function, starts several processes on GPUs only.
+    if not hasattr(comm, "create_local_process_group"):
+        return 1
+    most = max(1, min(available_cores(), available_memory() // _MEMORY_OF_A_PROCESS))
+    if not trains:
+        return most
+    # With this key, Detectron2 scales batch and learning rate by the number of processes.
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE:
+        return 1
+    return max(count for count in range(1, most + 1) if cfg.SOLVER.IMS_PER_BATCH % count == 0)
+
+
+def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu", processes: int = 1) -> Any:
     """Call `main(args)` in every requested process.
 
     Under `torchrun` the environment describes the processes. Otherwise `args` does, with Detectron2's options:
     `num_gpus` processes per machine (also on CPUs), `num_machines`, `machine_rank` and `dist_url` ("auto": a free port
-    of this machine). NCCL connects GPUs and gloo connects CPUs; processes that share a CPU divide its threads.
+    of this machine). NCCL connects GPUs and gloo connects CPUs; processes that share a CPU divide its cores.
 
     Args:
         main: Function that can be pickled.
         args: Argument of `main`, with the options above.
         device: Device of the computation, "cuda" or "cpu".
+        processes: Number of processes if `args.num_gpus` is None and there is one machine; see `default_processes`.
 
     Returns:
         The return value of `main` if it runs in this process, otherwise None.
@@ -48,16 +79,19 @@ def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu") -> Any:
         LaunchError: The options contradict each other or require more GPUs than the machine has.
         Exception: Exception of `main`, also if it was raised in another process.
     """
+    local_size = args.num_gpus
+    if local_size is None:
+        local_size = processes if args.num_machines == 1 else 1
     under_torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if under_torchrun:
         local_size, world_size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        if args.num_machines > 1 or args.num_gpus > 1:
+        if args.num_machines > 1 or (args.num_gpus or 1) > 1:
             logging.getLogger(__name__).warning("torchrun set the processes: --num-gpus and --num-machines are ignored")
     else:
-        local_size, world_size = args.num_gpus, args.num_machines * args.num_gpus
+        world_size = args.num_machines * local_size
         if world_size < 1 or not 0 <= args.machine_rank < args.num_machines:
             raise LaunchError(
-                f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} --machine-rank {args.machine_rank}: "
+                f"--num-gpus {local_size} --num-machines {args.num_machines} --machine-rank {args.machine_rank}: "
                 "expected at least one process, and a rank from 0 to one less than the machines"
             )
         if args.num_machines > 1 and args.dist_url == "auto":
@@ -80,10 +114,10 @@ def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu") -> Any:
                 dist.destroy_process_group()
             raise
     errors = mp.get_context("spawn").SimpleQueue()
-    where = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    where = (local_size, args.num_machines, args.machine_rank, args.dist_url)
     try:
-        with nullcontext() if on_gpu else _hidden_gpus():
-            detectron2_launch(_worker, *where, args=(main, args, errors))
+        with nullcontext() if on_gpu else _environment_on_cpu(args.num_machines):
+            detectron2_launch(_worker, *where, args=(main, args, errors, local_size))
     except (mp.ProcessRaisedException, mp.ProcessExitedException) as failure:
         if errors.empty():
             raise
@@ -92,17 +126,22 @@ def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu") -> Any:
 
 
 @contextmanager
-def _hidden_gpus() -> Generator[None, None, None]:
-    """Hide GPUs from the processes started meanwhile: Detectron2 connects them by NCCL whenever they see one."""
-    name = "CUDA_VISIBLE_DEVICES"
-    before = os.environ.get(name)
-    os.environ[name] = ""
+def _environment_on_cpu(num_machines: int) -> Generator[None, None, None]:
+    """Environment of processes that compute on the CPU, for those started meanwhile."""
+    # Detectron2 connects processes by NCCL whenever they see a GPU.
+    changes = {"CUDA_VISIBLE_DEVICES": ""}
+    if num_machines == 1 and sys.platform == "linux":
+        # By default, gloo needs a network in which the name of the machine can be resolved.
+        changes["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         yield
     finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def _join_torchrun(on_gpu: bool, local_size: int) -> None:
@@ -113,9 +152,9 @@ def _join_torchrun(on_gpu: bool, local_size: int) -> None:
     comm.synchronize()
 
 
-def _worker(main: Main, args: argparse.Namespace, errors: Any) -> None:
+def _worker(main: Main, args: argparse.Namespace, errors: Any, local_size: int) -> None:
     try:
-        _run(main, args, args.num_gpus)
+        _run(main, args, local_size)
     except Exception as error:
         # An error that can't be pickled is reported with the traceback that PyTorch hands over.
         with suppress(pickle.PicklingError, TypeError, AttributeError):
@@ -134,7 +173,7 @@ def _run(main: Main, args: argparse.Namespace, local_size: int) -> Any:
         # another run may resume. PyTorch asks for SIGINT, which processes started in the background ignore.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if dist.get_backend() == "gloo" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
+        torch.set_num_threads(max(1, available_cores() // local_size))
     result = main(args)
     comm.synchronize()
     # A process group that outlives the interpreter may abort the process.

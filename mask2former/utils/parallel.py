@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any
 
 # Files that a process takes at a time.
@@ -43,10 +44,32 @@ def _wait_for_end_of(sentinel: int) -> None:
     os._exit(1)
 
 
+def available_cores() -> int:
+    """Number of processor cores that this process may use, at least 1.
+
+    Considers the affinity of the process and, on Linux, the CPU quota of its container.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _control_group_limit("cpu.max").partition(" ")
+    return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() else cores
+
+
+def available_memory() -> int:
+    """Memory of this machine or, on Linux, the memory limit of its container, in bytes."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _control_group_limit("memory.max")
+    return min(memory, int(limit)) if limit.isdigit() else memory
+
+
+def _control_group_limit(name: str) -> str:
+    """Limit of the control group of a container (Linux, version 2); empty or "max" if there is none."""
+    file = Path("/sys/fs/cgroup", name)
+    return file.read_text().strip() if file.is_file() else ""
+
+
 def default_workers() -> int:
-    """Default number of processes: the processors available to this process, at most 16."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, available)
+    """Default number of processes that read files: one per available core, at most 16."""
+    return min(16, available_cores())
 
 
 def report_interval() -> float:

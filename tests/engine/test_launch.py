@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 
-from mask2former.engine import DeviceError, LaunchError, available_device, launch
+from mask2former.engine import DeviceError, LaunchError, available_device, default_processes, launch
 
 SCRIPT = Path(__file__).with_name("launched.py")
 ROOT = SCRIPT.parents[2]
+# The package has a function of the same name.
+LAUNCH = sys.modules["mask2former.engine.launch"]
 
 
 def start(*arguments):
@@ -58,6 +61,46 @@ def options(**given):
 
 def test_one_process_is_this_one():
     assert launch(lambda args: (args.num_gpus, os.getpid()), options()) == (1, os.getpid())
+    # The user's number takes precedence over the default.
+    assert launch(lambda _: os.getpid(), options(), processes=2) == os.getpid()
+    assert launch(lambda _: os.getpid(), options(num_gpus=None)) == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("cores", "gigabytes", "batch", "expected"),
+    [
+        (1, 64, 8, 1),
+        (2, 64, 8, 2),
+        (8, 64, 8, 8),
+        (8, 64, 6, 6),
+        (4, 64, 6, 3),
+        (8, 64, 7, 7),
+        (8, 8, 8, 2),
+        (8, 1, 8, 1),
+    ],
+)
+def test_a_cpu_has_a_process_per_core_by_default(cores, gigabytes, batch, expected, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(LAUNCH, "available_cores", lambda: cores)
+    monkeypatch.setattr(LAUNCH, "available_memory", lambda: gigabytes << 30)
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.SOLVER.IMS_PER_BATCH = batch
+    assert default_processes(cfg, trains=True) == expected
+    assert default_processes(cfg, trains=False) == max(1, min(cores, gigabytes // 3))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert default_processes(cfg, trains=True) == default_processes(cfg, trains=False) == 1
+
+
+def test_one_process_by_default_on_a_gpu_and_where_their_number_scales_the_batch(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(LAUNCH, "available_cores", lambda: 4)
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cuda"
+    assert default_processes(cfg, trains=True) == 1
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
+    assert default_processes(cfg, trains=True) == 1
 
 
 @pytest.mark.parametrize("given", [{"num_gpus": 0}, {"num_machines": 2, "machine_rank": 2}, {"num_machines": 2}])
