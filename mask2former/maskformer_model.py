@@ -20,7 +20,7 @@ from .modeling import inference
 from .modeling.criterion import SetCriterion
 from .modeling.inference import InferenceSettings, Queries
 from .modeling.matcher import HungarianMatcher
-from .tasks import TASKS
+from .tasks import TASKS, thing_ids
 
 
 @META_ARCH_REGISTRY.register()
@@ -206,14 +206,14 @@ def _build_inference_settings(cfg: CfgNode) -> InferenceSettings:
     node = cfg.MODEL.MASK_FORMER.TEST
     tasks = tuple(name for name, spec in TASKS.items() if node[spec.switch])
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
-    things = frozenset(metadata.get("thing_dataset_id_to_contiguous_id", {}).values())
     return InferenceSettings(
         tasks=tasks,
         object_mask_threshold=node.OBJECT_MASK_THRESHOLD,
         overlap_threshold=node.OVERLAP_THRESHOLD,
         detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-        # Only a panoptic model predicts stuff, which has no instances, next to things.
-        thing_ids=things if node.PANOPTIC_ON else None,
+        # Stuff has no instances, even if only instances are predicted. The published code keeps those of stuff unless
+        # PANOPTIC_ON; its instance models have no stuff.
+        thing_ids=thing_ids(metadata),
         # Segments and instances need masks at the size of the result, so class scores are not resized either.
         resize_masks_first=node.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE or node.PANOPTIC_ON or node.INSTANCE_ON,
     )

@@ -100,8 +100,29 @@ TASKS: Mapping[Task, TaskSpec] = {
 
 
 def possible_tasks(metadata: Metadata) -> tuple[Task, ...]:
-    """The tasks that the classes of a data set allow, the richest first."""
-    return tuple(name for name, spec in TASKS.items() if all(metadata.get(key) for key in spec.metadata))
+    """The tasks that the classes of a data set allow, the richest first; stuff alone has no instances."""
+    return tuple(
+        name
+        for name, spec in TASKS.items()
+        # The map of things is empty if all classes are stuff.
+        if all(metadata.get(key) not in (None, [], ()) for key in spec.metadata)
+        and (name != "instance" or thing_ids(metadata) != frozenset())
+    )
+
+
+def thing_ids(metadata: Metadata) -> frozenset[int] | None:
+    """Contiguous ids of the thing classes of a data set, whatever a model predicts.
+
+    Detectron2's metadata name the things in `thing_dataset_id_to_contiguous_id`, which is empty if all classes are
+    stuff. Data sets of instances may have nothing but `thing_classes`, data sets of pixels nothing but `stuff_classes`.
+
+    Returns:
+        The ids; None if the metadata do not tell things from stuff, so that all classes count as things.
+    """
+    contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
+    if contiguous is not None:
+        return frozenset(contiguous.values())
+    return frozenset() if metadata.get("stuff_classes") and not metadata.get("thing_classes") else None
 
 
 def checked_task(task: Task | None, threshold: float | None, metadata: Metadata) -> Task:

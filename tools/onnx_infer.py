@@ -65,8 +65,7 @@ def predict(model: Any, image: NDArray[np.uint8], task: str, threshold: float | 
         classes = post.semantic(logits, masks, about["resize_masks_first"])
         found = [{"id": int(c) + 1, "isthing": int(c) in things, "category_id": int(c)} for c in np.unique(classes)]
         return classes + 1, found
-    kept = things if "panoptic" in about["tasks"] else None
-    found_masks, categories, scores = post.instances(logits, masks, about["detections_per_image"], kept)
+    found_masks, categories, scores = post.instances(logits, masks, about["detections_per_image"], things)
     count = int(np.count_nonzero(scores >= (0.5 if threshold is None else threshold)))
     ids = np.zeros(sizes.result, dtype=np.int32)
     for number in range(count, 0, -1):

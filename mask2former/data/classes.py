@@ -8,7 +8,7 @@ from typing import Any
 
 from detectron2.data.catalog import Metadata
 
-from mask2former.tasks import TASKS, Task
+from mask2former.tasks import TASKS, Task, thing_ids
 
 Color = tuple[int, int, int]
 
@@ -42,11 +42,12 @@ class ClassTable:
         kind = TASKS[task].class_list
         things = metadata.get("thing_dataset_id_to_contiguous_id") or {}
         stuff = {} if kind == "thing" else metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+        names, known_things = metadata.get(f"{kind}_classes") or (), thing_ids(metadata)
         return cls(
-            metadata.get(f"{kind}_classes") or (),
+            names,
             metadata.get(f"{kind}_colors") or (),
             {class_id: dataset_id for dataset_id, class_id in (*stuff.items(), *things.items())},
-            frozenset(things.values()),
+            frozenset(range(len(names))) if known_things is None else known_things,
         )
 
     def name(self, class_id: int) -> str:

@@ -110,14 +110,14 @@ def describe(cfg: CfgNode, model: MaskFormer, metadata: Metadata, freedom: Freed
         A dict of values that JSON can hold.
     """
     settings = model.inference_settings
-    tasks = list(settings.tasks)
+    tasks, things = list(settings.tasks), settings.thing_ids
     # An instance data set numbers only its things; all others number things and stuff together.
-    table = ClassTable.from_metadata(metadata, "instance" if tasks == ["instance"] else "semantic")
-    things = range(len(table.names)) if tasks == ["instance"] else table.thing_ids
+    numbered_by_things = metadata.get("thing_classes") and (tasks == ["instance"] or not metadata.get("stuff_classes"))
+    table = ClassTable.from_metadata(metadata, "instance" if numbered_by_things else "semantic")
     return {
         "tasks": tasks,
         "classes": [
-            {"name": table.name(i), "color": list(table.color(i)), "isthing": i in things}
+            {"name": table.name(i), "color": list(table.color(i)), "isthing": things is None or i in things}
             for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
         ],
         "image_format": cfg.INPUT.FORMAT,

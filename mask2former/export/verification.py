@@ -183,8 +183,7 @@ def numpy_results(logits: Floats, masks: Floats, sizes: ImageSizes, description:
         thresholds = description["object_mask_threshold"], description["overlap_threshold"]
         results["panoptic"] = portable.panoptic(logits, resized, things, *thresholds)[0]
     if "instance" in tasks:
-        kept = things if "panoptic" in tasks else None
-        found, _, scores = portable.instances(logits, resized, description["detections_per_image"], kept)
+        found, _, scores = portable.instances(logits, resized, description["detections_per_image"], things)
         results["instance"] = found[scores >= _CONFIDENT].sum(axis=0)
     if "semantic" in tasks:
         results["semantic"] = portable.semantic(logits, resized, description["resize_masks_first"])

@@ -228,9 +228,8 @@ def _settings(predictor: Predictor, task: Task, chosen: Sequence[str]) -> tuple[
         "interactive": task == "panoptic",
     }
     table = predictor.classes(task)
-    things = table.thing_ids or range(len(table.names))
     # Names may repeat; one name stands for all its classes.
-    names = list(dict.fromkeys(str(n) for i, n in enumerate(table.names) if task != "instance" or i in things))
+    names = list(dict.fromkeys(str(n) for i, n in enumerate(table.names) if task != "instance" or i in table.thing_ids))
     classes = {
         "label": "Classes",
         "info": "Classes to show; all if none is chosen.",
