@@ -17,7 +17,8 @@ import numpy as np
 from mask2former.prediction.files import Refine, predict_each
 from mask2former.prediction.predictor import Predictor
 from mask2former.prediction.results import Rgb
-from mask2former.video.files import CODECS, VideoError, default_codec, frame_rate, write_video
+from mask2former.video.files import CODECS, default_codec, possible_rate, write_video
+from mask2former.video.reader import VideoError, frame_rate
 from mask2former.video.tracking import Tracker
 
 _LOG = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ def run_camera(
         start = clock()
         with suppress(KeyboardInterrupt):
             for frame in _frames(capture):
+                if recorder:
+                    recorder.open(frame)
                 (found,) = predict_each(predictor, [frame])
                 frames += 1
                 if isinstance(found, str):
@@ -126,13 +129,20 @@ class _Recorder:
         self._start = clock()
         self._written = 0
 
-    def show(self, picture: Rgb) -> None:
-        """Repeat a picture in the video until it fills the time up to now."""
+    def open(self, picture: Rgb) -> None:
+        """Open the file for pictures of this size, before anything is predicted; does nothing if it is open."""
         if self._write is None:
             size = (picture.shape[0], picture.shape[1])
             codec = self._codec or default_codec(size)
             self.output = self._stem.with_name(self._stem.name + CODECS[codec])
+            self._rate = possible_rate(self._rate, size)
             self._write = self._stack.enter_context(write_video(self.output, codec, self._rate, size))
+
+    def show(self, picture: Rgb) -> None:
+        """Repeat a picture in the video until it fills the time up to now."""
+        self.open(picture)
+        if self._write is None:
+            return
         due = math.floor((self._clock() - self._start) * self._rate) + 1
         for _ in range(due - self._written):
             self._write(picture)

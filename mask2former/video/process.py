@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from tqdm import tqdm
 
 from mask2former.prediction.files import Refine, predict_each
@@ -18,7 +17,8 @@ from mask2former.prediction.results import Prediction, Rgb, from_segments
 from mask2former.utils.files import atomic_write
 from mask2former.utils.journal import Journal
 from mask2former.utils.parallel import report_interval
-from mask2former.video.files import CODECS, VideoError, VideoReader, default_codec, write_video
+from mask2former.video.files import CODECS, check_output, default_codec, possible_rate, write_video
+from mask2former.video.reader import VideoError, VideoReader
 from mask2former.video.tracking import Tracker
 
 _LOG = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class VideoSummary:
 
     Attributes:
         output: The video that was written.
-        frames: Number of its frames.
+        frames: Number of frames of the input.
         failed: Number (from 0) and error of each frame without a result.
         kept: Number of frames whose results come from an earlier, interrupted run.
     """
@@ -55,9 +55,11 @@ def predict_video(
 ) -> VideoSummary:
     """Draw the segments of each frame; an object keeps its number and colour from frame to frame.
 
-    The output has the rate and size of the input, and no sound. A frame whose prediction fails is reported and copied
-    unchanged; a frame that cannot be decoded is replaced by the previous picture. Predictions are kept in a file next
-    to the output until it is complete, so that another call for the same video, model and task continues from them.
+    The output has the duration of the input, square pixels, and no sound. Its rate is constant: that of the input, or,
+    if that varies, one at which each picture begins within half an interval of its time. A frame whose prediction fails
+    is reported and copied unchanged; a frame that can't be decoded is replaced by the previous picture. Predictions are
+    kept in a file next to the output until it is complete, so that another call for the same video, model and task
+    continues from them.
 
     Args:
         predictor: Predictor, used with its own task and threshold.
@@ -65,16 +67,19 @@ def predict_video(
         stem: Path of the output without its suffix, which depends on the codec.
         codec: A key of `CODECS`; by default mp4v, or MJPG for odd sizes.
         batch_size: Number of frames per batch of the model.
-        with_json: Whether to also write STEM.jsonl, with one line of JSON per frame: `frame` (from 0), `time` (seconds)
-            and `segments_info`, or `error`.
+        with_json: Whether to also write STEM.jsonl, with one line of JSON per frame: `frame` (from 0), `time` (seconds
+            from the start, as the container gives it) and `segments_info`, or `error`.
         refine: Function applied to each result before it is drawn or written, for example to drop segments.
 
     Raises:
-        VideoError: The video cannot be read, the output cannot be written, or 50 frames in a row fail.
+        VideoError: The video cannot be read, 50 frames in a row fail, or the output cannot be written, which is known
+            before the first prediction unless the disk becomes full.
     """
     reader = VideoReader(video)
     codec = codec or default_codec(reader.size)
     output = stem.with_name(stem.name + CODECS[codec])
+    if with_json:
+        check_output(stem.with_name(f"{stem.name}.jsonl"))
     status = video.stat()
     identity = [video.name, status.st_size, status.st_mtime_ns]
     fingerprint = {**predictor.fingerprint(), "video": identity, "frames": reader.count}
@@ -82,12 +87,14 @@ def predict_video(
         journal = stack.enter_context(Journal(stem.with_name(f".{stem.name}.journal"), fingerprint))
         if journal.kept:
             _LOG.info("%s: %d frames are kept from an interrupted run", video, journal.kept)
-        write = stack.enter_context(write_video(output, codec, reader.rate, reader.size))
+        rate = possible_rate(reader.rate, reader.size)
+        write = stack.enter_context(write_video(output, codec, rate, reader.size))
         lines = stack.enter_context(atomic_write(stem.with_name(f"{stem.name}.jsonl"))) if with_json else None
-        rendering = _Rendering(reader, write, lines, refine)
+        rendering = _Rendering(reader, rate, write, lines, refine)
         numbered = tqdm(enumerate(reader), video.name, reader.count, unit="frame", mininterval=report_interval())
         for index, frame, found in _predicted(predictor, numbered, journal, batch_size):
             rendering.add(index, frame, found)
+        rendering.finish()
     # The output has been moved to its final path by now.
     journal.path.unlink(missing_ok=True)
     return VideoSummary(output, rendering.frames, rendering.failed, journal.kept)
@@ -97,25 +104,46 @@ class _Rendering:
     """Tracks the objects of the frames, and writes pictures and lines of JSON."""
 
     def __init__(
-        self, reader: VideoReader, write: Callable[[Rgb], None], lines: IO[str] | None, refine: Refine | None
+        self,
+        reader: VideoReader,
+        rate: float,
+        write: Callable[[Rgb], None],
+        lines: IO[str] | None,
+        refine: Refine | None,
     ) -> None:
         self._reader = reader
+        self._places, self._length = reader.places(rate)
         self._write = write
         self._lines = lines
         self._refine = refine
         self._tracker = Tracker()
-        self._picture = np.zeros((*reader.size, 3), np.uint8)
+        self._picture: Rgb | None = None
+        self._written = 0
         self._failed_in_a_row = 0
         self.frames = 0
         self.failed: list[tuple[int, str]] = []
 
     def add(self, index: int, frame: Rgb | None, found: Prediction | str) -> None:
+        if frame is not None:
+            # The first picture also fills the time of damaged frames before it.
+            self._fill(self._places[index])
         record = self._draw(found) if isinstance(found, Prediction) else self._skip(index, frame, found)
-        self._write(self._picture)
         self.frames += 1
         if self._lines:
-            time = round(index / self._reader.rate, 3)
+            time = round(self._reader.times[index], 3)
             self._lines.write(json.dumps({"frame": index, "time": time, **record}) + "\n")
+
+    def finish(self) -> None:
+        """Show the last picture until the end of the video."""
+        self._fill(self._length)
+
+    def _fill(self, place: int) -> None:
+        """Show the present picture until the place of the next one."""
+        if self._picture is None:
+            return
+        for _ in range(place - self._written):
+            self._write(self._picture)
+        self._written = max(self._written, place)
 
     def _draw(self, found: Prediction) -> dict[str, Any]:
         self._failed_in_a_row = 0

@@ -1,11 +1,13 @@
 """Tracking: which objects in a frame are the same as in the frame before.
 
-Objects of one class are matched one to one by the overlap of their masks, so that the sum of the overlaps is largest
-(the Hungarian method). An object that is missing for a few frames keeps its number; meanwhile it is expected to
-continue its movement. This is SORT (Bewley et al., "Simple Online and Realtime Tracking", ICIP 2016) on masks instead
-of boxes.
+Objects are matched one to one by the overlap of their masks, so that the sum of the overlaps is largest (the Hungarian
+method): first within each class, then what is left regardless of the class, because models confuse classes in single
+frames. So an object keeps its number when its class changes, and two objects of different classes at one place have
+two numbers. An object that is missing for a few frames keeps its number; meanwhile it is expected to continue its
+movement. This is SORT (Bewley et al., "Simple Online and Realtime Tracking", ICIP 2016) on masks instead of boxes.
 """
 
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +20,11 @@ from mask2former.prediction.results import Prediction
 
 # Masks are compared at this size, which is fast even for a hundred of them.
 _LONGER_SIDE = 320
+# An object that takes the number of one of another class overlaps it by this IoU, and that one was there until now.
+_FLIP_IOU = 0.5
+_FLIP_MISSED = 2
+# Number of frames whose classes vote on the class of an object.
+_VOTES = 15
 # Weight of the last movement in the running average of the velocity.
 _NEWEST = 0.5
 
@@ -27,11 +34,16 @@ Mask = NDArray[np.bool_]
 @dataclass(eq=False)
 class _Track:
     number: int
-    category: int
+    categories: deque[int]
     mask: Mask
     center: NDArray[np.float64]
     velocity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     missed: int = 0
+
+    @property
+    def category(self) -> int:
+        """The most frequent class of the last frames."""
+        return Counter(self.categories).most_common(1)[0][0]
 
     def expected_mask(self) -> Mask:
         """The mask where the object should be in the next frame."""
@@ -40,11 +52,19 @@ class _Track:
     def lose(self) -> None:
         self.missed += 1
 
-    def follow(self, mask: Mask) -> None:
+    def follow(self, mask: Mask, category: int) -> None:
+        self.categories.append(category)
         center = _center(mask)
         velocity = (center - self.center) / (self.missed + 1)
         self.velocity += _NEWEST * (velocity - self.velocity)
         self.mask, self.center, self.missed = mask, center, 0
+
+
+@dataclass(eq=False)
+class _Object:
+    segment_id: int
+    category: int
+    mask: Mask
 
 
 class Tracker:
@@ -66,36 +86,43 @@ class Tracker:
         """Return the prediction of the next frame with a `track_id` for each thing; semantic results are unchanged."""
         if prediction.task == "semantic":
             return prediction
-        things = [(entry, _reduced(mask)) for entry, mask in prediction.entries_and_masks() if entry["isthing"]]
-        numbers: dict[int, int] = {}
-        for category in sorted({entry["category_id"] for entry, _ in things} | {t.category for t in self._tracks}):
-            found = [(entry["id"], mask) for entry, mask in things if entry["category_id"] == category]
-            numbers |= self._match(category, [mask for _, mask in found], [segment_id for segment_id, _ in found])
-        self._tracks = [track for track in self._tracks if track.missed <= self._max_missed]
-        return prediction.with_tracks(numbers)
-
-    def _match(self, category: int, masks: Sequence[Mask], segment_ids: Sequence[int]) -> dict[int, int]:
-        """Match the objects of one class with the known ones, and return their numbers by segment id."""
-        tracks = [track for track in self._tracks if track.category == category]
-        overlap = np.maximum(
-            _iou([track.mask for track in tracks], masks),
-            _iou([track.expected_mask() for track in tracks], masks),
-        )
-        pairs = zip(*linear_sum_assignment(np.where(overlap >= self._min_iou, overlap, 0), maximize=True), strict=True)
-        matched = {int(column): tracks[row] for row, column in pairs if overlap[row, column] >= self._min_iou}
-        for track in tracks:
+        things = [
+            _Object(entry["id"], entry["category_id"], _reduced(mask))
+            for entry, mask in prediction.entries_and_masks()
+            if entry["isthing"]
+        ]
+        matched: dict[int, _Track] = {}
+        for category in sorted({track.category for track in self._tracks}):
+            same = [track for track in self._tracks if track.category == category]
+            matched |= _match(same, [thing for thing in things if thing.category == category], self._min_iou)
+        lost = [track for track in self._tracks if track not in matched.values()]
+        recent = [track for track in lost if track.missed <= _FLIP_MISSED]
+        rest = [thing for thing in things if thing.segment_id not in matched]
+        matched |= _match(recent, rest, max(_FLIP_IOU, self._min_iou))
+        for track in self._tracks:
             if track not in matched.values():
                 track.lose()
-        numbers = {}
-        for column, (mask, segment_id) in enumerate(zip(masks, segment_ids, strict=True)):
-            if column in matched:
-                matched[column].follow(mask)
+        for thing in sorted(things, key=lambda thing: thing.category):
+            if thing.segment_id in matched:
+                matched[thing.segment_id].follow(thing.mask, thing.category)
             else:
-                matched[column] = _Track(self._next, category, mask, _center(mask))
-                self._tracks.append(matched[column])
+                votes = deque([thing.category], maxlen=_VOTES)
+                matched[thing.segment_id] = _Track(self._next, votes, thing.mask, _center(thing.mask))
+                self._tracks.append(matched[thing.segment_id])
                 self._next += 1
-            numbers[segment_id] = matched[column].number
-        return numbers
+        self._tracks = [track for track in self._tracks if track.missed <= self._max_missed]
+        return prediction.with_tracks({segment_id: track.number for segment_id, track in matched.items()})
+
+
+def _match(tracks: Sequence[_Track], things: Sequence[_Object], min_iou: float) -> dict[int, _Track]:
+    """Match known objects with those of a frame; return the track of each matched one by its segment id."""
+    masks = [thing.mask for thing in things]
+    overlap = np.maximum(
+        _iou([track.mask for track in tracks], masks),
+        _iou([track.expected_mask() for track in tracks], masks),
+    )
+    pairs = zip(*linear_sum_assignment(np.where(overlap >= min_iou, overlap, 0), maximize=True), strict=True)
+    return {things[column].segment_id: tracks[row] for row, column in pairs if overlap[row, column] >= min_iou}
 
 
 def _reduced(mask: Mask) -> Mask:

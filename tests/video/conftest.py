@@ -1,3 +1,5 @@
+import struct
+
 import cv2
 import numpy as np
 import pytest
@@ -67,20 +69,24 @@ class ByNumber:
 class Capture:
     """Stands for `cv2.VideoCapture`: 20 frames, of which some cannot be decoded or have another size."""
 
-    def __init__(self, failing=(), count=20, rate=25.0, shapes=None):
+    def __init__(self, failing=(), count=20, rate=25.0, shapes=None, times=None):
         self.position, self.failing, self.count, self.rate, self.shapes = -1, failing, count, rate, shapes or {}
+        self.times = np.zeros(20) if times is None else times
 
     def isOpened(self):
         return True
 
-    def read(self):
+    def grab(self):
         self.position += 1
-        if self.position >= 20 or self.position in self.failing:
-            return False, None
+        return self.position < 20 and self.position not in self.failing
+
+    def retrieve(self):
         return True, np.full((*self.shapes.get(self.position, SIZE), 3), 4 * self.position, np.uint8)
 
     def get(self, key):
-        return {cv2.CAP_PROP_FPS: self.rate, cv2.CAP_PROP_FRAME_COUNT: self.count}[key]
+        time = 1000 * self.times[min(self.position, 19)]
+        known = {cv2.CAP_PROP_FPS: self.rate, cv2.CAP_PROP_FRAME_COUNT: self.count, cv2.CAP_PROP_POS_MSEC: time}
+        return known.get(key, 0.0)
 
     def release(self):
         pass
@@ -98,3 +104,40 @@ def write_frames(path, count=20, rate=25.0, codec=None):
 def video(tmp_path):
     """20 frames without loss."""
     return write_frames(tmp_path / "in" / "clip.mkv")
+
+
+def _insert_box(content, path, box, *, replace=False):
+    """The content of an MP4 with a box behind (or instead of) the fixed part of the box at `path`."""
+    places, start = [], 0
+    for name in path:
+        start = content.index(name, start)
+        places.append(start - 4)
+    data = bytearray(content)
+    (size,) = struct.unpack_from(">I", data, places[-1])
+    end = places[-1] + size
+    added = len(box) - size if replace else len(box)
+    data[places[-1] if replace else end : end] = box
+    for place in places[:-1] if replace else places:
+        (size,) = struct.unpack_from(">I", data, place)
+        struct.pack_into(">I", data, place, size + added)
+    return bytes(data)
+
+
+def write_varying(path, shades, milliseconds, *, pixel_aspect=None):
+    """Write an MP4 of a variable rate: the shade of each frame, and how long it is shown. OpenCV itself can't."""
+    with write_video(path, "mp4v", 1000.0, SIZE) as write:
+        for shade in shades:
+            write(np.full((*SIZE, 3), shade, np.uint8))
+    content = bytearray(path.read_bytes().replace(b"edts", b"free"))  # the edit list repeats the old duration
+    header = content.index(b"mdhd")
+    (scale,) = struct.unpack_from(">I", content, header + 16)  # units of time per second
+    struct.pack_into(">I", content, header + 20, sum(milliseconds) * scale // 1000)
+    entries = b"".join(struct.pack(">II", 1, duration * scale // 1000) for duration in milliseconds)
+    table = struct.pack(">I4sII", 16 + len(entries), b"stts", 0, len(milliseconds)) + entries
+    parents = [b"moov", b"trak", b"mdia", b"minf", b"stbl"]
+    content = _insert_box(bytes(content), [*parents, b"stts"], table, replace=True)
+    if pixel_aspect:
+        box = struct.pack(">I4sII", 16, b"pasp", *pixel_aspect)
+        content = _insert_box(content, [*parents, b"stsd", b"mp4v"], box)
+    path.write_bytes(content)
+    return path

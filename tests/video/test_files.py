@@ -1,11 +1,12 @@
+import errno
+import os
+
 import cv2
 import numpy as np
 import pytest
 
 from mask2former.video import CODECS, VideoError, VideoReader, write_video
-from mask2former.video.files import default_codec, frame_rate
-
-from .conftest import SIZE, Capture
+from mask2former.video.files import default_codec
 
 GREY = np.full((48, 64, 3), 128, np.uint8)
 
@@ -99,28 +100,29 @@ def test_a_file_that_was_cut_off_never_takes_its_place(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("reported", "rate"), [(12.5, 12.5), (0.0, 25.0), (float("nan"), 25.0), (float("inf"), 25.0)])
-def test_a_source_without_a_rate_gets_the_usual_one(reported, rate, caplog):
-    assert frame_rate(Capture(rate=reported), "camera 3") == rate
-    assert ("camera 3 does not report its frame rate" in caplog.text) == (reported != rate)
+def test_what_cannot_be_written_is_known_at_once(tmp_path):
+    def refused(path, reason, codec="mp4v"):
+        with pytest.raises(VideoError, match=reason), write_video(path, codec, 25.0, (48, 64)):
+            pytest.fail("the file was opened")
+
+    (tmp_path / "file").touch()
+    (tmp_path / "video.mp4").mkdir()
+    refused(tmp_path / "video.mp4", r"video\.mp4: can't be written, because a folder has this name")
+    refused(tmp_path / "file" / "video.mp4", r"file/video\.mp4: can't be written \((Not a directory|File exists)")
+    refused(tmp_path / "file" / "more" / "video.mp4", r"more/video\.mp4: can't be written \(Not a directory")
+    refused(tmp_path / f"{300 * 'x'}.mp4", r"x\.mp4: can't be written \(File name too long")
+    refused(tmp_path / "video.txt", r"can't write MJPG into \.txt", "MJPG")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "video.mp4"]
 
 
-def test_a_video_shorter_than_its_container_says_ends_with_a_warning(video, monkeypatch, caplog):
-    monkeypatch.setattr(cv2, "VideoCapture", lambda path: Capture(count=24))
-    assert len(list(VideoReader(video))) == 20
-    assert "ends after 20 frames; its container promises 24" in caplog.text
+def test_a_full_disk_is_known_at_once(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-
-def test_frames_that_cannot_be_decoded_are_none_and_frames_of_another_size_are_resized(video, monkeypatch):
-    monkeypatch.setattr(cv2, "VideoCapture", lambda path: Capture({5, 6}, shapes={8: (96, 160)}))
-    frames = list(VideoReader(video))
-    assert [n for n, frame in enumerate(frames) if frame is None] == [5, 6] and len(frames) == 20
-    assert frames[8].shape == (*SIZE, 3)
-
-
-def test_what_is_no_video_is_named(tmp_path):
-    with pytest.raises(VideoError, match=r"nowhere\.mp4: no such file"):
-        VideoReader(tmp_path / "nowhere.mp4")
-    (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(VideoError, match=r"text\.mp4: not a video that this OpenCV"):
-        VideoReader(tmp_path / "text.mp4")
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(VideoError, match=r"video\.mp4: can't be written \(No space left on device\)"),
+        write_video(tmp_path / "video.mp4", "mp4v", 25.0, (48, 64)),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -4,16 +4,27 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as mask_util
 
+from mask2former.prediction.results import PanopticPrediction
 from mask2former.video import VideoError, VideoReader, predict_video
 
 from ..conftest import ROOT
-from .conftest import CLASSES, OBJECTS, SIZE, ByNumber, Capture, masks_of_frame, write_frames
+from .conftest import CLASSES, OBJECTS, SIZE, ByNumber, Capture, masks_of_frame, write_frames, write_varying
+
+
+class Blind(ByNumber):
+    """Finds nothing, in frames of any size."""
+
+    def result(self, number, image):
+        ids = np.zeros(image.shape[:2], np.int32)
+        return PanopticPrediction(classes=CLASSES, image=image, ids=ids, segments_info=[])
 
 
 def frames_of(path):
@@ -89,16 +100,61 @@ def test_a_model_that_always_fails_is_no_fault_of_the_frames(tmp_path):
 
 
 def test_a_frame_that_cannot_be_decoded_is_replaced_by_the_picture_before(video, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(cv2, "VideoCapture", lambda path: Capture({5, 6}))
-        reader = VideoReader(video)
-    monkeypatch.setattr("mask2former.video.process.VideoReader", lambda path: reader)
+    real = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda path: Capture({5, 6}) if path == str(video) else real(path))
     summary = predict_video(ByNumber(), video, tmp_path / "out", codec="FFV1")
     assert summary.failed == [(5, "it can't be decoded"), (6, "it can't be decoded")] and summary.frames == 20
     monkeypatch.undo()
     pictures = frames_of(summary.output)
     assert (pictures[5] == pictures[4]).all() and (pictures[6] == pictures[4]).all()
     assert (pictures[7] != pictures[4]).any()
+
+
+def test_a_variable_rate_keeps_pace(tmp_path):
+    pauses = (33, 33, 34, 100, 33, 267, 33, 34, 433, 17, 16, 467, 250)
+    source = write_varying(tmp_path / "phone.mp4", range(0, 4 * len(pauses), 4), pauses)
+    summary = predict_video(ByNumber(), source, tmp_path / "out", codec="FFV1", with_json=True)
+    made = VideoReader(summary.output)
+    starts = np.cumsum((0, *pauses)) / 1000
+    assert made.count / made.rate == pytest.approx(starts[-1], abs=0.5 / made.rate)
+    assert [line["time"] for line in lines_of(tmp_path / "out.jsonl")] == pytest.approx(starts[:-1], abs=1e-3)
+    pictures = frames_of(summary.output)
+    changes = [0] + [n for n in range(1, len(pictures)) if (pictures[n] != pictures[n - 1]).any()]
+    assert np.array(changes) / made.rate == pytest.approx(starts[:-1], abs=0.5 / made.rate + 1e-3)
+
+
+def test_a_file_whose_first_frames_are_damaged_begins_with_the_first_sound_one(video, tmp_path, monkeypatch):
+    real = cv2.VideoCapture
+    capture = partial(Capture, {0, 1, 2}, times=np.arange(20) * 0.04)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda path: capture() if path == str(video) else real(path))
+    summary = predict_video(ByNumber(), video, tmp_path / "out", codec="FFV1", with_json=True)
+    assert [index for index, _ in summary.failed] == [0, 1, 2] and summary.frames == 20
+    pictures = frames_of(summary.output)
+    assert len(pictures) == 20 and all((pictures[n] == pictures[3]).all() for n in range(3))
+    assert (pictures[4] != pictures[3]).any()
+    assert [line["time"] for line in lines_of(tmp_path / "out.jsonl")][3:5] == [0.12, 0.16]
+
+
+def test_a_rate_that_an_odd_size_cannot_have_keeps_pace(tmp_path):
+    source = tmp_path / "odd.gif"
+    pictures = [Image.new("RGB", (65, 49), (9 * n, 9 * n, 9 * n)) for n in range(20)]
+    pictures[0].save(source, save_all=True, append_images=pictures[1:], duration=80)
+    summary = predict_video(Blind(), source, tmp_path / "out")
+    made = VideoReader(summary.output)
+    assert summary.output.suffix == ".avi" and made.rate == 13 and made.size == (49, 65)
+    assert made.count / made.rate == pytest.approx(1.6, abs=0.5 / 13)
+
+
+@pytest.mark.parametrize("blocked", ["out.mp4", "out.jsonl"])
+def test_an_output_that_cannot_be_written_is_known_before_the_first_prediction(blocked, video, tmp_path):
+    (tmp_path / blocked).mkdir()
+    predictor = ByNumber()
+    with pytest.raises(VideoError, match=rf"{blocked}: can't be written, because a folder"):
+        predict_video(predictor, video, tmp_path / "out", with_json=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(VideoError, match=r"file/out\.mp4: can't be written"):
+        predict_video(predictor, video, tmp_path / "file" / "out")
+    assert predictor.seen == []
 
 
 KILLED = """
