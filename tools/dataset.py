@@ -24,12 +24,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mask2former.data.custom.class_list import SourceError
 from mask2former.data.custom.inspection import Inspection, inspect_sources, render
 from mask2former.data.custom.preview import write_preview
 from mask2former.data.custom.recipe import SIZES, Machine, make_recipe, read_backbones
-from mask2former.data.custom.source import Source, SourceError
+from mask2former.data.custom.source import Source
 from mask2former.data.custom.split import split
 from mask2former.data.custom.training_files import derive, write_config
+from mask2former.data.datasets.pairs import Names
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.utils.errors import report_errors, report_interrupt
 from mask2former.utils.parallel import default_workers
@@ -49,6 +51,9 @@ _FILES = {
     "instances": "folder of PNGs with instance numbers",
     "files": "text file that lists the images to use",
 }
+
+
+_NAMED = {"image": "images", "label": "label PNGs", "instance": "PNGs with instance numbers"}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -99,6 +104,14 @@ def _memory(text: str) -> float:
     return memory
 
 
+def _value_and_class(text: str) -> tuple[int, int]:
+    value, _, class_id = text.partition("=")
+    try:
+        return int(value), int(class_id)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected VALUE=ID, such as 255=1") from None
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a positive integer")
@@ -130,10 +143,26 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--ignore-label",
         type=int,
-        default=IGNORE_LABEL,
         metavar="N",
-        help=f"value of void in label PNGs; default: {IGNORE_LABEL}",
+        help=f"value of void in label PNGs; default: {IGNORE_LABEL} if no class has this id",
     )
+    files.add_argument(
+        "--map",
+        type=_value_and_class,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="VALUE=ID",
+        help="class id of a value of label PNGs, such as 255=1; other values stand for themselves",
+    )
+    for role, text in _NAMED.items():
+        for part, place in (("prefix", "before"), ("suffix", "after")):
+            files.add_argument(
+                f"--{role}-{part}",
+                default="",
+                metavar="TEXT",
+                help=f"{part} of the names of {text}, {place} the part that all files of an image share",
+            )
     files.add_argument(
         "--workers", type=int, default=default_workers(), metavar="N", help=f"default: {default_workers()} processes"
     )
@@ -145,8 +174,17 @@ def read_sources(options: argparse.Namespace) -> list[Source]:
     Raises:
         SourceError: Files do not exist or do not belong together.
     """
+    values = dict(options.map)
+    if twice := [f"{value}={class_id}" for value, class_id in options.map if values[value] != class_id]:
+        raise SourceError(f"--map {twice[0]}: this value has another class, too")
+    prefix, suffix = options.image_prefix, options.image_suffix
     train = Source(
-        **{name: getattr(options, name) for name in _FILES}, classes=options.classes, ignore_label=options.ignore_label
+        **{name: getattr(options, name) for name in _FILES},
+        classes=options.classes,
+        ignore_label=options.ignore_label,
+        values=values,
+        names=Names(prefix, suffix, options.label_prefix, options.label_suffix),
+        instance_names=Names(prefix, suffix, options.instance_prefix, options.instance_suffix),
     )
     val = {name: path for name in _FILES if (path := getattr(options, f"val_{name}"))}
     # Splits may share folders.
@@ -185,9 +223,16 @@ def divide(inspection: Inspection, options: argparse.Namespace) -> list[str]:
     given = {name: getattr(train, name) for name in (*_FILES, "classes") if getattr(train, name)}
     words = [word for name, path in given.items() for word in (f"--{name}", str(path))]
     words += [f"--val-{changed}", str(getattr(val, changed))]
-    if train.ignore_label != IGNORE_LABEL:
-        words += ["--ignore-label", str(train.ignore_label)]
+    words += _label_words(options)
     return [*lines, "", f"python tools/dataset.py config {shlex.join(words)} --gpu-memory GB --output DIR"]
+
+
+def _label_words(options: argparse.Namespace) -> list[str]:
+    """The given options for values and names of label PNGs."""
+    words = [f"--ignore-label={options.ignore_label}"] if options.ignore_label is not None else []
+    words += ["--map", *(f"{value}={class_id}" for value, class_id in options.map)] if options.map else []
+    parts = {f"--{role}-{part}": getattr(options, f"{role}_{part}") for role in _NAMED for part in ("prefix", "suffix")}
+    return words + [f"{name}={text}" for name, text in parts.items() if text]
 
 
 def config(inspection: Inspection, options: argparse.Namespace) -> list[str]:

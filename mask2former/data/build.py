@@ -22,7 +22,7 @@ from mask2former.config import ConfigError
 from mask2former.data.dataset_mapper import TestMapper, TrainingMapper, large_scale_jitter, resize_and_crop
 from mask2former.data.datasets import dataset_metadata
 from mask2former.data.datasets.registry import IGNORE_LABEL
-from mask2former.data.image_io import read_label_map
+from mask2former.data.label_maps import read_semantic_map
 from mask2former.tasks import TASKS, Task
 from mask2former.utils.parallel import default_workers, report_interval
 
@@ -183,10 +183,9 @@ def repeat_factors(
         listed = ([entry for entry in image[spec.segments] if not entry.get("iscrowd")] for image in dicts)
         classes = [{entry["category_id"] for entry in entries} for entries in listed]
     else:
-        paths = [image[spec.annotation] for image in dicts]
         with ThreadPoolExecutor(default_workers()) as executor:
-            maps = executor.map(lambda path: np.unique(read_label_map(path)).tolist(), paths)
-            labels = tqdm(maps, "classes of label maps", len(paths), unit="map", mininterval=report_interval())
+            maps = executor.map(lambda image: np.unique(read_semantic_map(image)).tolist(), dicts)
+            labels = tqdm(maps, "classes of label maps", len(dicts), unit="map", mininterval=report_interval())
             classes = [set(values) - {ignore_label} for values in labels]
     found = [{"annotations": [{"category_id": c} for c in sorted(in_image)]} for in_image in classes]
     return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(found, threshold, sqrt)

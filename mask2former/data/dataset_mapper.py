@@ -17,7 +17,8 @@ from fvcore.transforms.transform import NoOpTransform, TransformList
 from numpy.typing import NDArray
 
 from mask2former.data.datasets import AnnotationError
-from mask2former.data.image_io import ChannelOrder, read_image, read_label_map, read_panoptic_png
+from mask2former.data.image_io import ChannelOrder, read_image, read_panoptic_png
+from mask2former.data.label_maps import read_semantic_map
 from mask2former.data.targets import (
     Targets,
     instance_targets,
@@ -179,7 +180,7 @@ class TrainingMapper:
             raise AnnotationError(f"{dataset_dict['file_name']}: no 'sem_seg_file_name', which the crop needs")
         # Not uint8: Detectron2 resizes that with Pillow and everything else with PyTorch, whose nearest pixel is
         # another one, and the published runs had floating-point labels.
-        return read_label_map(dataset_dict["sem_seg_file_name"], image_size).astype(np.float32)
+        return read_semantic_map(dataset_dict, image_size).astype(np.float32)
 
     def _pack(self, targets: Targets, record: Mapping[str, Any]) -> Instances:
         classes, masks = targets

@@ -80,7 +80,20 @@ def read_label_map(path: str | Path, size: Sequence[int] | None = None) -> NDArr
     labels = read_pixels(path, size)
     if labels.ndim != 2:
         raise ImageReadError(f"{path}: expected a label map with one channel, found shape {labels.shape}")
-    return labels if labels.dtype == np.uint8 else labels.astype(np.int32)
+    return labels if labels.dtype == np.uint8 else whole_numbers(labels, path).astype(np.int32)
+
+
+def whole_numbers(labels: NDArray[Any], path: str | Path) -> NDArray[Any]:
+    """The given labels, which may be floats if all of them are whole numbers.
+
+    Raises:
+        ImageReadError: Some are not; the message begins with `path`.
+    """
+    if labels.dtype.kind == "f":
+        broken = labels[~(np.isfinite(labels) & (labels == np.rint(labels)))]
+        if broken.size:
+            raise ImageReadError(f"{path}: a label map has whole numbers, found {broken[0]:g}")
+    return labels
 
 
 def read_panoptic_png(path: str | Path, size: Sequence[int] | None = None) -> NDArray[np.uint8]:

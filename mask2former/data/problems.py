@@ -119,10 +119,14 @@ UNREADABLE_LABEL = Problem(
     "unreadable label images",
     "export PNGs: numbers in one channel for instances, RGB for panoptic labels, either for semantic labels",
 )
+LOSSY_LABEL = Problem(
+    "label images in a format that changes ids", "export PNGs; values that JPEG or WebP changed can't be restored"
+)
 LABEL_SIZE = Problem("label images whose size differs from the image", "export the labels at the size of the images")
 OUTSIDE_CLASSES = Problem(
     "ids or colours that are not in the class list",
-    "add classes with these ids or colours; for void: --ignore-label N, or a class with the id of void and its colour",
+    "add classes with these ids or colours, or give their class with --map VALUE=ID; for void: --ignore-label N, or a "
+    "class called void with this id and the colour",
 )
 NOTHING_LABELLED = _note(
     "images without any annotation",
@@ -163,6 +167,18 @@ SEVERAL_CLASSES = _note(
     "instance numbers that span several classes", "use separate numbers; until then each class counts as one instance"
 )
 
+VANISHED = Problem(
+    "classes without a pixel, where pixels have values that no class has",
+    "say what the values mean: --map VALUE=ID for a class, --ignore-label VALUE for void",
+)
+SHIFTED = Problem(
+    "classes without a pixel, where 0 is void and the list has no ids",
+    "give the classes their ids (lines such as '1 road'): with --ignore-label 0, a list without ids begins with 1",
+)
+SINGLE_CLASS = _note(
+    "a single class, and void everywhere else",
+    "make the rest a class (--map VALUE=ID); training ignores void, so the model will predict the class everywhere",
+)
 NEVER_USED = _note("classes that do not occur in training", "label some, or remove them from the list")
 IMBALANCE = _note(
     "classes that are over 100 times rarer than the most frequent one",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from hotcoco.semantic import SemanticEval
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mask2former.data.image_io import ImageReadError, read_label_map
+from mask2former.data.label_maps import ValueMap, replace_values
 from mask2former.evaluation.metric import EvaluationError, Image, Metric, Records, image_key, require_same_images
 from mask2former.utils.files import atomic_write, write_json
 from mask2former.utils.journal import Key
@@ -41,6 +44,8 @@ _SEGMENT_ENTRIES = {"id", "category_id", "area", "iscrowd"}
 _SUFFIXES = {"All": "", "Things": "_th", "Stuff": "_st"}
 # Segment ids of a panoptic PNG are below it.
 _END_OF_IDS = 1 << 24
+# A label that no class has, in place of a negative void label.
+_UNUSED = 65535
 
 
 class InstanceAP(Metric):
@@ -226,7 +231,8 @@ class SemanticIoU(Metric):
         require_same_images(images, [key for key, _ in records], self._metadata.sem_seg_root)
         labels = self._submission_labels
         files = [(image["sem_seg_file_name"], self._file(image, folder)) for image in images.values()]
-        counts = count_pixels(files, len(names), int(labels.max()) + 1, void=self._metadata.ignore_label)[:, labels]
+        void, values = self._metadata.ignore_label, self._metadata.get("sem_seg_values", {})
+        counts = count_pixels(files, len(names), int(labels.max()) + 1, void=void, values=values)[:, labels]
         correct, labelled, predicted = (
             values.astype(np.float64) for values in (counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0))
         )
@@ -248,7 +254,12 @@ def class_ids(sem_seg: Tensor) -> NDArray[np.int16]:
 
 
 def count_pixels(
-    files: Iterable[tuple[str | Path, str | Path]], classes: int, labels: int, *, void: int | None
+    files: Iterable[tuple[str | Path, str | Path]],
+    classes: int,
+    labels: int,
+    *,
+    void: int | None,
+    values: ValueMap = MappingProxyType({}),
 ) -> NDArray[np.int64]:
     """Count how often each pair of labels occurs in pairs of label images.
 
@@ -257,6 +268,7 @@ def count_pixels(
         classes: Number of classes in the ground truth.
         labels: Number of labels in the predictions.
         void: Label of the ground truth for pixels that do not count; None if all count.
+        values: Labels of the values of the ground truth that do not stand for themselves.
 
     Returns:
         Pixels [class in the ground truth, label in the prediction].
@@ -268,11 +280,20 @@ def count_pixels(
     lock = Lock()
 
     def count(pair: tuple[str | Path, str | Path]) -> None:
-        evaluation = SemanticEval(max(classes, labels), ignore_index=void)
+        void_label = _UNUSED if void is not None and void < 0 else void
+        evaluation = SemanticEval(max(classes, labels), ignore_index=void_label)
         try:
-            evaluation.update_png(*pair)
-        except (OSError, ValueError) as error:
+            if Path(pair[0]).suffix.lower() == ".png" and not values and void_label == void:
+                evaluation.update_png(*pair)
+            else:
+                truth = replace_values(read_label_map(pair[0]), values).astype(np.int64)
+                if void is not None and void_label is not None:
+                    truth[truth == void] = void_label
+                evaluation.update(truth, read_label_map(pair[1]).astype(np.int64))
+        except ImageReadError as error:
             raise EvaluationError(str(error)) from error
+        except (OSError, ValueError) as error:
+            raise EvaluationError(str(error) if str(pair[0]) in str(error) else f"{pair[0]}: {error}") from error
         counts = evaluation.confusion().astype(np.int64)
         if counts[classes:].any():
             label = np.flatnonzero(counts.any(axis=1))[-1]

@@ -13,6 +13,7 @@ from mask2former.data import problems
 from mask2former.data.custom.scan import Scan, Scanner
 from mask2former.data.custom.source import LabelledImage, Source, Split, SplitContent, read_source
 from mask2former.data.datasets.registry import AnnotationError, Category
+from mask2former.data.label_maps import is_color, label_text
 from mask2former.data.problems import Findings
 from mask2former.utils.parallel import processes, report_interval
 
@@ -43,7 +44,7 @@ class InspectedSplit:
         return zip(self.content.images, self.scans, strict=True)
 
     def total(self, what: str) -> Counter[int]:
-        """Sum over the images of "pixels", "segments" or "numbered", by category id."""
+        """Sum over the images of "pixels", "segments" or "numbered" by category id, or of "others" by value."""
         total: Counter[int] = Counter()
         for scan in self.scans:
             total.update(getattr(scan, what))
@@ -113,6 +114,7 @@ def inspect_sources(sources: Sequence[Source], workers: int) -> Inspection:
     )
     for name, split in inspection.splits.items():
         _collect(split, inspection.findings[name])
+    _check_values(inspection)
     _check_balance(inspection)
     if len(splits) > 1:
         _check_leakage(inspection)
@@ -121,7 +123,7 @@ def inspect_sources(sources: Sequence[Source], workers: int) -> Inspection:
 
 def _scan_all(content: SplitContent, workers: int) -> tuple[Scan, ...]:
     source, count = content.source, len(content.images)
-    scanner = Scanner(source.format, frozenset(c.id for c in content.categories), source.ignore_label, content.palette)
+    scanner = Scanner(source.format, frozenset(c.id for c in content.categories), content.void, content.code)
     with processes(workers if count > _MANY_IMAGES else 1) as run_all:
         scans = run_all(scanner, content.images)
         return tuple(
@@ -147,6 +149,54 @@ def _collect(split: InspectedSplit, findings: Findings) -> None:
     for names in copies.values():
         if len(names) > 1:
             findings.add(problems.DUPLICATE, " = ".join(names[:3]))
+
+
+def _check_values(inspection: Inspection) -> None:
+    """Add classes that no pixel has, if pixels have values whose meaning nobody gave."""
+    splits = inspection.splits
+    main, first = next((name, split.content) for name, split in splits.items())
+    if not first.source.labels:
+        return
+    unexplained = {name: _unexplained(split) for name, split in splits.items()}
+    used = {name: {*split.total("pixels")} for name, split in splits.items()}
+    everywhere = set().union(*used.values())
+    values = sorted(set().union(*unexplained.values()))
+    unused = [category for category in inspection.categories if category.id not in everywhere]
+    findings = inspection.findings[main]
+    if unused and values:
+        findings.add(problems.VANISHED, _ways_out(unused, values, first))
+    elif unused and first.shifted and unused[-1] == inspection.categories[-1]:
+        findings.add(problems.SHIFTED, ", ".join(f"{category.name} ({category.id})" for category in unused[:3]))
+    elif not unused and len(everywhere) > 1 and values == [max(everywhere) + 1] and first.void not in values:
+        # Such as ADE20K's original labels.
+        findings.add(problems.VANISHED, "the ids seem to begin with 1: --ignore-label 0 makes 0 void")
+    if len(everywhere) == 1 and any(split.total("others") for split in splits.values()):
+        findings.add(problems.SINGLE_CLASS, next(c.name for c in inspection.categories if c.id in everywhere))
+    if len(splits) < 2:
+        return
+    # The same classes with other values.
+    for name, other in (("train", "val"), ("val", "train")):
+        lacking = [category for category in inspection.categories if category.id in used[other] - used[name]]
+        if lacking and (only_here := sorted(unexplained[name] - unexplained[other])):
+            inspection.findings[name].add(problems.VANISHED, _ways_out(lacking, only_here, first))
+
+
+def _unexplained(split: InspectedSplit) -> set[int]:
+    """Values of pixels that have no class and are not void, as far as the user or the list of classes says so."""
+    content = split.content
+    return split.total("others").keys() - (set() if content.assumed_void else {content.void})
+
+
+def _ways_out(classes: Sequence[Category], values: Sequence[int], content: SplitContent) -> str:
+    """The classes that no pixel has, and options that give the values a meaning."""
+    lacking = ", ".join(f"{category.name} ({category.id})" for category in classes[:3])
+    found = ", ".join(map(label_text, values[:3]))
+    ids = [value for value in values if not is_color(value)]
+    if not ids:
+        return f"{lacking}; pixels have {found}: give the classes their colours in the list"
+    pairs = " ".join(f"{value}={category.id}" for value, category in zip(ids[:3], classes, strict=False))
+    void = f", or --ignore-label {content.void} if that is void" if content.void in ids else ""
+    return f"{lacking}; pixels have {found}: --map {pairs}{void}"
 
 
 def _check_balance(inspection: Inspection) -> None:

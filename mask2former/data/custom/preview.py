@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mask2former.data.classes import ClassTable
 from mask2former.data.custom.inspection import InspectedSplit, Inspection
 from mask2former.data.custom.scan import to_rle
-from mask2former.data.custom.source import LabelledImage, Split, SplitContent, read_class_ids
+from mask2former.data.custom.source import LabelledImage, Split, SplitContent
 from mask2former.data.custom.training_files import combine, contiguous_labels, void_label
 from mask2former.data.image_io import read_image, read_label_map, read_panoptic_ids
 from mask2former.prediction.drawing import contact_sheet, draw_instances, draw_panoptic, draw_semantic
@@ -79,13 +79,13 @@ def draw(content: SplitContent, labelled: LabelledImage) -> NDArray[np.uint8]:
     if labelled.label is None:
         raise ValueError(f"{labelled.path}: no label to draw")
     if format == "semantic":
-        labels = contiguous_labels(read_class_ids(labelled.label, content.palette)[0], categories)
+        labels = contiguous_labels(content.code.read(labelled.label)[0], categories)
         return draw_semantic(image, labels, classes, void_label(len(categories)))
     if format == "coco_panoptic":
         ids, segments = read_panoptic_ids(labelled.label), labelled.annotations
     else:
         numbers = read_label_map(labelled.numbers or "")
-        ids, segments = combine(read_class_ids(labelled.label, content.palette)[0], numbers, categories)
+        ids, segments = combine(content.code.read(labelled.label)[0], numbers, categories)
     infos: list[dict[str, Any]] = [
         {
             "id": segment["id"],

@@ -13,8 +13,9 @@ from hotcoco import mask as mask_util
 from numpy.typing import NDArray
 
 from mask2former.data import problems
-from mask2former.data.custom.source import Format, LabelledImage, Palette, label_text, read_class_ids
+from mask2former.data.custom.source import Format, LabelledImage
 from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids
+from mask2former.data.label_maps import LabelCode, label_text
 from mask2former.data.problems import Found, Problem, compare_segments, few, segment_areas, size_text
 
 # Pixels by which a polygon may extend beyond the image: tools round coordinates in many ways.
@@ -33,8 +34,9 @@ class Scan:
         found: Problems.
         pixels: Number of pixels by category id.
         segments: Number of instances by category id; 1 for a class without instances.
+        others: Number of pixels of a label map by value that no category has, such as void.
         numbered: Number of pixels with an instance number by category id.
-        colored: Whether the label map has colours instead of ids.
+        converted: Whether training can't read the label map as it is, such as one with colours instead of ids.
     """
 
     size: tuple[int, int] | None = None
@@ -42,8 +44,9 @@ class Scan:
     found: list[Found] = field(default_factory=list)
     pixels: Counter[int] = field(default_factory=Counter)
     segments: Counter[int] = field(default_factory=Counter)
+    others: Counter[int] = field(default_factory=Counter)
     numbered: Counter[int] = field(default_factory=Counter)
-    colored: bool = False
+    converted: bool = False
 
     def add(self, problem: Problem, where: str) -> None:
         """Add a problem."""
@@ -57,14 +60,14 @@ class Scanner:
     Attributes:
         format: Format of the labels.
         category_ids: Ids of the class list.
-        ignore_label: Value of void in semantic label maps.
-        palette: Meaning of the colours of label maps.
+        void: Class id of void in semantic label maps.
+        code: Meaning of the pixels of label maps.
     """
 
     format: Format
     category_ids: frozenset[int]
-    ignore_label: int
-    palette: Palette
+    void: int
+    code: LabelCode
 
     def __call__(self, image: LabelledImage) -> Scan:
         """Open an image and its labels."""
@@ -73,7 +76,7 @@ class Scanner:
             self._scan_annotations(image, scan)
         else:
             try:
-                scan = replace(scan, colored=self._scan_labels(image, scan))
+                scan = replace(scan, converted=self._scan_labels(image, scan))
             except ImageReadError as error:
                 scan.add(problems.UNREADABLE_LABEL, str(error))
         if not scan.segments and not scan.found:
@@ -95,7 +98,7 @@ class Scanner:
         return scan
 
     def _scan_labels(self, image: LabelledImage, scan: Scan) -> bool:
-        """Scan the label images, and return whether the label map has colours."""
+        """Scan the label images, and return whether training needs another label map."""
         if image.label is None or not image.label.exists():
             scan.add(problems.MISSING_LABEL, str(image.label))
             return False
@@ -104,16 +107,16 @@ class Scanner:
             self._check_size(scan, image.label, ids)
             self._scan_panoptic(image, scan, ids)
             return False
-        labels, colored = read_class_ids(image.label, self.palette)
+        labels, plain = self.code.read(image.label)
         self._check_size(scan, image.label, labels)
         numbers = None
         if image.numbers is not None:
             numbers = read_label_map(image.numbers)
             self._check_size(scan, image.numbers, numbers)
             if numbers.shape != labels.shape:
-                return colored
+                return not plain
         self._scan_classes(image, scan, labels, numbers)
-        return colored
+        return not plain
 
     def _check_size(self, scan: Scan, path: Path, labels: NDArray[Any]) -> None:
         if scan.size is not None and labels.shape != scan.size:
@@ -123,12 +126,13 @@ class Scanner:
         self, image: LabelledImage, scan: Scan, labels: NDArray[Any], numbers: NDArray[Any] | None
     ) -> None:
         pairs = label_pairs(labels, numbers)
-        outside = sorted({label for label, _ in pairs} - self.category_ids - {self.ignore_label})
+        outside = sorted({label for label, _ in pairs} - self.category_ids - {self.void})
         if outside:
             scan.add(problems.OUTSIDE_CLASSES, f"{image.label}: {', '.join(map(label_text, outside[:5]))}")
         labels_of: dict[int, set[int]] = {}
         for (label, number), pixels in pairs.items():
             if label not in self.category_ids:
+                scan.others[label] += pixels
                 continue
             scan.pixels[label] += pixels
             if number:

@@ -1,32 +1,26 @@
 """The files of a data set as the user names them, and the images, labels and classes that they describe.
 
-Four formats are read; no image is opened here except by `read_class_ids`.
+Four formats are read; no image is opened here.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import yaml
-from numpy.typing import NDArray
-
 from mask2former.config import ConfigError
 from mask2former.data import problems
-from mask2former.data.datasets.custom import class_entry, find_pairs, read_classes, read_file_list, read_json
+from mask2former.data.custom.class_list import SourceError, read_class_file, read_label_classes
+from mask2former.data.datasets.custom import class_entry, read_classes, read_json
+from mask2former.data.datasets.pairs import Names, explain_no_pairs, find_pairs, lossy_label
 from mask2former.data.datasets.registry import IGNORE_LABEL, AnnotationError, Category, errors_name
-from mask2former.data.image_io import ImageReadError, read_pixels
+from mask2former.data.label_maps import LabelCode, ValueMap
 from mask2former.data.problems import Findings
-from mask2former.utils.errors import UserError
-from mask2former.utils.label_images import colors_to_ids
+from mask2former.utils.label_images import color_to_id
 
 Split = Literal["train", "val"]
 Format = Literal["coco_instance", "coco_panoptic", "semantic", "semantic_instance"]
-# Class id by colour, as R + 256 G + 65536 B.
-Palette = Mapping[int, int]
 
 # Options of each format in addition to `images`.
 _PARTS: dict[Format, tuple[str, ...]] = {
@@ -37,10 +31,6 @@ _PARTS: dict[Format, tuple[str, ...]] = {
 }
 _FOLDERS = ("images", "panoptic", "labels", "instances")
 _FILES = ("annotations", "classes", "files")
-
-
-class SourceError(UserError):
-    """Files that do not form a data set: some are missing, or they do not belong together."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +45,11 @@ class Source:
         instances: Folder of maps of instance numbers (0: no instance).
         classes: File with the list of classes.
         files: Text file that lists the images to use (semantic formats).
-        ignore_label: Value of void in semantic label maps.
+        ignore_label: Value of void in semantic label maps; None if the list of classes determines it.
         split: Purpose of the files.
+        values: Class ids of values of label maps that do not stand for themselves.
+        names: Parts of the file names that images and label maps do not share.
+        instance_names: The same for images and maps of instance numbers.
     """
 
     images: Path
@@ -66,8 +59,11 @@ class Source:
     instances: Path | None = None
     classes: Path | None = None
     files: Path | None = None
-    ignore_label: int = IGNORE_LABEL
+    ignore_label: int | None = None
     split: Split = "train"
+    values: ValueMap = field(default_factory=dict)
+    names: Names = field(default_factory=Names)
+    instance_names: Names = field(default_factory=Names)
 
     def __post_init__(self):
         """Check that the files form one of the formats.
@@ -81,6 +77,9 @@ class Source:
             raise SourceError(
                 f"{self.split}: {', '.join(sorted(given)) or 'only images'} do not form a format ({formats})"
             )
+        for option, value in {"--map": self.values, "a part of file names": self.names.given()}.items():
+            if value and not self.labels:
+                raise SourceError(f"{self.split}: {option} is for label maps (--labels); {self.format} has none")
         if "classes" in _PARTS[self.format] and not self.classes:
             raise SourceError(
                 f"{self.split}: label maps need --classes, a file with one name per line (ids start at 0), or a JSON "
@@ -129,7 +128,10 @@ class SplitContent:
         categories: Classes in the order of the contiguous ids.
         images: The images with their annotations.
         findings: Problems of the annotations that show without opening images.
-        void_color: Colour of void in coloured label maps, if the list of classes gives it.
+        code: Meaning of the pixels of label maps.
+        void: Class id of void pixels in label maps.
+        assumed_void: Whether neither the user nor the list of classes says what void is.
+        shifted: Whether a list of classes without ids begins with 1, because 0 is void.
         derive_things: Whether the instance maps have to tell things from stuff because the classes do not.
     """
 
@@ -137,16 +139,11 @@ class SplitContent:
     categories: tuple[Category, ...]
     images: tuple[LabelledImage, ...]
     findings: Findings = field(default_factory=Findings)
-    void_color: tuple[int, int, int] | None = None
+    code: LabelCode = field(default_factory=LabelCode)
+    void: int = IGNORE_LABEL
+    assumed_void: bool = False
+    shifted: bool = False
     derive_things: bool = False
-
-    @property
-    def palette(self) -> Palette:
-        """Class ids by the colours of label maps."""
-        ids = {category.color: category.id for category in self.categories}
-        if self.void_color:
-            ids[self.void_color] = self.source.ignore_label
-        return {red + 256 * green + 65536 * blue: class_id for (red, green, blue), class_id in ids.items()}
 
 
 def read_source(source: Source) -> SplitContent:
@@ -158,7 +155,15 @@ def read_source(source: Source) -> SplitContent:
     """
     content = _read_coco(source, source.annotations) if source.annotations else _read_label_maps(source)
     if not content.images:
-        raise AnnotationError(f"{source.split}: no images with annotations in {source.annotations or source.labels}")
+        pairs = find_pairs(source.images, source.labels, source.files, source.names) if source.labels else {}
+        if source.instances and any(image and label for image, label in pairs.values()):
+            names = source.instance_names
+            why = explain_no_pairs(source.images, source.instances, source.files, names, kind="instance")
+            raise AnnotationError(f"{source.split}: {why}")
+        if source.labels:
+            why = explain_no_pairs(source.images, source.labels, source.files, source.names)
+            raise AnnotationError(f"{source.split}: {why}")
+        raise AnnotationError(f"{source.split}: no images with annotations in {source.annotations}")
     return content
 
 
@@ -205,11 +210,11 @@ def _categories(source: Source, found: Any, findings: Findings) -> tuple[Categor
 
 def _with_listed(found: Sequence[Mapping[str, Any]], source: Source, classes: Path) -> list[dict[str, Any]]:
     """Categories of an annotation file, with `isthing` and `color` of the listed class of the same name."""
-    listed, says_things = read_class_file(classes, first_id=1)
-    by_name = {category.name: class_entry(category) for category in listed}
+    listed = read_class_file(classes, first_id=1)
+    by_name = {category.name: class_entry(category) for category in listed.categories}
     if unknown := sorted(str(c["name"]) for c in found if str(c["name"]) not in by_name):
         raise AnnotationError(f"{classes}: lacks {', '.join(unknown[:5])}, which {source.annotations} has")
-    keys = ("isthing", "color") if says_things else ("color",)
+    keys = ("isthing", "color") if listed.says_things else ("color",)
     return [{**c, **{key: by_name[str(c["name"])][key] for key in keys}} for c in found]
 
 
@@ -245,61 +250,38 @@ def _coco_image(
 
 
 def _read_label_maps(source: Source) -> SplitContent:
-    # If 0 is void, a list without ids starts at 1.
-    categories, says_things = read_class_file(Path(source.classes or ""), first_id=int(source.ignore_label == 0))
-    void_color = next((category.color for category in categories if category.id == source.ignore_label), None)
-    categories = tuple(category for category in categories if category.id != source.ignore_label)
-    if not categories:
-        raise AnnotationError(f"{source.classes}: no class except {source.ignore_label}, which marks void")
-    findings, images = Findings(), []
-    listed = read_file_list(source.files) if source.files else None
-    pairs = find_pairs(source.images, source.labels or "", listed)
-    numbered = find_pairs(source.images, source.instances, listed) if source.instances else {}
-    for stem, (image, label) in pairs.items():
-        numbers = numbered.get(stem, (None, None))[1]
+    classes = read_label_classes(Path(source.classes or ""), source.ignore_label, source.values)
+    listed, findings, images = classes.listed, Findings(), []
+    labels = source.labels or Path()
+    pairs = find_pairs(source.images, labels, source.files, source.names)
+    numbered = {}
+    if source.instances:
+        numbered = find_pairs(source.images, source.instances, source.files, source.instance_names, listed_labels=False)
+    for key, (image, label) in pairs.items():
+        numbers = numbered.get(key, (None, None))[1]
         if image is None:
-            problem = problems.MISSING_IMAGE if listed else problems.WITHOUT_IMAGE
-            findings.add(problem, str(label or f"{source.images}/{stem}"))
+            problem = problems.MISSING_IMAGE if source.files else problems.WITHOUT_IMAGE
+            findings.add(problem, str(label or f"{source.images}/{key}"))
+        elif label is None and (lossy := lossy_label(labels, key, source.names)):
+            findings.add(problems.LOSSY_LABEL, str(lossy))
         elif label is None or (source.instances and numbers is None):
-            findings.add(problems.MISSING_LABEL if listed else problems.WITHOUT_LABEL, str(image))
+            findings.add(problems.MISSING_LABEL if source.files else problems.WITHOUT_LABEL, str(image))
         else:
-            images.append(LabelledImage(stem, image, label=label, numbers=numbers))
-    derive = source.format == "semantic_instance" and not says_things
-    return SplitContent(source, categories, tuple(images), findings, void_color, derive_things=derive)
-
-
-def read_class_file(path: Path, first_id: int) -> tuple[tuple[Category, ...], bool]:
-    """Read a list of classes: lines of text, or YAML or JSON with a list of names or dicts.
-
-    A dict with `categories`, as in COCO's files, may take the place of the list.
-
-    Args:
-        path: The file.
-        first_id: Id of the first class if the file has no ids.
-
-    Returns:
-        The classes, and whether all of them say if they are things.
-
-    Raises:
-        SourceError: The file is not such a list.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        content: Any = text.splitlines()
-        if path.suffix.lower() in (".json", ".yaml", ".yml"):
-            content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise SourceError(f"{path}: not a list of classes: {error}") from error
-    if isinstance(content, dict):
-        content = content.get("categories")
-    if isinstance(content, list):
-        content = [entry for entry in content if not isinstance(entry, str) or entry.strip()]
-        content = [entry.strip() if isinstance(entry, str) else _known_keys(entry) for entry in content]
-    try:
-        classes = read_classes(content, str(path), first_id)
-    except ConfigError as error:
-        raise SourceError(str(error)) from error
-    return classes, all(isinstance(entry, dict) and "isthing" in entry for entry in content)
+            images.append(LabelledImage(key, image, label=label, numbers=numbers))
+    palette = {color_to_id(category.color): category.id for category in listed.categories}
+    if classes.void_color:
+        palette[color_to_id(classes.void_color)] = classes.void
+    return SplitContent(
+        source,
+        listed.categories,
+        tuple(images),
+        findings,
+        LabelCode(palette, grey_is_id=not listed.says_colors, values=source.values),
+        classes.void,
+        classes.assumed,
+        classes.shifted,
+        derive_things=source.format == "semantic_instance" and not listed.says_things,
+    )
 
 
 def _known_keys(category: Any) -> Any:
@@ -307,34 +289,3 @@ def _known_keys(category: Any) -> Any:
     if not isinstance(category, dict):
         return category
     return {key: category[key] for key in ("id", "name", "isthing", "color") if key in category}
-
-
-def read_class_ids(path: str | Path, palette: Palette) -> tuple[NDArray[np.int32], bool]:
-    """Read the class of each pixel of a semantic label map.
-
-    Args:
-        path: Image with one channel, which holds ids, or RGB image with the colours of `palette`.
-        palette: Meaning of colours. Other colours become negative numbers; see `label_text`.
-
-    Returns:
-        Ids [H, W], and whether the image has colours.
-
-    Raises:
-        ImageReadError: The file is missing or damaged, or is neither kind of image.
-    """
-    pixels = read_pixels(path)
-    if pixels.ndim == 2 and pixels.dtype.kind in "bui":
-        return pixels.astype(np.int32), False
-    if pixels.ndim != 3 or pixels.shape[2] < 3 or pixels.dtype != np.uint8:
-        raise ImageReadError(
-            f"{path}: expected one channel of ids, or RGB; found {pixels.dtype} of shape {pixels.shape}"
-        )
-    found, places = np.unique(colors_to_ids(pixels[:, :, :3]), return_inverse=True)
-    ids = np.array([palette.get(color, -1 - color) for color in found.tolist()], np.int32)
-    return ids[places].reshape(pixels.shape[:2]), True
-
-
-def label_text(label: int) -> str:
-    """An id of `read_class_ids` as text; negative ones as the colour that they stand for."""
-    color = -1 - label
-    return str(label) if label >= 0 else f"colour ({color & 255}, {color >> 8 & 255}, {color >> 16})"

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from mask2former.data.custom.inspection import InspectedSplit
-from mask2former.data.custom.source import Source, Split
+from mask2former.data.custom.source import LabelledImage, Source, Split
 from mask2former.data.datasets.custom import read_json
+from mask2former.data.datasets.pairs import find_pairs
 from mask2former.utils.errors import UserError
 from mask2former.utils.files import atomic_write, write_json
 
@@ -36,7 +37,7 @@ def split(inspected: InspectedSplit, folder: Path, share: float, seed: int) -> d
     content, divided = inspected.content, {}
     for name, chosen in divide(inspected, share, seed).items():
         images = tuple(content.images[i] for i in chosen)
-        source = _write(content.source, name, folder, [image.key for image in images])
+        source = _write(content.source, name, folder, images)
         scans = tuple(inspected.scans[i] for i in chosen)
         divided[name] = InspectedSplit(replace(content, source=source, images=images), scans)
     return divided
@@ -78,13 +79,14 @@ def divide(inspected: InspectedSplit, share: float, seed: int) -> Mapping[Split,
     return {part: sorted(position for i in of_part for position in groups[i]) for part, of_part in chosen.items()}
 
 
-def _write(source: Source, part: Split, folder: Path, keys: Sequence[int | str]) -> Source:
+def _write(source: Source, part: Split, folder: Path, images: Sequence[LabelledImage]) -> Source:
     """Write the list or the annotation file of a part, and return its source."""
     if source.annotations is None:
         path = folder / f"{part}.txt"
         with atomic_write(path) as file:
-            file.writelines(f"{key}\n" for key in keys)
+            file.writelines(f"{line}\n" for line in _lines(source, images))
         return replace(source, files=path, split=part)
+    keys = [image.key for image in images]
     content, wanted = read_json(source.annotations), set(keys)
     path = folder / f"{part}.json"
     kept = {
@@ -93,3 +95,17 @@ def _write(source: Source, part: Split, folder: Path, keys: Sequence[int | str])
     }
     write_json(path, {**content, **kept})
     return replace(source, annotations=path, split=part)
+
+
+def _lines(source: Source, images: Sequence[LabelledImage]) -> list[str]:
+    """Lines of a list: keys of images, or an image and its label map if their names do not match."""
+    if source.files is None or source.labels is None:
+        return [str(image.key) for image in images]
+    by_name, lines = find_pairs(source.images, source.labels, names=source.names), []
+    for image in images:
+        listed = str(image.key)
+        if image.label is not None and image.label != by_name[listed][1]:
+            label = image.label.relative_to(source.labels)
+            listed = f"{image.path.relative_to(source.images).as_posix()}\t{label.as_posix()}"
+        lines.append(listed)
+    return lines

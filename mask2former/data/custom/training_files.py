@@ -16,10 +16,12 @@ from mask2former.data.coco_format import instance_annotation, segment_info, unus
 from mask2former.data.custom.inspection import InspectedSplit
 from mask2former.data.custom.recipe import PICO, Recipe
 from mask2former.data.custom.scan import label_pairs
-from mask2former.data.custom.source import LabelledImage, Palette, Source, Split, read_class_ids
+from mask2former.data.custom.source import LabelledImage, Split, SplitContent
 from mask2former.data.datasets.custom import CustomDataset, class_entry
-from mask2former.data.datasets.registry import IGNORE_LABEL, Category
+from mask2former.data.datasets.pairs import Names
+from mask2former.data.datasets.registry import Category
 from mask2former.data.image_io import read_label_map, read_panoptic_ids
+from mask2former.data.label_maps import IGNORE_LABEL, LabelCode, unused_value
 from mask2former.data.published.preparation import Job, Made, Make, Part, run_parts, write_coco
 from mask2former.utils.files import atomic_write
 from mask2former.utils.label_images import ids_to_colors
@@ -63,36 +65,47 @@ def derive(inspected: InspectedSplit, name: str, folder: Path, workers: int) -> 
     )
     make: Make = partial(make_from_panoptic, categories)
     if combines:
-        make = partial(make_combined, categories, inspected.content.palette)
-    jobs = [_panoptic_job(source, image, paths, categories) for image in inspected.content.images]
+        make = partial(make_combined, categories, inspected.content.code)
+    jobs = [_panoptic_job(inspected.content, image, paths) for image in inspected.content.images]
     finish = partial(write_annotations, categories, paths)
     run_parts(folder, [Part(f"panoptic {source.split}", jobs, make, finish)], source="", workers=workers)
     return CustomDataset(name, "coco_panoptic", categories, paths, void_label(len(categories)))
 
 
 def _derive_semantic(inspected: InspectedSplit, name: str, folder: Path, workers: int) -> CustomDataset:
-    source, categories = inspected.content.source, inspected.content.categories
-    labels, ignore_label, contiguous = source.labels, source.ignore_label, list(range(len(categories)))
-    if any(scan.colored for scan in inspected.scans) or [category.id for category in categories] != contiguous:
-        labels, ignore_label = folder / "labels", void_label(len(categories))
-        details = _details(categories, ignore_label)
-        jobs = [
-            Job(str(image.key), _sources(image), (labels / f"{image.key}.png",), details)
-            for image in inspected.content.images
-        ]
-        make = partial(make_semantic, categories, inspected.content.palette)
-        run_parts(folder, [Part(f"contiguous ids {source.split}", jobs, make)], source="", workers=workers)
+    content = inspected.content
+    source, categories, code = content.source, content.categories, content.code
     numbered = tuple(replace(category, id=i) for i, category in enumerate(categories))
-    paths = _absolute({"images": source.images, "labels": labels, "files": source.files})
-    return CustomDataset(name, "semantic", numbered, paths, ignore_label)
+    paths = {"images": source.images, "labels": source.labels, "files": source.files}
+    readable = not any(scan.converted for scan in inspected.scans)
+    if readable and [category.id for category in categories] == list(range(len(categories))):
+        return CustomDataset(
+            name, "semantic", numbered, _absolute(paths), content.void, dict(code.values), source.names
+        )
+    void = void_label(len(categories))
+    paths["labels"] = folder / "labels"
+    details = _details(content, void)
+    jobs = [
+        Job(str(image.key), _sources(image), (folder / "labels" / f"{image.key}.png",), details)
+        for image in content.images
+    ]
+    make = partial(make_semantic, categories, code)
+    run_parts(folder, [Part(f"contiguous ids {source.split}", jobs, make)], source="", workers=workers)
+    if source.files:
+        # The list may name the label maps that were converted.
+        paths["files"] = folder / "files.txt"
+        with atomic_write(paths["files"]) as file:
+            file.writelines(f"{image.key}\n" for image in content.images)
+    names = Names(source.names.image_prefix, source.names.image_suffix)
+    return CustomDataset(name, "semantic", numbered, _absolute(paths), void, names=names)
 
 
-def _panoptic_job(source: Source, image: LabelledImage, paths: Mapping[str, Path], categories: Categories) -> Job:
-    name = f"{image.key}.png"
+def _panoptic_job(content: SplitContent, image: LabelledImage, paths: Mapping[str, Path]) -> Job:
+    source, name = content.source, f"{image.key}.png"
     if image.label and source.panoptic:
         name = image.label.relative_to(source.panoptic).as_posix()
     entry = {"id": image.key, "file_name": image.path.relative_to(source.images).as_posix()}
-    details = {"image": entry, "label": name, "segments": image.annotations, **_details(categories, None)}
+    details = {"image": entry, "label": name, "segments": image.annotations, **_details(content, None)}
     folders = ("semantic", "panoptic") if image.numbers else ("semantic",)
     return Job(str(image.key), _sources(image), tuple(paths[folder] / name for folder in folders), details)
 
@@ -101,9 +114,14 @@ def _sources(image: LabelledImage) -> tuple[Path, ...]:
     return tuple(path for path in (image.label, image.numbers) if path)
 
 
-def _details(categories: Categories, ignore_label: int | None) -> dict[str, Any]:
+def _details(content: SplitContent, ignore_label: int | None) -> dict[str, Any]:
     """Everything except sources that files depend on."""
-    return {"classes": [[c.id, c.isthing, *c.color] for c in categories], "void": ignore_label}
+    return {
+        "classes": [[c.id, c.isthing, *c.color] for c in content.categories],
+        "void": ignore_label,
+        "values": sorted(content.code.values.items()),
+        "grey_is_id": content.code.grey_is_id,
+    }
 
 
 def _absolute(paths: Mapping[str, Path | None]) -> dict[str, Path]:
@@ -111,15 +129,15 @@ def _absolute(paths: Mapping[str, Path | None]) -> dict[str, Path]:
     return {key: path.resolve() for key, path in paths.items() if path}
 
 
-def make_semantic(categories: Categories, palette: Palette, job: Job) -> Made:
+def make_semantic(categories: Categories, code: LabelCode, job: Job) -> Made:
     """The label map in contiguous ids."""
-    return [contiguous_labels(read_class_ids(job.sources[0], palette)[0], categories)], None
+    return [contiguous_labels(code.read(job.sources[0])[0], categories)], None
 
 
-def make_combined(categories: Categories, palette: Palette, job: Job) -> Made:
+def make_combined(categories: Categories, code: LabelCode, job: Job) -> Made:
     """Semantic and panoptic PNG of a pair of label maps, and the image's entries."""
     label_file, number_file = job.sources
-    labels, numbers = read_class_ids(label_file, palette)[0], read_label_map(number_file)
+    labels, numbers = code.read(label_file)[0], read_label_map(number_file)
     ids, segments = combine(labels, numbers, categories)
     return [contiguous_labels(labels, categories), ids_to_colors(ids)], _entries(job, ids, segments, categories)
 
@@ -202,7 +220,7 @@ def _replace(values: NDArray[Any], positions: Mapping[int, int], classes: int) -
 
 def void_label(classes: int) -> int:
     """Value of void in label maps with this number of classes: 255, or the largest of 16 bits if 255 is a class."""
-    return IGNORE_LABEL if classes <= IGNORE_LABEL else 65535
+    return unused_value(range(classes))
 
 
 def write_config(

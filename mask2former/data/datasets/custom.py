@@ -8,8 +8,8 @@ import difflib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from detectron2.data.catalog import Metadata
 
 from mask2former.config import ConfigError
 from mask2former.data.classes import ClassTable
+from mask2former.data.datasets.pairs import Names, explain_no_pairs, find_pairs
 from mask2former.data.datasets.registry import (
     IGNORE_LABEL,
     AnnotationError,
@@ -29,13 +30,15 @@ from mask2former.data.datasets.registry import (
     panoptic_dict,
     register_dataset,
 )
+from mask2former.data.label_maps import ValueMap, unused_value
 from mask2former.tasks import TASKS, Task
 
 _OTHER_KEYS = ("name", "format", "classes", "ignore_label")
 _CLASS_KEYS = ("id", "name", "isthing", "color")
+# Keys of semantic data sets that are no paths.
+_NAME_KEYS = tuple(part.name for part in fields(Names))
+_VALUES = "map"
 _COMBINED = "semantic_instance"
-_IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-_LABEL_ENDINGS = frozenset({".png", ".tif", ".tiff", ".bmp"})
 _SOURCE = "It is described in DATASETS.CUSTOM of the config; relative paths there start from the config file's folder."
 
 
@@ -49,6 +52,8 @@ class CustomDataset:
         categories: Classes in the order of the contiguous ids.
         paths: Absolute paths, under the keys of the format.
         ignore_label: Value of void pixels in label maps.
+        values: Classes of values of label maps that do not stand for themselves.
+        names: Parts of the file names that images and label maps do not share.
     """
 
     name: str
@@ -56,6 +61,8 @@ class CustomDataset:
     categories: tuple[Category, ...]
     paths: Mapping[str, Path]
     ignore_label: int = IGNORE_LABEL
+    values: ValueMap = field(default_factory=dict)
+    names: Names = field(default_factory=Names)
 
     def entry(self) -> dict[str, Any]:
         """The entry for a config file in any folder."""
@@ -63,6 +70,8 @@ class CustomDataset:
             "name": self.name,
             "format": self.format,
             **{key: str(path) for key, path in self.paths.items()},
+            **self.names.given(),
+            **({_VALUES: dict(self.values)} if self.values else {}),
             "ignore_label": self.ignore_label,
             "classes": [class_entry(category) for category in self.categories],
         }
@@ -108,6 +117,8 @@ def register_custom_dataset(dataset: CustomDataset) -> None:
         evaluator_type=TASKS[format.task].evaluator_type,
         ignore_label=dataset.ignore_label,
         custom=True,
+        sem_seg_values=dict(dataset.values),
+        file_names=dataset.names,
         **category_entries(format.task, dataset.categories),
     )
 
@@ -141,14 +152,15 @@ def _read_entry(entry: Any, where: str, config_dir: Path) -> CustomDataset:
     if not isinstance(format, str) or format not in FORMATS:
         raise ConfigError(f"{where}: format is {format!r}, expected one of {', '.join(FORMATS)}")
     needed, optional = FORMATS[format].needed, FORMATS[format].optional
-    _check_keys(entry, (*_OTHER_KEYS, *needed, *optional), where)
+    semantic = format == "semantic"
+    _check_keys(entry, (*_OTHER_KEYS, *needed, *optional, *((_VALUES, *_NAME_KEYS) if semantic else ())), where)
     if lacking := [key for key in (*needed, "classes") if entry.get(key) in (None, "", [], ())]:
         raise ConfigError(f"{where}: format {format} needs {', '.join(lacking)}")
-    ignore_label = entry.get("ignore_label", IGNORE_LABEL)
+    # COCO's files count categories from 1, label maps from 0.
+    categories = read_classes(entry["classes"], f"{where}: classes", first_id=int(not semantic))
+    ignore_label = entry.get("ignore_label", unused_value(range(len(categories))))
     if type(ignore_label) is not int:
         raise ConfigError(f"{where}: ignore_label is {ignore_label!r}, expected a whole number")
-    # COCO's files count categories from 1, label maps from 0.
-    categories = read_classes(entry["classes"], f"{where}: classes", first_id=int(format != "semantic"))
     _check_classes(categories, format, ignore_label, where)
     paths = {}
     for key in (*needed, *optional):
@@ -157,7 +169,29 @@ def _read_entry(entry: Any, where: str, config_dir: Path) -> CustomDataset:
             if not isinstance(path, str | Path) or not str(path):
                 raise ConfigError(f"{where}: {key} is {path!r}, expected a path")
             paths[key] = (config_dir.absolute() / Path(path).expanduser()).resolve()
-    return CustomDataset(name, format, categories, paths, ignore_label)
+    names = {key: entry[key] for key in _NAME_KEYS if semantic and entry.get(key)}
+    for key, part in names.items():
+        if not isinstance(part, str) or "/" in part:
+            raise ConfigError(f"{where}: {key} is {part!r}, expected a part of a file name, such as '_mask'")
+    values = _read_values(entry.get(_VALUES) or {}, {*range(len(categories)), ignore_label}, where)
+    return CustomDataset(name, format, categories, paths, ignore_label, values, Names(**names))
+
+
+def _read_values(entry: Any, allowed: Collection[int], where: str) -> dict[int, int]:
+    """The values of label maps that stand for other classes."""
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where}: {_VALUES} is {entry!r}, expected a class id by value, such as {{255: 1}}")
+    read = {}
+    for value, class_id in entry.items():
+        # Keys of JSON are text.
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        if type(number) is not int or type(class_id) is not int or class_id not in allowed:
+            raise ConfigError(
+                f"{where}: {_VALUES} has {value!r}: {class_id!r}, expected a whole number and the id of a class or "
+                "ignore_label"
+            )
+        read[number] = class_id
+    return read
 
 
 def _check_keys(entry: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
@@ -276,54 +310,17 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def _load_semantic(metadata: Metadata) -> list[DatasetDict]:
-    listed = metadata.get("file_list")
-    pairs = find_pairs(metadata.image_root, metadata.sem_seg_root, listed and read_file_list(listed))
-    return [
-        {"file_name": str(image), "image_id": stem, "sem_seg_file_name": str(label)}
-        for stem, (image, label) in pairs.items()
+    images, labels, listed = metadata.image_root, metadata.sem_seg_root, metadata.get("file_list")
+    names, values = metadata.get("file_names", Names()), metadata.get("sem_seg_values")
+    given = {"sem_seg_values": values} if values else {}
+    dicts = [
+        {"file_name": str(image), "image_id": key, "sem_seg_file_name": str(label), **given}
+        for key, (image, label) in find_pairs(images, labels, listed, names).items()
         if image and label
     ]
-
-
-def find_pairs(
-    images: str | Path, labels: str | Path, stems: Sequence[str] | None = None
-) -> dict[str, tuple[Path | None, Path | None]]:
-    """Pair images and label maps by their paths in the two folders, without file name endings.
-
-    Args:
-        images: Folder of the images, which is searched with its subfolders.
-        labels: Folder of the label maps, searched in the same way.
-        stems: Paths without endings to pair. Default: all.
-
-    Returns:
-        Mapping from stems, in their order, to (image, label map); None for a file that is missing.
-
-    Raises:
-        AnnotationError: The names of two files of a folder differ only in their endings.
-    """
-    found = _by_stem(Path(images), _IMAGE_ENDINGS), _by_stem(Path(labels), _LABEL_ENDINGS)
-    wanted = sorted(found[0].keys() | found[1].keys()) if stems is None else stems
-    return {stem: (found[0].get(stem), found[1].get(stem)) for stem in wanted}
-
-
-def read_file_list(path: str | Path) -> list[str]:
-    """Images listed in a text file, one per line, as paths in the folder of images without file name endings."""
-    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
-    split = [os.path.splitext(line) for line in dict.fromkeys(lines) if line]
-    return [stem if ending.lower() in _IMAGE_ENDINGS else stem + ending for stem, ending in split]
-
-
-def _by_stem(folder: Path, endings: frozenset[str]) -> dict[str, Path]:
-    below = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
-    files: dict[str, Path] = {}
-    for path in sorted(path for path in below if path.suffix.lower() in endings and not path.name.startswith(".")):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        if stem in files:
-            raise AnnotationError(
-                f"{path} and {files[stem]}: two files for {stem}; their names differ only in their endings"
-            )
-        files[stem] = path
-    return files
+    if not dicts:
+        raise AnnotationError(f"data set {metadata.name!r}: {explain_no_pairs(images, labels, listed, names)}")
+    return dicts
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
 
 from mask2former.config import ConfigError
+from mask2former.data.label_maps import IGNORE_LABEL
 from mask2former.tasks import TASKS, Task
 from mask2former.utils.errors import UserError
 
 DatasetDict = dict[str, Any]
 
-IGNORE_LABEL = 255
 # Detectron2's encoding of panoptic ids in evaluators that number segments per class.
 _LABEL_DIVISOR = 1000
 _ROOT_VARIABLE = "DETECTRON2_DATASETS"
