@@ -136,7 +136,14 @@ def _known_keys(category: Any) -> Any:
     """A category of a COCO file without `supercategory` and other keys that have no meaning here."""
     if not isinstance(category, dict):
         return category
-    return {key: category[key] for key in ("id", "name", "isthing", "color") if key in category}
+    return {key: _typed(category[key], key) for key in ("id", "name", "isthing", "color") if key in category}
+
+
+def _typed(value: Any, key: str) -> Any:
+    """A value of a YAML file that was read without types; names stay text."""
+    if isinstance(value, list):
+        return [_typed(item, key) for item in value]
+    return yaml.safe_load(value) if isinstance(value, str) and key != "name" and value[:1] != "#" else value
 
 
 def read_label_classes(path: Path, ignore_label: int | None, values: ValueMap) -> LabelClasses:

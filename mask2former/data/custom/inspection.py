@@ -152,7 +152,7 @@ def _collect(split: InspectedSplit, findings: Findings) -> None:
 
 
 def _check_values(inspection: Inspection) -> None:
-    """Add classes that no pixel has, if pixels have values whose meaning nobody gave."""
+    """Add classes without a pixel, if pixels have values that neither the user nor the list explains."""
     splits = inspection.splits
     main, first = next((name, split.content) for name, split in splits.items())
     if not first.source.labels:
@@ -170,8 +170,10 @@ def _check_values(inspection: Inspection) -> None:
     elif not unused and len(everywhere) > 1 and values == [max(everywhere) + 1] and first.void not in values:
         # Such as ADE20K's original labels.
         findings.add(problems.VANISHED, "the ids seem to begin with 1: --ignore-label 0 makes 0 void")
-    if len(everywhere) == 1 and any(split.total("others") for split in splits.values()):
-        findings.add(problems.SINGLE_CLASS, next(c.name for c in inspection.categories if c.id in everywhere))
+    others = set().union(*(split.total("others") for split in splits.values()))
+    if len(inspection.categories) == len(everywhere) == 1 and others:
+        found = ", ".join(map(label_text, sorted(others)[:3]))
+        findings.add(problems.SINGLE_CLASS, f"{inspection.categories[0].name} is {min(everywhere)}; void is {found}")
     if len(splits) < 2:
         return
     # The same classes with other values.

@@ -328,7 +328,7 @@ def test_a_list_of_classes_says_what_is_a_thing_where_a_panoptic_file_does_not(d
 def test_no_image_at_all(draw, tmp_path):
     root = draw(1)
     (root / "images/000.jpg").unlink()
-    with pytest.raises(AnnotationError, match="images has no image .*but no file"):
+    with pytest.raises(AnnotationError, match=r"images has no image .*but no file"):
         inspect_sources([source(root, SEMANTIC)], workers=1)
 
 
