@@ -6,7 +6,7 @@ Universal Image Segmentation", CVPR 2022, sections 3 and 4.1). Settings of data 
 
 import difflib
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from yaml.constructor import ConstructorError
 
 from mask2former.utils.errors import ConfigError
 
-__all__ = ["ENTRY_POINTS", "ConfigError", "add_maskformer2_config", "load_extensions", "setup_cfg"]
+__all__ = ["ENTRY_POINTS", "ConfigError", "add_maskformer2_config", "flatten", "load_extensions", "setup_cfg"]
 
 # Group of entry points that are functions which add a backbone's keys to a config.
 ENTRY_POINTS = "mask2former.config"
@@ -208,18 +208,21 @@ def _load_yaml(config_file: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def _flat_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of a config by their full keys, such as SOLVER.BASE_LR; an empty section is a value."""
+    values: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict) and value:
-            yield from _flat_keys(value, f"{prefix}{key}.")
+            values |= flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            values[f"{prefix}{key}"] = value
+    return values
 
 
 def _check_known(loaded: dict[str, Any], cfg: CfgNode, source: str) -> None:
-    known = set(_flat_keys(cfg))
+    known = set(flatten(cfg))
     # An empty section of a file adds nothing.
-    unknown = [key for key in _flat_keys(loaded) if key not in known and not _is_section(cfg, key)]
+    unknown = [key for key in flatten(loaded) if key not in known and not _is_section(cfg, key)]
     if unknown:
         lines = [f"  {key}{_suggestion(key, known)}" for key in unknown]
         if any(key.startswith("MODEL.") and key.split(".")[1] not in cfg.MODEL for key in unknown):
@@ -246,7 +249,7 @@ def _suggestion(key: str, known: set[str]) -> str:
 def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
     if len(opts) % 2:
         raise ConfigError(f"overrides are pairs KEY VALUE; {opts[-1]!r} has no value")
-    known = set(_flat_keys(cfg))
+    known = set(flatten(cfg))
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key not in known:
             raise ConfigError(f"command line: unknown config key {key}{_suggestion(key, known)}")

@@ -1,13 +1,15 @@
 """Optimiser and learning-rate schedule of the published recipes."""
 
 import logging
+import math
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.projects.deeplab import build_lr_scheduler as build_deeplab_lr_scheduler
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from mask2former.utils.errors import ConfigError
 
@@ -27,6 +29,11 @@ _NORMS = (
 )
 # Any, since the base class does not declare the arguments that both take.
 _OPTIMIZERS: dict[str, Any] = {"ADAMW": torch.optim.AdamW, "SGD": torch.optim.SGD}
+_DECAYS = ("WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_EMBED", "WEIGHT_DECAY_RPB")
+_SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR")
+_WARMUPS = ("linear", "constant")
+
+_logger = logging.getLogger(__name__)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -36,8 +43,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Detectron2's, which clip each parameter.
 
     Raises:
-        ConfigError: The optimiser is unknown.
+        ConfigError: The optimiser is unknown, or a setting is negative.
     """
+    _check_positive(cfg.SOLVER, "BASE_LR", "BACKBONE_MULTIPLIER", "MOMENTUM", *_DECAYS)
     name = cfg.SOLVER.OPTIMIZER
     if name not in _OPTIMIZERS:
         raise ConfigError(f"SOLVER.OPTIMIZER is {name!r}, expected one of {', '.join(_OPTIMIZERS)}")
@@ -55,6 +63,63 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
         optimizer.register_step_pre_hook(clip_all)
     return optimizer
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """Build `SOLVER.LR_SCHEDULER_NAME`, one of Detectron2's schedules or DeepLab's WarmupPolyLR.
+
+    A warning names all settings of the schedule that can't take effect: a warm-up that is longer than the training, and
+    STEPS that are not ascending or not before its end.
+
+    Raises:
+        ConfigError: A setting of the schedule is unknown or outside its range.
+    """
+    _check_schedule(cfg.SOLVER)
+    cfg = cfg.clone()
+    cfg.defrost()
+    # Without iterations a schedule would have no values, and nothing asks for one.
+    cfg.SOLVER.MAX_ITER = last = max(cfg.SOLVER.MAX_ITER, 1)
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":
+        # The same steps; Detectron2's own class has no value after the last iteration.
+        cfg.SOLVER.LR_SCHEDULER_NAME, parts = "WarmupMultiStepLR", cfg.SOLVER.NUM_DECAYS + 1
+        cfg.SOLVER.STEPS = tuple(math.ceil(k * last / parts) for k in range(1, parts))
+    cfg.SOLVER.STEPS = tuple(sorted({step for step in cfg.SOLVER.STEPS if step < last}))
+    return build_deeplab_lr_scheduler(cfg, optimizer)
+
+
+def _check_positive(solver: CfgNode, *keys: str) -> None:
+    for key in keys:
+        if solver[key] is not None and solver[key] < 0:
+            raise ConfigError(f"SOLVER.{key} is {solver[key]}, expected 0 or more")
+
+
+def _check_schedule(solver: CfgNode) -> None:
+    name, steps, last = solver.LR_SCHEDULER_NAME, list(solver.STEPS), solver.MAX_ITER
+    for key, known in (("LR_SCHEDULER_NAME", _SCHEDULES), ("WARMUP_METHOD", _WARMUPS)):
+        if solver[key] not in known:
+            raise ConfigError(f"SOLVER.{key} is {solver[key]!r}, expected one of {', '.join(known)}")
+    _check_positive(solver, "MAX_ITER", "WARMUP_ITERS")
+    if name == "WarmupCosineLR" and not 0 <= solver.BASE_LR_END <= solver.BASE_LR > 0:
+        raise ConfigError(
+            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}, expected at least 0 and at most SOLVER.BASE_LR "
+            f"({solver.BASE_LR}), which must be positive"
+        )
+    if name != "WarmupMultiStepLR":
+        steps = []
+    if any(step < 1 for step in steps):
+        raise ConfigError(f"SOLVER.STEPS is {tuple(steps)}, expected numbers of iterations, 1 or more")
+    if last == 0:
+        return
+    notes = []
+    if last < solver.WARMUP_ITERS:
+        notes.append(f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} is longer than the training (SOLVER.MAX_ITER {last})")
+    if steps != sorted(set(steps)):
+        notes.append(f"SOLVER.STEPS {tuple(steps)} are not ascending: they are sorted, and each counts once")
+    if late := [step for step in steps if step >= last]:
+        behind = ", ".join(map(str, late))
+        notes.append(f"SOLVER.STEPS {behind} have no effect: the training ends before (SOLVER.MAX_ITER {last})")
+    if notes:
+        _logger.warning("Learning rate: %s", "; ".join(notes))
 
 
 def images_per_step(cfg: CfgNode) -> int:
@@ -99,7 +164,7 @@ def scale_learning_rate(cfg: CfgNode) -> CfgNode:
     cfg.SOLVER.LR_REFERENCE_BATCH = images
     if frozen:
         cfg.freeze()
-    logging.getLogger(__name__).info(
+    _logger.info(
         "SOLVER.BASE_LR %g is for %d images per step; for %d it is %g", rate, reference, images, cfg.SOLVER.BASE_LR
     )
     return cfg

@@ -116,6 +116,72 @@ def test_learning_rate_curve(setting):
     assert got == pytest.approx(expected, rel=1e-5)
 
 
+def rates(**changes):
+    cfg = setup_cfg(config_path("coco-panoptic"))
+    cfg.SOLVER.update({"BASE_LR": 1.0, "GAMMA": 0.1, "WARMUP_ITERS": 0, **changes})
+    optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    found = []
+    for _ in range(cfg.SOLVER.MAX_ITER):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+POLY, COSINE, FIXED = "WarmupPolyLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
+LONG = {"WARMUP_ITERS": 8, "WARMUP_FACTOR": 0.5}
+LONGER = "WARMUP_ITERS 8 is longer than the training (SOLVER.MAX_ITER 2)"
+
+
+@pytest.mark.parametrize(
+    ("last", "changes", "expected", "said"),
+    [
+        (3, {"STEPS": (2,)}, [1, 1, 0.1], []),
+        (3, {"STEPS": (3,)}, [1, 1, 1], ["STEPS 3 have", "MAX_ITER 3"]),
+        (3, {"STEPS": (1, 5, 9)}, [1, 0.1, 0.1], ["STEPS 5, 9 have", "MAX_ITER 3"]),
+        (3, {"STEPS": (2, 1)}, [1, 0.1, 0.01], ["STEPS (2, 1) are not ascending"]),
+        (3, {"STEPS": (2, 2)}, [1, 1, 0.1], ["STEPS (2, 2) are not ascending"]),
+        (3, {"STEPS": (9, 1)}, [1, 0.1, 0.1], ["STEPS (9, 1) are not ascending", "STEPS 9 have"]),
+        (2, {"STEPS": (), **LONG}, [0.5, 0.75], [LONGER]),
+        (2, {"STEPS": (7,), **LONG}, [0.5, 0.75], [LONGER, "STEPS 7 have"]),
+        (2, {"LR_SCHEDULER_NAME": POLY, "STEPS": (9,)}, [1, 0.5**0.9], []),
+        (2, {"LR_SCHEDULER_NAME": POLY, **LONG}, [0.5, (0.5 + 0.5 / 8) * 0.5**0.9], [LONGER]),
+        (2, {"LR_SCHEDULER_NAME": COSINE}, [1, 0.5], []),
+        (4, {"LR_SCHEDULER_NAME": FIXED, "NUM_DECAYS": 1}, [1, 1, 0.1, 0.1], []),
+        (3, {"LR_SCHEDULER_NAME": FIXED, "NUM_DECAYS": 2}, [1, 0.1, 0.01], []),
+        (1, {"STEPS": ()}, [1], []),
+        (0, {"STEPS": (5,), **LONG}, [], []),
+        (0, {"LR_SCHEDULER_NAME": POLY}, [], []),
+        (0, {"LR_SCHEDULER_NAME": FIXED}, [], []),
+    ],
+)
+def test_what_of_a_schedule_has_no_effect_gets_one_warning(caplog, last, changes, expected, said):
+    assert rates(MAX_ITER=last, **changes) == pytest.approx(expected)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == bool(said)
+    assert all(text in messages[0] for text in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"MAX_ITER": -1}, r"SOLVER\.MAX_ITER is -1, expected 0 or more"),
+        ({"WARMUP_ITERS": -5}, r"SOLVER\.WARMUP_ITERS is -5"),
+        ({"BASE_LR": -0.1}, r"SOLVER\.BASE_LR is -0\.1"),
+        ({"WEIGHT_DECAY_NORM": -0.1}, r"SOLVER\.WEIGHT_DECAY_NORM is -0\.1"),
+        ({"STEPS": (0, 3)}, r"SOLVER\.STEPS is \(0, 3\), expected numbers of iterations"),
+        ({"LR_SCHEDULER_NAME": "Poly"}, r"SOLVER\.LR_SCHEDULER_NAME is 'Poly', expected one of .*WarmupPolyLR"),
+        ({"WARMUP_METHOD": "cubic"}, r"SOLVER\.WARMUP_METHOD is 'cubic', expected one of linear, constant"),
+        ({"LR_SCHEDULER_NAME": COSINE, "BASE_LR_END": 2.0}, r"SOLVER\.BASE_LR_END is 2\.0"),
+        ({"LR_SCHEDULER_NAME": COSINE, "BASE_LR": 0.0}, r"SOLVER\.BASE_LR \(0\.0\), which must be positive"),
+    ],
+)
+def test_schedules_that_make_no_sense(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        rates(**changes)
+
+
 def step(cfg, gradients):
     layers = torch.nn.ModuleList(torch.nn.Linear(1, 1, bias=False) for _ in gradients)
     optimizer = build_optimizer(cfg, layers)

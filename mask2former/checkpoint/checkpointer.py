@@ -124,7 +124,8 @@ class Checkpointer(DetectionCheckpointer):
             path: Local file (see `read_checkpoint`) or URL (see `fetch`). If it is empty, the model keeps its initial
                 weights.
             checkpointables: Names of the objects to load in addition to the model. None means all, and the file must
-                have all of them.
+                have all of them except the average of the weights (SOLVER.EMA), which stays as it is if the file has
+                none that fits.
 
         Returns:
             The remaining content of the file.
@@ -159,9 +160,10 @@ class Checkpointer(DetectionCheckpointer):
         self.logger.info("Loading %s", path)
         checkpoint = read_checkpoint(path, allow_pickle=self.allow_pickle)
         states = self.checkpointables if checkpointables is None else checkpointables
+        if AVERAGE_KEY in states and not self._fits_average(checkpoint.get(AVERAGE_KEY)):
+            states = [key for key in states if key != AVERAGE_KEY]
         if lacking := [key for key in states if key not in checkpoint]:
-            hint = "; resume with SOLVER.EMA.ENABLED False, as it was trained" if lacking == [AVERAGE_KEY] else ""
-            raise CheckpointError(f"{path}: not a checkpoint to resume from; it lacks {', '.join(lacking)}{hint}")
+            raise CheckpointError(f"{path}: not a checkpoint to resume from; it lacks {', '.join(lacking)}")
         weights = checkpoint.pop("model")
         if self.prefer_average and AVERAGE_KEY in checkpoint:
             self.logger.info("Loading the average of the weights (SOLVER.EMA)")
@@ -172,6 +174,10 @@ class Checkpointer(DetectionCheckpointer):
         for key in states:
             self.checkpointables[key].load_state_dict(checkpoint.pop(key))
         return checkpoint
+
+    def _fits_average(self, saved: StateDict | None) -> bool:
+        expected = self.checkpointables[AVERAGE_KEY].state_dict()
+        return saved is not None and {k: v.shape for k, v in saved.items()} == {k: v.shape for k, v in expected.items()}
 
     def _load_weights(self, state: StateDict, path: str, *, other_classes: bool) -> None:
         model_state = self.model.state_dict()

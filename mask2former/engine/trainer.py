@@ -19,6 +19,7 @@ from torch import nn
 from mask2former.checkpoint import AVERAGE_KEY, Checkpointer
 from mask2former.data import build_test_loader, build_train_loader, build_validation_loader
 from mask2former.engine.hooks import AverageHook, BestWeights, CurveWriter, build_average, validation_losses
+from mask2former.engine.resuming import config_differences, fit_optimizer_state, parameter_names, set_iteration
 from mask2former.engine.run import reproducible_threads
 from mask2former.engine.train_loop import TrainLoop
 from mask2former.evaluation import (
@@ -43,7 +44,8 @@ class Trainer(DefaultTrainer):
 
     Differences from Detectron2: bfloat16 autocast instead of scaled float16 (SOLVER.AMP.ENABLED);
     DistributedDataParallel without a GPU; our `Checkpointer`; data sets for evaluation are checked before the training;
-    one table per data set; a finished run is only evaluated when it is resumed; the options of docs/fine_tuning.md.
+    one table per data set; a finished run is only evaluated when it is resumed; the settings of a resumed run are those
+    of its config; the options of docs/fine_tuning.md.
     Subclasses can override each of the `build_*` methods and `test`.
 
     Example::
@@ -69,6 +71,9 @@ class Trainer(DefaultTrainer):
             allow_pickle: Whether MODEL.WEIGHTS may be a `.pkl`, which can execute arbitrary code.
         """
         TrainerBase.__init__(self)
+        self._given_cfg = cfg
+        self._resumed_from = ""  # config of the checkpoint
+        self._afresh: list[str] = []
         self.cfg = cfg = scale_learning_rate(self.auto_scale_workers(cfg, comm.get_world_size()))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -166,14 +171,64 @@ class Trainer(DefaultTrainer):
             super().train()
         return self._last_eval_results
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the last checkpoint of OUTPUT_DIR if there is one and `resume` is set; else load MODEL.WEIGHTS.
+
+        Settings of the config take precedence over those of the checkpoint. The log lists the differences, and warns of
+        what has no counterpart in the checkpoint and starts afresh.
+
+        Raises:
+            CheckpointError: The file can't be used.
+        """
+        rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        # The average was made before the weights were loaded.
+        new_average = self._average is not None and int(self._average.n_averaged) == 0
+        if self._average is not None and new_average:
+            self._average.module.load_state_dict(self._plain_model.state_dict())
+        if not (resume and self.checkpointer.has_checkpoint()):
+            return
+        self.start_iter = self.iter + 1
+        logger = logging.getLogger(__name__)
+        if differences := self._resumed_from and config_differences(self._resumed_from, self._given_cfg):
+            logger.info("Settings that differ from the checkpoint's; those of now hold:\n%s", differences)
+        afresh = list(self._afresh)
+        if new_average:
+            afresh.append("the average (SOLVER.EMA) starts from the weights of the checkpoint")
+        elif AVERAGE_KEY in rest:
+            afresh.append("the average of the checkpoint (SOLVER.EMA) is left out")
+        if afresh:
+            logger.warning("Resumed with other settings, weights and iteration are kept: %s", "; ".join(afresh))
+
     def state_dict(self) -> dict[str, Any]:
-        """State of iteration, hooks and optimiser. Detectron2 0.6 omits the optimiser."""
-        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+        """State of iteration, hooks and optimiser (which Detectron2 0.6 omits), parameter names, and the config."""
+        return {
+            **TrainerBase.state_dict(self),
+            "_trainer": self._trainer.state_dict(),
+            "parameter_names": parameter_names(self._plain_model, self._trainer.optimizer),
+            "config": self._given_cfg.dump(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of `state_dict`."""
-        TrainerBase.load_state_dict(self, state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+        """Restore the state of `state_dict` as far as the settings of this run allow."""
+        hook_states = dict(state_dict.get("hooks", {}))
+        loop = state_dict.get("_trainer", {})
+        optimizer = self._trainer.optimizer
+        names = parameter_names(self._plain_model, optimizer)
+        saved = loop.get("optimizer")
+        state, self._afresh = fit_optimizer_state(optimizer, names, saved, state_dict.get("parameter_names"))
+        done = state_dict["iteration"] + 1
+        if done > self.max_iter:
+            # Nothing is left to train, and schedules may have no value here.
+            hook_states.pop("LRScheduler", None)
+        elif (rates := set_iteration(self.scheduler, done)) is not None:
+            hook_states.pop("LRScheduler", None)
+            for group, rate in zip(state["param_groups"], rates, strict=True):
+                group["lr"] = rate
+        elif not self._afresh:
+            state["param_groups"] = saved["param_groups"]
+        TrainerBase.load_state_dict(self, {**state_dict, "hooks": hook_states})
+        self._trainer.load_state_dict({"iteration": state_dict["iteration"], **loop, "optimizer": state})
+        self._resumed_from = state_dict.get("config", "")
 
     @classmethod
     def test(

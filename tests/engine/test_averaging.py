@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mask2former.checkpoint import AVERAGE_KEY, Checkpointer, CheckpointError
+from mask2former.checkpoint import AVERAGE_KEY, Checkpointer
 from mask2former.config import ConfigError
 from mask2former.engine.hooks import build_average
 
@@ -73,11 +73,14 @@ def test_the_average_comes_back_and_evaluations_may_prefer_it(tmp_path):
         assert evaluated.weight.equal(expected)
 
 
-def test_a_checkpoint_without_an_average_is_no_start_to_go_on_from_with_one(tmp_path):
-    checkpointer(tmp_path, model()).save("model_0000002")
-    with pytest.raises(CheckpointError, match=r"lacks ema; resume with SOLVER\.EMA\.ENABLED False"):
-        checkpointer(tmp_path, model(), build_average(model(), 0.5)).resume_or_load("", resume=True)
-    # As a file of weights it is.
+def test_a_checkpoint_without_an_average_that_fits_leaves_the_average_as_it_is(tmp_path):
+    """The trainer then starts it from the weights."""
+    other = nn.Linear(2, 1)
+    for average in (build_average(other, 0.5), None):
+        checkpointer(tmp_path, model(), average).save("model_0000002")
+        resumed, kept = model(3.0), build_average(model(5.0), 0.5)
+        checkpointer(tmp_path, resumed, kept).resume_or_load("", resume=True)
+        assert resumed.weight == 0 and kept.module.weight == 5 and kept.n_averaged == 0
     evaluated = model(3.0)
     checkpointer(tmp_path, evaluated, prefer_average=True).load(str(tmp_path / "model_0000002.pth"))
     assert evaluated.weight == 0
