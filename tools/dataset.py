@@ -26,8 +26,9 @@ from pathlib import Path
 
 from mask2former.data.custom.class_list import SourceError
 from mask2former.data.custom.inspection import Inspection, inspect_sources, render
+from mask2former.data.custom.model_size import SIZES, Machine, read_backbones
 from mask2former.data.custom.preview import write_preview
-from mask2former.data.custom.recipe import SIZES, Machine, make_recipe, read_backbones
+from mask2former.data.custom.recipe import make_recipe
 from mask2former.data.custom.source import Source
 from mask2former.data.custom.split import split
 from mask2former.data.custom.training_files import derive, write_config
@@ -89,7 +90,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--gpu-memory", type=_memory, required=True, metavar="GB", help="memory per GPU; 0 to train on the CPU"
     )
     parser.add_argument("--num-gpus", type=_positive, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--size", choices=SIZES, help="size of the DiNAT; default: the largest that fits")
+    parser.add_argument("--size", choices=SIZES, help="size of the DiNAT; default: by images, weights and memory")
     parser.add_argument("--weights", default="", metavar="F", help="file or URL of initial weights (MODEL.WEIGHTS)")
     parser.add_argument("--name", help="name of the data set; default: name of the output folder")
 

@@ -3,17 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import yaml
 
 from mask2former.data.custom.inspection import Inspection
+from mask2former.data.custom.model_size import COSTS, PICO, Choice, Machine, choose_model
 from mask2former.data.datasets.custom import FORMATS
 from mask2former.tasks import TASKS, Task
-from mask2former.utils.errors import UserError
 
 # Smallest and largest sides of training images, in pixels.
 _SMALLEST, _LARGEST, _LARGEST_ON_CPU = 64, 1024, 256
@@ -35,44 +33,11 @@ _STEPS = (0.889, 0.963)
 _LEAST_ITERATIONS = 500
 _EVALUATIONS = 10
 
-# The small model of configs/shapes, with its small head: for CPUs.
-PICO = "pico"
 # Batch of configs/_base_/shapes.yaml, whose learning rate it uses, and images seen in that training.
 _PICO_BATCH = 8
 _PICO_IMAGES = 12800
 # Epochs on a large data set; a CPU is slow.
 _PICO_EPOCHS = 20
-
-_GIB = 2**30
-# Number of pixels of the measurements in `COSTS`.
-_REFERENCE = 1024 * 1024
-# Weights, gradients and the two moments of AdamW in float32.
-_BYTES_PER_PARAMETER = 16
-# GiB used by CUDA and its libraries.
-_CONTEXT = 0.7
-# GiB per image for temporary buffers and the losses; `COSTS` counts only what is kept for the backward pass.
-_TRANSIENT = 1.5
-# Usable share of the GPU memory: the allocator can't use every gap.
-_USABLE = 0.9
-
-
-class RecipeError(UserError):
-    """A machine or choice for which no training is possible."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The machine for training.
-
-    Attributes:
-        gpu_memory: GiB of each GPU; 0 if there is no GPU.
-        gpus: Number of GPUs.
-        processors: Number of processors.
-    """
-
-    gpu_memory: float
-    gpus: int
-    processors: int
 
 
 @dataclass
@@ -99,82 +64,6 @@ class Recipe:
         return [f"- {reason}" for reason in self.reasons]
 
 
-@dataclass(frozen=True)
-class Cost:
-    """GPU memory for training a model.
-
-    Attributes:
-        parameters: Millions of parameters, with the head.
-        plain: GiB that an image of 1024 x 1024 keeps for the backward pass, in float32.
-        checkpointed: The same with MODEL.DINAT.USE_CHECKPOINT, which computes the backbone twice.
-    """
-
-    parameters: float
-    plain: float
-    checkpointed: float
-
-    @property
-    def fixed(self) -> float:
-        """GiB that do not depend on the images."""
-        return self.parameters * 1e6 * _BYTES_PER_PARAMETER / _GIB + _CONTEXT
-
-    def per_image(self, pixels: int, checkpoint: bool) -> float:
-        """GiB for an image with this number of pixels."""
-        return ((self.checkpointed if checkpoint else self.plain) + _TRANSIENT) * pixels / _REFERENCE
-
-
-# Costs of configs/_base_/dinat_NAME.yaml, the largest first, with Mask2Former's head, 200 queries and 80 classes,
-# counted by benchmarks/training_memory.py on tensors without content, PyTorch 2.14. They grow with the number of pixels
-# if the dilations fit smaller maps (see `fitting_dilations`).
-COSTS: Mapping[str, Cost] = {
-    "large": Cost(219.9, 8.27, 3.03),
-    "base": Cost(108.8, 6.85, 2.72),
-    "small": Cost(69.9, 5.19, 2.57),
-    "tiny": Cost(47.2, 4.49, 2.43),
-    "mini": Cost(39.3, 3.83, 2.38),
-}
-SIZES = (*COSTS, PICO)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A model that fits: its size, whether it needs checkpointing, and the number of images per GPU."""
-
-    size: str
-    checkpoint: bool
-    images: int
-
-    def memory(self, pixels: int) -> float:
-        """GiB for images with this number of pixels."""
-        return COSTS[self.size].fixed + self.images * COSTS[self.size].per_image(pixels, self.checkpoint)
-
-
-def largest_fit(memory: float, pixels: int, most: int, sizes: Sequence[str] = tuple(COSTS)) -> Fit | None:
-    """The largest model that can be trained on a GPU; without checkpointing, which costs time, if that fits.
-
-    Args:
-        memory: GiB of the GPU.
-        pixels: Number of pixels of a training image.
-        most: Largest useful number of images per GPU.
-        sizes: Keys of `COSTS` to choose from, the best first.
-
-    Returns:
-        The fit; None if even one image is too much for all models.
-    """
-    for size in sizes:
-        for checkpoint in (False, True):
-            room = _USABLE * memory - COSTS[size].fixed
-            if (images := int(room / COSTS[size].per_image(pixels, checkpoint))) >= 1:
-                return Fit(size, checkpoint, min(images, most))
-    return None
-
-
-def read_backbones(base_folder: Path) -> dict[str, dict[str, Any]]:
-    """The section MODEL.DINAT of each `dinat_SIZE.yaml` of a folder (configs/_base_), by size."""
-    files = {size: base_folder / f"dinat_{size}.yaml" for size in SIZES}
-    return {size: yaml.safe_load(file.read_text(encoding="utf-8"))["MODEL"]["DINAT"] for size, file in files.items()}
-
-
 def make_recipe(
     inspection: Inspection,
     machine: Machine,
@@ -188,7 +77,7 @@ def make_recipe(
         inspection: The inspected data.
         machine: The machine for training.
         backbones: Section MODEL.DINAT by size.
-        size: Size of the DiNAT, a key of `backbones`; None for the largest that fits.
+        size: Size of the DiNAT, a key of `backbones`; None for the one that `choose_model` finds.
         weights: Value of MODEL.WEIGHTS; may be empty.
 
     Raises:
@@ -202,31 +91,16 @@ def make_recipe(
     typical = median(min(sides) if task == "semantic" else max(sides) for sides in inspection.train.sizes)
     most = _LARGEST if machine.gpu_memory else _LARGEST_ON_CPU
     side = int(min(most, max(_SMALLEST, 32 * round(typical / 32))))
-    side, fit = _choose_model(side, batch, machine, size)
-    recipe = Recipe(fit.size if fit else size or PICO)
+    choice = choose_model(images, side, batch, machine, size, weights, backbones)
+    side, fit = choice.side, choice.fit
+    recipe = Recipe(choice.size)
     _set_classes(recipe, inspection, task)
-    _set_model(recipe, fit, side, machine, weights, backbones[recipe.size])
+    _set_model(recipe, choice, machine, weights, backbones[recipe.size])
     _set_sizes(recipe, task, side, height, width)
     _set_batch(recipe, batch, fit.images if fit else batch, machine, images)
     _set_length(recipe, images, batch, task, pretrained=bool(weights))
     _set_void(recipe, inspection, task)
     return recipe
-
-
-def _choose_model(side: int, batch: int, machine: Machine, size: str | None) -> tuple[int, Fit | None]:
-    """The side of training images and the model; None for the model for CPUs."""
-    if size == PICO or (size is None and not machine.gpu_memory):
-        return side, None
-    if not machine.gpu_memory:
-        return side, Fit(size or PICO, checkpoint=False, images=1)
-    sizes = tuple(COSTS) if size is None else (size,)
-    for smaller in range(side, min(side - 1, 255), -128):
-        if fit := largest_fit(machine.gpu_memory, smaller * smaller, batch // machine.gpus, sizes):
-            return smaller, fit
-    raise RecipeError(
-        f"--gpu-memory {machine.gpu_memory:g}: too little to train DiNAT-{size or 'Mini'} on images of 256 x 256; "
-        f"--gpu-memory 0 chooses a model for CPUs, which fits any GPU"
-    )
 
 
 def _set_classes(recipe: Recipe, inspection: Inspection, task: Task) -> None:
@@ -254,19 +128,19 @@ def _set_classes(recipe: Recipe, inspection: Inspection, task: Task) -> None:
     )
 
 
-def _set_model(
-    recipe: Recipe, fit: Fit | None, side: int, machine: Machine, weights: str, backbone: Mapping[str, Any]
-) -> None:
+def _set_model(recipe: Recipe, choice: Choice, machine: Machine, weights: str, backbone: Mapping[str, Any]) -> None:
+    side, fit = choice.side, choice.fit
     if fit is None:
         why = "" if machine.gpu_memory else "no GPU: "
         recipe.set(f"{why}DiNAT-Pico with a small head, 2 million parameters, which can be trained on a CPU")
     elif not machine.gpu_memory:
-        recipe.set(f"DiNAT-{recipe.size.title()} as requested; slow without a GPU")
+        recipe.set(f"DiNAT-{recipe.size.title()}, {choice.reason}; slow without a GPU")
     else:
         gib = f"{fit.memory(side * side):.1f} of {machine.gpu_memory:g} GiB with {fit.images} images of {side} x {side}"
         checkpoint = "; activations of the backbone are computed twice to save memory" if fit.checkpoint else ""
         recipe.set(
-            f"DiNAT-{fit.size.title()}, {COSTS[fit.size].parameters:.0f} million parameters: needs {gib}{checkpoint}",
+            f"DiNAT-{fit.size.title()}, {COSTS[fit.size].parameters:.0f} million parameters, {choice.reason}: needs "
+            f"{gib}{checkpoint}",
             MODEL__DINAT__USE_CHECKPOINT=fit.checkpoint,
         )
     if (dilations := fitting_dilations(backbone, side)) != backbone["DILATIONS"]:

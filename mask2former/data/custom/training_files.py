@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from mask2former.data.coco_format import instance_annotation, segment_info, unused_segment_id
 from mask2former.data.custom.inspection import InspectedSplit
-from mask2former.data.custom.recipe import PICO, Recipe
+from mask2former.data.custom.model_size import PICO
+from mask2former.data.custom.recipe import Recipe
 from mask2former.data.custom.scan import label_pairs
 from mask2former.data.custom.source import LabelledImage, Split, SplitContent
 from mask2former.data.datasets.custom import CustomDataset, class_entry

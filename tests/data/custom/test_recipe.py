@@ -4,20 +4,21 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 
 from mask2former.config import setup_cfg
 from mask2former.data.custom.inspection import InspectedSplit, Inspection
-from mask2former.data.custom.recipe import (
+from mask2former.data.custom.model_size import (
     COSTS,
     SIZES,
     Machine,
     RecipeError,
-    fitting_dilations,
     largest_fit,
-    make_recipe,
     read_backbones,
+    size_of_weights,
 )
+from mask2former.data.custom.recipe import fitting_dilations, make_recipe
 from mask2former.data.custom.scan import Scan
 from mask2former.data.custom.source import LabelledImage, Source, SplitContent
 from mask2former.data.custom.training_files import write_config
@@ -96,6 +97,51 @@ def test_the_largest_model_comes_before_speed():
     fit = largest_fit(24, 1024 * 1024, most=16)
     assert (fit.size, fit.checkpoint, fit.images) == ("large", False, 1)
     assert largest_fit(80, 1024 * 1024, most=4).images == 4
+
+
+@pytest.mark.parametrize(
+    ("images", "weights", "size", "reason"),
+    [
+        (8, "", "mini", "because 8 images are few"),
+        (8, "w.pth", "mini", "larger sizes are for 100 and more"),
+        (99, "w.pth", "mini", "because 99 images are few"),
+        (100, "w.pth", "tiny", "because 100 images are few"),
+        (299, "", "tiny", "because 299 images are few"),
+        (300, "", "tiny", "because it starts from random weights"),
+        (300, "w.pth", "small", "larger sizes are for 1000 and more"),
+        (1000, "w.pth", "large", "the largest that fits"),
+        (1000, "", "tiny", "because it starts from random weights"),
+        (5000, "", "tiny", "larger sizes need --weights"),
+        (5000, "w.pth", "large", "the largest that fits"),
+        (8, "https://there/dinat_base_in1k_224.pth", "base", "the size of dinat_base_in1k_224.pth"),
+        (8, "mask2former_dinat_large_coco_panoptic.safetensors", "large", "the size of mask2former_dinat_large"),
+    ],
+)
+def test_size_follows_from_images_and_weights(images, weights, size, reason, tmp_path):
+    made = recipe(tmp_path, Machine(80, 1, 8), weights=weights, images=images, pixels=(64, 64))
+    assert made.size == size
+    assert any(line.startswith(f"- DiNAT-{size.title()}") and reason in line for line in made.lines())
+    assert recipe(tmp_path, Machine(80, 1, 8), "base", weights, images=images).size == "base"
+
+
+def test_memory_still_limits_the_size(tmp_path):
+    made = recipe(tmp_path, Machine(5, 1, 8), images=2000, pixels=(512, 512))
+    assert made.size != "large" and any("the largest that fits" in line for line in made.lines())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_size_of_weights_is_read_from_the_file(size, tmp_path):
+    backbone = BACKBONES[size]
+    state = {
+        f"backbone.levels.{level}.blocks.{block}.norm1.weight": torch.zeros(backbone["EMBED_DIM"] << level)
+        for level, depth in enumerate(backbone["DEPTHS"])
+        for block in range(depth)
+    }
+    torch.save({"model": state}, tmp_path / "mine.pth")
+    assert size_of_weights(str(tmp_path / "mine.pth"), BACKBONES) == size
+    (tmp_path / "mine.pth").write_bytes(b"damaged")
+    assert size_of_weights(str(tmp_path / "mine.pth"), BACKBONES) is None
+    assert size_of_weights(f"dinat_{size}_in1k_224.pth", BACKBONES) == size
 
 
 def test_batch_is_divided_evenly_over_gpus_and_steps(tmp_path):
