@@ -1,7 +1,4 @@
-"""Write segmentations in COCO's formats: entries of `segments_info` and instance annotations.
-
-`mask2former.data.targets` reads what this module writes.
-"""
+"""Segmentations in COCO's formats: entries of `segments_info`, instance annotations, and their run lengths."""
 
 from collections.abc import Container
 from itertools import count
@@ -102,3 +99,15 @@ def trace_polygons(mask: Mask) -> list[list[float]] | None:
         return None
     drawn = mask_util.decode(mask_util.merge(mask_util.frPyObjects(polygons, *mask.shape)))
     return polygons if np.array_equal(drawn, mask) else None
+
+
+def mask_area(segmentation: Any, size: tuple[int, int]) -> int:
+    """Number of pixels of a `segmentation` without any problem except being empty."""
+    return int(mask_util.area(to_rle(segmentation, size)))
+
+
+def to_rle(segmentation: Any, size: tuple[int, int]) -> Any:
+    """Compressed run lengths of a `segmentation` on an image of `size` (height, width)."""
+    if isinstance(segmentation, list):
+        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+    return mask_util.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation

@@ -134,7 +134,10 @@ NOTHING_LABELLED = _note(
 )
 
 IMAGE_ID_TWICE = Problem("image ids that are used more than once", _FIX_JSON)
-ANNOTATION_ID_TWICE = Problem("annotation ids that are used more than once", _FIX_JSON)
+ANNOTATION_ID_TWICE = _note(
+    "annotation ids that are used more than once",
+    "nothing if the annotations differ, as their ids are not used; otherwise delete the copies",
+)
 SEGMENT_ID_TWICE = Problem("segment ids that are used more than once in an image", _FIX_JSON)
 ANNOTATED_TWICE = Problem("images with more than one panoptic annotation", _FIX_JSON)
 UNKNOWN_IMAGE = Problem("annotations of images that the file does not list", _FIX_JSON)
@@ -149,8 +152,16 @@ POLYGON_OUTSIDE = _note(
 EMPTY_MASK = _note("annotations with an empty mask", "delete or redraw them")
 RLE_SIZE = Problem("run lengths (RLE) whose size differs from the image", "export the masks at the size of the images")
 BAD_MASK = Problem("masks that are neither valid polygons nor valid run lengths (RLE)", _FIX_JSON)
-BAD_FIELD = Problem("annotations with an invalid id, category, area, box or crowd flag", _FIX_JSON)
+BAD_FIELD = Problem("annotations with an invalid image, category, segment id or crowd flag", _FIX_JSON)
+ODD_FIELD = _note(
+    "areas, boxes and ignore flags that can't be understood",
+    "nothing: areas are computed from the masks, boxes are not used, and the annotations are not ignored",
+)
 NO_LABEL_AT_ALL = Problem("splits without any label", "label some images")
+ONLY_CROWDS = Problem(
+    "splits with nothing to learn: all annotations are crowds or to be ignored",
+    "label single objects, with iscrowd and ignore 0; crowds are no targets and are not evaluated",
+)
 NOT_IN_JSON = Problem("segments in panoptic PNGs that segments_info lacks", "list them, or paint them black (void)")
 NOT_IN_PNG = Problem("segments in segments_info that the panoptic PNG lacks", "remove them from segments_info")
 OTHER_AREA = _note(

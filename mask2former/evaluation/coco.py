@@ -4,7 +4,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,8 +21,12 @@ from hotcoco.semantic import SemanticEval
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mask2former.data.image_io import ImageReadError, read_label_map
+from mask2former.data import values
+from mask2former.data.coco_format import mask_area
+from mask2former.data.datasets.coco_json import FileFinder, entries, read_instances, read_json, read_panoptic
+from mask2former.data.image_io import ImageReadError, read_label_map, read_panoptic_ids
 from mask2former.data.label_maps import ValueMap, replace_values
+from mask2former.data.problems import segment_areas
 from mask2former.evaluation.metric import EvaluationError, Image, Metric, Records, image_key, require_same_images
 from mask2former.utils.files import atomic_write, write_json
 from mask2former.utils.journal import Key
@@ -40,7 +44,6 @@ _AVERAGE_PRECISIONS = {
     "APm": (_ALL_IOUS, _MEDIUM),
     "APl": (_ALL_IOUS, _LARGE),
 }
-_SEGMENT_ENTRIES = {"id", "category_id", "area", "iscrowd"}
 _SUFFIXES = {"All": "", "Things": "_th", "Stuff": "_st"}
 # Segment ids of a panoptic PNG are below it.
 _END_OF_IDS = 1 << 24
@@ -76,23 +79,24 @@ class InstanceAP(Metric):
         """Write the submission and evaluate it. See `Metric.evaluate` and the class."""
         json_file = self._metadata.json_file
         with _reading(json_file):
-            truth = json.loads(Path(json_file).read_bytes())
-            sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-        require_same_images(sizes, [key for key, _ in records], json_file)
-        for key, record in records:
-            if sizes[key] != tuple(record["size"]):
-                found = tuple(record["size"])
-                raise EvaluationError(f"{json_file}: image {key} is {sizes[key]}, its prediction {found}")
-        results = folder / self.results_file
+            content = read_json(json_file)
+            images, annotations = read_instances(content, json_file)
+            categories = _listed(content, json_file, self._dataset_ids, self._metadata.thing_classes)
+        require_same_images(annotations, [key for key, _ in records], json_file)
+        predicted = {key: tuple(record["size"]) for key, record in records}
+        for image in images:
+            key, size = image["id"], (image.get("height"), image.get("width"))
+            if size not in ((None, None), predicted[key]):
+                raise EvaluationError(f"{json_file}: image {key} is {size}, its prediction {predicted[key]}")
+        results, numbers = folder / self.results_file, _numbers(annotations)
         _write_detections(records, results)
         with tempfile.TemporaryDirectory() as temporary, _reading(json_file):
-            if any(isinstance(key, str) for key in sizes):
-                numbers = _numbers(sizes)
-                truth["images"] = [{**image, "id": numbers[image["id"]]} for image in truth["images"]]
-                truth["annotations"] = [{**a, "image_id": numbers[a["image_id"]]} for a in truth["annotations"]]
+            if any(key != number for key, number in numbers.items()):
                 results = Path(temporary, self.results_file)
                 _write_detections(((numbers[key], record) for key, record in records), results)
-            ground_truth = COCO(truth)
+            truth = {"images": [{"id": numbers[key], "height": h, "width": w} for key, (h, w) in predicted.items()]}
+            truth["annotations"] = self._annotations(annotations, predicted, numbers)
+            ground_truth = COCO({**truth, "categories": categories})
             evaluation = COCOeval(ground_truth, ground_truth.load_res(str(results)), "segm")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -106,6 +110,28 @@ class InstanceAP(Metric):
             name = ground_truth.cats[category]["name"]
             metrics[f"AP-{name}"] = _average_precision(precision[:, :, position, _ALL, _TOP_100])
         return metrics
+
+    def _annotations(
+        self,
+        annotations: Mapping[Key, Sequence[Mapping[str, Any]]],
+        sizes: Mapping[Key, tuple[int, int]],
+        numbers: Mapping[Key, int],
+    ) -> list[dict[str, Any]]:
+        """Just what the metric needs of annotations, numbered from 1: pycocotools does not match one with the id 0."""
+        kept: list[dict[str, Any]] = []
+        for key, of_image in annotations.items():
+            for annotation in of_image:
+                where = f"{self._metadata.json_file}: annotation {annotation['id']} of image {key}"
+                category, mask = annotation["category_id"], annotation["segmentation"]
+                if category not in self._metadata.thing_dataset_id_to_contiguous_id:
+                    raise EvaluationError(f"{where}: category {category} is no thing of data set {self._dataset_name}")
+                if not mask:
+                    raise EvaluationError(f"{where}: no mask to compare predictions with")
+                # Areas that the file lacks are measured.
+                area = annotation["area"] if "area" in annotation else mask_area(mask, sizes[key])
+                needed = {"image_id": numbers[key], "category_id": category, "segmentation": mask, "area": area}
+                kept.append({"id": len(kept) + 1, **needed, "iscrowd": annotation["iscrowd"]})
+        return kept
 
 
 class PanopticQuality(Metric):
@@ -152,21 +178,33 @@ class PanopticQuality(Metric):
         """Write the submission and evaluate it. See `Metric.evaluate` and the class."""
         json_file = self._metadata.panoptic_json
         with _reading(json_file):
-            truth = json.loads(Path(json_file).read_bytes())
-            annotations = {annotation["image_id"]: annotation for annotation in truth["annotations"]}
-            categories = {category["id"]: category["name"] for category in truth["categories"]}
-            for key, annotation in annotations.items():
-                if lacking := {entry for s in annotation["segments_info"] for entry in _SEGMENT_ENTRIES - s.keys()}:
-                    raise EvaluationError(f"{json_file}: image {key}: a segment without {min(lacking)!r}")
+            content = read_json(json_file)
+            annotations = {annotation["image_id"]: annotation for annotation in read_panoptic(content, json_file)}
+            categories = {
+                category["id"]: {**category, "isthing": int(isthing)}
+                for isthing, ids in sorted(self._dataset_ids.items())
+                for category in _listed(content, json_file, ids, self._metadata.stuff_classes)
+            }
         predicted = [annotation for _, annotation in records]
         require_same_images(annotations, [annotation["image_id"] for annotation in predicted], json_file)
         unknown = {s["category_id"] for a in predicted for s in a["segments_info"]} - categories.keys()
         if unknown:
             raise EvaluationError(f"{json_file}: no categories {sorted(unknown)}, which were predicted")
         write_json(folder / self.results_file, {"annotations": predicted})
+        find = FileFinder(self._metadata.panoptic_root, png=True)
+        files = {key: find(annotation["file_name"]) for key, annotation in annotations.items()}
         numbers = _numbers(annotations)
-        numbered = [{**annotation, "image_id": numbers[key]} for key, annotation in annotations.items()]
-        truth = {"annotations": numbered, "categories": truth["categories"]}
+        truth = {
+            "annotations": [
+                {
+                    "image_id": numbers[key],
+                    "file_name": str(files[key].absolute()),
+                    "segments_info": _measured(annotation["segments_info"], files[key]),
+                }
+                for key, annotation in annotations.items()
+            ],
+            "categories": list(categories.values()),
+        }
         submission = {"annotations": [{**a, "image_id": numbers[a["image_id"]]} for a in predicted]}
         root = self._metadata.panoptic_root
         try:
@@ -177,8 +215,7 @@ class PanopticQuality(Metric):
             if named is None:
                 raise EvaluationError(str(error)) from error
             key = next(key for key, number in numbers.items() if number == int(named[1]))
-            path = Path(root, annotations[key]["file_name"])
-            raise EvaluationError(f"{path}: image {key}: {str(error)[named.end() :]}") from error
+            raise EvaluationError(f"{files[key]}: image {key}: {str(error)[named.end() :]}") from error
         found = evaluation.results()
         metrics = {
             quality.upper() + suffix: 100 * found[group][quality] if found[group]["n"] else math.nan
@@ -186,9 +223,9 @@ class PanopticQuality(Metric):
             for quality in ("pq", "sq", "rq")
         }
         for quality in ("pq", "sq", "rq"):
-            for category, name in categories.items():
+            for category, entry in categories.items():
                 value = found["per_class"][category][quality]
-                metrics[f"{quality.upper()}-{name}"] = 100 * value if value >= 0 else math.nan
+                metrics[f"{quality.upper()}-{entry['name']}"] = 100 * value if value >= 0 else math.nan
         return metrics
 
 
@@ -242,8 +279,8 @@ class SemanticIoU(Metric):
             weighted, of_pixels = np.nansum(iou * labelled / labelled.sum()), correct.sum() / labelled.sum()
         metrics = {"mIoU": mean_of_measured(iou), "fwIoU": weighted, "mACC": mean_of_measured(accuracy)}
         metrics["pACC"] = of_pixels
-        for kind, values in (("IoU", iou), ("ACC", accuracy)):
-            metrics.update((f"{kind}-{name}", value) for name, value in zip(names, values, strict=True))
+        for kind, of_classes in (("IoU", iou), ("ACC", accuracy)):
+            metrics.update((f"{kind}-{name}", value) for name, value in zip(names, of_classes, strict=True))
         return {name: 100 * float(value) for name, value in metrics.items()}
 
 
@@ -332,6 +369,21 @@ def _reading(path: str) -> Generator[None, None, None]:
         raise EvaluationError(f"{path}: not COCO's format: {error}") from error
 
 
+def _listed(
+    content: Mapping[str, Any], path: str, dataset_ids: Mapping[int, int], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The categories of a file that the data set has; a name that is none is taken from the data set."""
+    listed = [category for category in entries(content, "categories", path) if isinstance(category, Mapping)]
+    named = {values.whole_number(category.get("id")): values.name(category.get("name")) for category in listed}
+    return [{"id": number, "name": named[number] or names[i]} for i, number in dataset_ids.items() if number in named]
+
+
+def _measured(segments: Sequence[Mapping[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Segments with their areas; those that the JSON lacks are counted in the PNG."""
+    areas = {} if all("area" in segment for segment in segments) else segment_areas(read_panoptic_ids(path))
+    return [{"area": areas.get(segment["id"], 0), **segment} for segment in segments]
+
+
 def _write_detections(records: Records, path: Path) -> None:
     """Write a list of all detections; only those of one image are in memory."""
     with atomic_write(path) as file:
@@ -346,8 +398,11 @@ def _write_detections(records: Records, path: Path) -> None:
 
 
 def _numbers(keys: Iterable[Key]) -> dict[Key, int]:
-    """Numbers instead of image ids: hotcoco takes only integers, ADE20K has strings. Integers stay as they are."""
-    return {key: key if isinstance(key, int) else number for number, key in enumerate(sorted(keys, key=str))}
+    """Numbers instead of image ids: hotcoco takes only positive integers, ADE20K has strings. Such ids stay."""
+    listed = list(keys)
+    if all(isinstance(key, int) and key >= 0 for key in listed):
+        return {key: int(key) for key in listed}
+    return {key: number for number, key in enumerate(sorted(listed, key=str))}
 
 
 def _inverted(ids: Mapping[int, int]) -> dict[int, int]:

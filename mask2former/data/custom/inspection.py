@@ -44,7 +44,7 @@ class InspectedSplit:
         return zip(self.content.images, self.scans, strict=True)
 
     def total(self, what: str) -> Counter[int]:
-        """Sum over the images of "pixels", "segments" or "numbered" by category id, or of "others" by value."""
+        """Sum over the images of "pixels", "segments", "crowds" or "numbered" by category id, or "others" by value."""
         total: Counter[int] = Counter()
         for scan in self.scans:
             total.update(getattr(scan, what))
@@ -108,6 +108,9 @@ def inspect_sources(sources: Sequence[Source], workers: int) -> Inspection:
             replace(c, isthing=numbered[c.id] > _THING_SHARE * pixels[c.id]) for c in contents[0].categories
         )
         splits = [replace(split, content=replace(split.content, categories=categories)) for split in splits]
+    if contents[0].source.format == "semantic_instance":
+        for split in splits:
+            _count_unnumbered(split)
     inspection = Inspection(
         {split.content.source.split: split for split in splits},
         {split.content.source.split: split.content.findings for split in splits},
@@ -131,6 +134,14 @@ def _scan_all(content: SplitContent, workers: int) -> tuple[Scan, ...]:
         )
 
 
+def _count_unnumbered(split: InspectedSplit) -> None:
+    """Count things without an instance number as crowds."""
+    for category in split.content.categories:
+        for scan in split.scans:
+            if category.isthing and category.id in scan.segments and not scan.numbered[category.id]:
+                scan.crowds[category.id] = scan.segments.pop(category.id)
+
+
 def _collect(split: InspectedSplit, findings: Findings) -> None:
     """Add the problems of single images and copies of images."""
     copies: defaultdict[str, list[str]] = defaultdict(list)
@@ -145,7 +156,8 @@ def _collect(split: InspectedSplit, findings: Findings) -> None:
             if scan.numbered[category] < scan.pixels[category]:
                 findings.add(problems.UNNUMBERED, f"{image.numbers}: {things[category]}")
     if not split.total("segments"):
-        findings.add(problems.NO_LABEL_AT_ALL, split.content.source.split)
+        problem = problems.ONLY_CROWDS if split.total("crowds") else problems.NO_LABEL_AT_ALL
+        findings.add(problem, split.content.source.split)
     for names in copies.values():
         if len(names) > 1:
             findings.add(problems.DUPLICATE, " = ".join(names[:3]))

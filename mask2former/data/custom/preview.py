@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from mask2former.data.classes import ClassTable
+from mask2former.data.coco_format import to_rle
 from mask2former.data.custom.inspection import InspectedSplit, Inspection
-from mask2former.data.custom.scan import to_rle
 from mask2former.data.custom.source import LabelledImage, Split, SplitContent
 from mask2former.data.custom.training_files import combine, contiguous_labels, void_label
 from mask2former.data.image_io import read_image, read_label_map, read_panoptic_ids

@@ -13,6 +13,7 @@ from hotcoco import mask as mask_util
 from numpy.typing import NDArray
 
 from mask2former.data import problems
+from mask2former.data.coco_format import mask_area
 from mask2former.data.custom.source import Format, LabelledImage
 from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids
 from mask2former.data.label_maps import LabelCode, label_text
@@ -33,7 +34,8 @@ class Scan:
         digest: Digest of its pixels.
         found: Problems.
         pixels: Number of pixels by category id.
-        segments: Number of instances by category id; 1 for a class without instances.
+        segments: Number of instances by category id, without crowds; 1 for a class without instances.
+        crowds: Number of crowds by category id; they are no targets.
         others: Number of pixels of a label map by value that no category has, such as void.
         numbered: Number of pixels with an instance number by category id.
         converted: Whether training can't read the label map as it is, such as one with colours instead of ids.
@@ -44,6 +46,7 @@ class Scan:
     found: list[Found] = field(default_factory=list)
     pixels: Counter[int] = field(default_factory=Counter)
     segments: Counter[int] = field(default_factory=Counter)
+    crowds: Counter[int] = field(default_factory=Counter)
     others: Counter[int] = field(default_factory=Counter)
     numbered: Counter[int] = field(default_factory=Counter)
     converted: bool = False
@@ -51,6 +54,10 @@ class Scan:
     def add(self, problem: Problem, where: str) -> None:
         """Add a problem."""
         self.found.append(Found(problem, where))
+
+    def count(self, annotation: Mapping[str, Any]) -> None:
+        """Count an annotation of a COCO file as a segment or as a crowd."""
+        (self.crowds if annotation["iscrowd"] else self.segments)[annotation["category_id"]] += 1
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Scanner:
                 scan = replace(scan, converted=self._scan_labels(image, scan))
             except ImageReadError as error:
                 scan.add(problems.UNREADABLE_LABEL, str(error))
-        if not scan.segments and not scan.found:
+        if not scan.segments and not scan.crowds and not scan.found:
             scan.add(problems.NOTHING_LABELLED, str(image.path))
         return scan
 
@@ -147,14 +154,11 @@ class Scanner:
     def _scan_panoptic(self, image: LabelledImage, scan: Scan, ids: NDArray[np.integer]) -> None:
         found = segment_areas(ids)
         for segment in image.annotations:
-            if field := bad_field(segment):
-                scan.add(problems.BAD_FIELD, f"{image.label}: {field}")
-                return
             if segment["category_id"] not in self.category_ids:
                 scan.add(problems.OUTSIDE_CLASSES, f"{image.label}: category {segment['category_id']}")
                 continue
             scan.pixels[segment["category_id"]] += found.get(segment["id"], 0)
-            scan.segments[segment["category_id"]] += 1
+            scan.count(segment)
         counts = Counter(segment["id"] for segment in image.annotations)
         if twice := [identity for identity, count in counts.items() if count > 1]:
             scan.add(problems.SEGMENT_ID_TWICE, f"{image.label}: {few(twice)}")
@@ -165,20 +169,17 @@ class Scanner:
     def _scan_annotations(self, image: LabelledImage, scan: Scan) -> None:
         size = image.size or scan.size or (0, 0)
         for annotation in image.annotations:
-            where = f"annotation {annotation.get('id')} of {image.path.name}"
-            if field := bad_field(annotation):
-                scan.add(problems.BAD_FIELD, f"{where}: {field}")
-                continue
+            where = f"annotation {annotation['id']} of {image.path.name}"
             category = annotation["category_id"]
             if category not in self.category_ids:
                 scan.add(problems.OUTSIDE_CLASSES, f"{where}: category {category}")
                 continue
-            found = list(segmentation_problems(annotation.get("segmentation"), size))
+            found = list(segmentation_problems(annotation["segmentation"], size))
             for problem, details in found:
                 scan.add(problem, f"{where}{details}")
             if all(not problem.blocks for problem, _ in found):
                 scan.pixels[category] += mask_area(annotation["segmentation"], size)
-            scan.segments[category] += 1
+            scan.count(annotation)
 
 
 def label_pairs(labels: NDArray[Any], numbers: NDArray[Any] | None) -> dict[tuple[int, int], int]:
@@ -188,18 +189,6 @@ def label_pairs(labels: NDArray[Any], numbers: NDArray[Any] | None) -> dict[tupl
         return {(int(value), 0): int(count) for value, count in zip(values, counts, strict=True)}
     values, counts = np.unique(labels.astype(np.int64) << 32 | numbers.astype(np.int64), return_counts=True)
     return {(int(v) >> 32, int(v) & 0xFFFFFFFF): int(count) for v, count in zip(values, counts, strict=True)}
-
-
-def bad_field(annotation: Mapping[str, Any]) -> str:
-    """The first invalid field of an annotation or of an entry of `segments_info`; empty if there is none."""
-    box, area, crowd = annotation.get("bbox", [0, 0, 0, 0]), annotation.get("area"), annotation.get("iscrowd", 0)
-    valid = {
-        **{key: type(annotation.get(key)) is int and annotation[key] >= 0 for key in ("id", "category_id")},
-        "iscrowd": isinstance(crowd, int) and crowd in (0, 1),
-        "area": area is None or (_is_number(area) and area >= 0),
-        "bbox": isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)),
-    }
-    return next((f"{key} {annotation.get(key)!r}" for key, fine in valid.items() if not fine), "")
 
 
 def segmentation_problems(segmentation: Any, size: tuple[int, int]) -> Iterator[Found]:
@@ -258,15 +247,3 @@ def _polygon_problems(polygons: Sequence[list[Any]], size: tuple[int, int]) -> I
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def mask_area(segmentation: Any, size: tuple[int, int]) -> int:
-    """Number of pixels of a `segmentation` without any problem except being empty."""
-    return int(mask_util.area(to_rle(segmentation, size)))
-
-
-def to_rle(segmentation: Any, size: tuple[int, int]) -> Any:
-    """Compressed run lengths of a `segmentation` on an image of `size` (height, width)."""
-    if isinstance(segmentation, list):
-        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-    return mask_util.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation

@@ -5,18 +5,29 @@ Four formats are read; no image is opened here.
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from mask2former.config import ConfigError
-from mask2former.data import problems
+from mask2former.data import problems, values
 from mask2former.data.custom.class_list import SourceError, read_class_file, read_label_classes
-from mask2former.data.datasets.custom import class_entry, read_classes, read_json
+from mask2former.data.datasets.coco_json import (
+    FileFinder,
+    ImageIndex,
+    entries,
+    read_annotation,
+    read_images,
+    read_json,
+    read_panoptic_annotation,
+)
+from mask2former.data.datasets.custom import class_entry, read_classes
 from mask2former.data.datasets.pairs import Names, explain_no_pairs, find_pairs, lossy_label
-from mask2former.data.datasets.registry import IGNORE_LABEL, AnnotationError, Category, errors_name
+from mask2former.data.datasets.registry import IGNORE_LABEL, AnnotationError, Category
 from mask2former.data.label_maps import LabelCode, ValueMap
 from mask2former.data.problems import Findings
+from mask2former.utils.journal import Key
 from mask2former.utils.label_images import color_to_id
 
 Split = Literal["train", "val"]
@@ -163,90 +174,90 @@ def read_source(source: Source) -> SplitContent:
         if source.labels:
             why = explain_no_pairs(source.images, source.labels, source.files, source.names)
             raise AnnotationError(f"{source.split}: {why}")
-        raise AnnotationError(f"{source.split}: no images with annotations in {source.annotations}")
+        reasons = "".join(f"; {message}" for message in content.findings.messages(blocks=True))
+        raise AnnotationError(f"{source.split}: no images with annotations in {source.annotations}{reasons}")
     return content
 
 
 def _read_coco(source: Source, path: Path) -> SplitContent:
     content, findings = read_json(path), Findings()
-    with errors_name(str(path)):
-        images, annotations = content["images"], content["annotations"]
-        categories = _categories(source, content["categories"], findings)
+    images = read_images(content, path)
+    categories = _categories(source, entries(content, "categories", path), findings)
+    index_of_images, listed = ImageIndex(images), {image["id"] for image in images}
+    find_image = FileFinder(source.images)
+    read, note = read_annotation, partial(findings.add, problems.ODD_FIELD)
+    if source.panoptic is not None:
+        read, find_label = read_panoptic_annotation, FileFinder(source.panoptic, png=True)
+    of_image: defaultdict[Key, list[dict[str, Any]]] = defaultdict(list)
+    for index, entry in enumerate(entries(content, "annotations", path)):
         try:
-            if not isinstance(images, list) or not isinstance(annotations, list):
-                raise TypeError("images and annotations must be lists")
-            _count_ids(images, annotations, source, findings)
-            of_image = defaultdict(list)
-            listed = {image["id"] for image in images}
-            for annotation in annotations:
-                if annotation["image_id"] in listed:
-                    of_image[annotation["image_id"]].append(annotation)
-                else:
-                    findings.add(problems.UNKNOWN_IMAGE, f"{path.name}: image {annotation['image_id']}")
-            read = [_coco_image(source, image, of_image[image["id"]], findings) for image in images]
-        except (TypeError, AttributeError) as error:
-            raise AnnotationError(f"{path}: not COCO's format: {error}") from error
-    return SplitContent(source, categories, tuple(image for image in read if image), findings)
+            annotation = read(entry, index, path, index_of_images, note)
+        except AnnotationError as error:
+            findings.add(problems.BAD_FIELD, str(error))
+            continue
+        if annotation["image_id"] in listed:
+            of_image[annotation["image_id"]].append(annotation)
+        else:
+            findings.add(problems.UNKNOWN_IMAGE, f"{path.name}: image {entry['image_id']}")
+    _count_ids(images, of_image, source, findings)
+    labelled = []
+    for image in images:
+        size = (image["height"], image["width"]) if "height" in image else None
+        annotations, label = tuple(of_image[image["id"]]), None
+        path = find_image(image["file_name"])
+        if source.panoptic is not None:
+            if not annotations:
+                findings.add(problems.WITHOUT_LABEL, str(path))
+                continue
+            label, annotations = find_label(annotations[0]["file_name"]), tuple(annotations[0]["segments_info"])
+        labelled.append(LabelledImage(image["id"], path, size, label, annotations=annotations))
+    return SplitContent(source, categories, tuple(labelled), findings)
 
 
-def _categories(source: Source, found: Any, findings: Findings) -> tuple[Category, ...]:
-    path = source.annotations
-    if not isinstance(found, list) or not all(isinstance(c, Mapping) and {"id", "name"} <= c.keys() for c in found):
-        raise AnnotationError(f"{path}: expected categories with id and name")
+def _categories(source: Source, found: list[Any], findings: Findings) -> tuple[Category, ...]:
+    where = f"{source.annotations}: categories"
+    found = [_known_keys(category) if isinstance(category, dict) else {"name": category} for category in found]
     found = _with_listed(found, source, source.classes) if source.classes else found
-    if source.format == "coco_panoptic":
-        for category in found:
-            if "isthing" not in category:
-                findings.add(problems.NO_ISTHING, str(category["name"]))
+    for index, category in enumerate(found):
+        if category.get("id") is None:
+            raise AnnotationError(f"{where}[{index}]: {category} has no id")
+        if source.format == "coco_panoptic" and category.get("isthing") is None:
+            findings.add(problems.NO_ISTHING, str(category["name"]))
     try:
-        categories = read_classes(sorted(map(_known_keys, found), key=lambda c: c["id"]), f"{path}: categories")
-    except (ConfigError, TypeError) as error:
+        categories = tuple(sorted(read_classes(found, where), key=lambda category: category.id))
+    except ConfigError as error:
         raise AnnotationError(str(error)) from error
-    if source.format == "coco_instance":
-        # Instance files of panoptic data sets may also list stuff.
-        categories = tuple(category for category in categories if category.isthing)
-    return categories
+    if source.format == "coco_panoptic":
+        return categories
+    # Instance files of panoptic data sets may also list stuff.
+    if not (things := tuple(category for category in categories if category.isthing)):
+        raise AnnotationError(f"{where}: no class is a thing (isthing is 0 everywhere), but instances are things")
+    return things
 
 
 def _with_listed(found: Sequence[Mapping[str, Any]], source: Source, classes: Path) -> list[dict[str, Any]]:
     """Categories of an annotation file, with `isthing` and `color` of the listed class of the same name."""
     listed = read_class_file(classes, first_id=1)
     by_name = {category.name: class_entry(category) for category in listed.categories}
-    if unknown := sorted(str(c["name"]) for c in found if str(c["name"]) not in by_name):
+    names = [values.name(category.get("name")) or "a class without a name" for category in found]
+    if unknown := sorted(name for name in names if name not in by_name):
         raise AnnotationError(f"{classes}: lacks {', '.join(unknown[:5])}, which {source.annotations} has")
     keys = ("isthing", "color") if listed.says_things else ("color",)
-    return [{**c, **{key: by_name[str(c["name"])][key] for key in keys}} for c in found]
+    return [{**c, **{key: by_name[name][key] for key in keys}} for name, c in zip(names, found, strict=True)]
 
 
-def _count_ids(images: Sequence[Any], annotations: Sequence[Any], source: Source, findings: Findings) -> None:
-    problem, key = problems.ANNOTATION_ID_TWICE, "id"
+def _count_ids(
+    images: Sequence[Mapping[str, Any]], of_image: Mapping[Key, Sequence[Any]], source: Source, findings: Findings
+) -> None:
+    counted = [(problems.IMAGE_ID_TWICE, Counter(image["id"] for image in images))]
     if source.format == "coco_panoptic":
-        problem, key = problems.ANNOTATED_TWICE, "image_id"
-    for kind, ids in (
-        (problems.IMAGE_ID_TWICE, [image["id"] for image in images]),
-        (problem, [annotation[key] for annotation in annotations]),
-    ):
-        for identity, count in Counter(ids).items():
+        counted.append((problems.ANNOTATED_TWICE, Counter({key: len(listed) for key, listed in of_image.items()})))
+    else:
+        counted.append((problems.ANNOTATION_ID_TWICE, Counter(a["id"] for listed in of_image.values() for a in listed)))
+    for problem, counts in counted:
+        for identity, count in counts.items():
             if count > 1:
-                findings.add(kind, f"{identity} ({count} times)")
-
-
-def _coco_image(
-    source: Source, image: Mapping[str, Any], annotations: Sequence[dict[str, Any]], findings: Findings
-) -> LabelledImage | None:
-    size = (image["height"], image["width"])
-    if any(type(side) is not int or side < 1 for side in size):
-        raise TypeError(f"image {image['id']} has the height and width {size}")
-    labelled = LabelledImage(image["id"], source.images / image["file_name"], size, annotations=tuple(annotations))
-    if source.panoptic is None:
-        return labelled
-    if not annotations:
-        findings.add(problems.WITHOUT_LABEL, str(labelled.path))
-        return None
-    segments = annotations[0]["segments_info"]
-    if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
-        raise TypeError(f"segments_info of image {image['id']} is not a list of segments")
-    return replace(labelled, label=source.panoptic / annotations[0]["file_name"], annotations=tuple(segments))
+                findings.add(problem, f"{identity} ({count} times)")
 
 
 def _read_label_maps(source: Source) -> SplitContent:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mask2former.data.custom.inspection import InspectedSplit
 from mask2former.data.custom.source import LabelledImage, Source, Split
-from mask2former.data.datasets.custom import read_json
+from mask2former.data.datasets.coco_json import read_json
 from mask2former.data.datasets.pairs import find_pairs
 from mask2former.utils.errors import UserError
 from mask2former.utils.files import atomic_write, write_json

@@ -55,11 +55,13 @@ def derive(inspected: InspectedSplit, name: str, folder: Path, workers: int) -> 
         paths = _absolute({"images": source.images, "annotations": source.annotations})
         return CustomDataset(name, "coco_instance", categories, paths)
     combines = source.format == "semantic_instance"
+    images = common_folder(source.images, [image.path for image in inspected.content.images])
+    labels = [image.label for image in inspected.content.images if image.label]
     paths = _absolute(
         {
-            "images": source.images,
+            "images": images,
             "annotations": folder / "panoptic.json",
-            "panoptic": folder / "panoptic" if combines else source.panoptic,
+            "panoptic": folder / "panoptic" if combines else common_folder(source.panoptic or Path(), labels),
             "semantic": folder / "semantic",
             "instances": folder / "instances.json" if any(category.isthing for category in categories) else None,
         }
@@ -101,11 +103,23 @@ def _derive_semantic(inspected: InspectedSplit, name: str, folder: Path, workers
     return CustomDataset(name, "semantic", numbered, _absolute(paths), void, names=names)
 
 
+def common_folder(folder: Path, files: Sequence[Path]) -> Path:
+    """The folder if it contains all files; otherwise, the smallest one that does. Links to folders are followed."""
+    folder, places = folder.resolve(), {path.parent.resolve() for path in files}
+    if all(place.is_relative_to(folder) for place in places):
+        return folder
+    return Path(os.path.commonpath(places))
+
+
+def _name_in(folder: Path, path: Path) -> str:
+    return (path.parent.resolve() / path.name).relative_to(folder).as_posix()
+
+
 def _panoptic_job(content: SplitContent, image: LabelledImage, paths: Mapping[str, Path]) -> Job:
-    source, name = content.source, f"{image.key}.png"
-    if image.label and source.panoptic:
-        name = image.label.relative_to(source.panoptic).as_posix()
-    entry = {"id": image.key, "file_name": image.path.relative_to(source.images).as_posix()}
+    name = f"{image.key}.png"
+    if image.label and not image.numbers:
+        name = _name_in(paths["panoptic"], image.label)
+    entry = {"id": image.key, "file_name": _name_in(paths["images"], image.path)}
     details = {"image": entry, "label": name, "segments": image.annotations, **_details(content, None)}
     folders = ("semantic", "panoptic") if image.numbers else ("semantic",)
     return Job(str(image.key), _sources(image), tuple(paths[folder] / name for folder in folders), details)

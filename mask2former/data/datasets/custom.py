@@ -5,8 +5,6 @@ be used where its data are not.
 """
 
 import difflib
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,7 +15,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from mask2former.config import ConfigError
+from mask2former.data import values
 from mask2former.data.classes import ClassTable
+from mask2former.data.datasets.coco_json import FileFinder, entries, errors_name, read_json, read_panoptic
 from mask2former.data.datasets.pairs import Names, explain_no_pairs, find_pairs
 from mask2former.data.datasets.registry import (
     IGNORE_LABEL,
@@ -25,12 +25,12 @@ from mask2former.data.datasets.registry import (
     Category,
     DatasetDict,
     category_entries,
-    errors_name,
     load_instances,
     panoptic_dict,
     register_dataset,
 )
 from mask2former.data.label_maps import ValueMap, unused_value
+from mask2former.data.values import described
 from mask2former.tasks import TASKS, Task
 
 _OTHER_KEYS = ("name", "format", "classes", "ignore_label")
@@ -238,75 +238,71 @@ def read_classes(classes: Any, where: str, first_id: int = 0) -> tuple[Category,
 
 
 def _read_class(entry: Any, index: int, first_id: int, where: str) -> Category:
-    # YAML reads a class called 7 as a number.
-    entry = {"name": str(entry)} if isinstance(entry, str | int | float) else entry
-    if not isinstance(entry, Mapping) or not str(entry.get("name") or ""):
-        raise ConfigError(f"{where}: expected a name, or a dict with {', '.join(_CLASS_KEYS)}; found {entry!r}")
+    entry = entry if isinstance(entry, Mapping) else {"name": entry}
+    name = values.name(entry.get("name"))
+    if name is None:
+        raise ConfigError(
+            f"{where}: the name is {described(entry.get('name'))}, expected text, in quotes if YAML takes it for "
+            "something else"
+        )
     _check_keys(entry, _CLASS_KEYS, where)
-    identity, isthing = entry.get("id", first_id + index), entry.get("isthing", True)
-    color = entry.get("color", ClassTable().color(index))
-    if type(identity) is not int or identity < 0:
-        raise ConfigError(f"{where}: id is {identity!r}, expected a whole number")
-    if isthing not in (0, 1):
-        raise ConfigError(f"{where}: isthing is {isthing!r}, expected true or false")
-    if not isinstance(color, list | tuple) or len(color) != 3 or not all(_is_channel(channel) for channel in color):
-        raise ConfigError(f"{where}: color is {color!r}, expected [red, green, blue], each 0 to 255")
-    return Category(identity, str(entry["name"]), (color[0], color[1], color[2]), bool(isthing))
-
-
-def _is_channel(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= 255
+    # Null is as good as nothing.
+    given = {key: value for key, value in entry.items() if value is not None}
+    identity = values.whole_number(given.get("id", first_id + index))
+    isthing = values.flag(given.get("isthing", True))
+    color = values.color(given.get("color", ClassTable().color(index)))
+    if identity is None or identity < 0:
+        raise ConfigError(f"{where}: id is {described(given['id'])}, expected a whole number from 0")
+    if isthing is None:
+        raise ConfigError(f"{where}: isthing is {described(given['isthing'])}, expected true or false")
+    if color is None:
+        raise ConfigError(
+            f"{where}: color is {described(given['color'])}, expected [red, green, blue], each 0 to 255, or text such "
+            "as '#7b01ce'"
+        )
+    return Category(identity, name, color, isthing)
 
 
 def _load_instances(metadata: Metadata) -> list[DatasetDict]:
-    _check_categories(metadata.json_file, metadata.thing_dataset_id_to_contiguous_id, metadata.thing_classes)
-    return load_instances(metadata)
+    path, ids = metadata.json_file, metadata.thing_dataset_id_to_contiguous_id
+    content = read_json(path)
+    _check_categories(content, path, ids, metadata.thing_classes)
+    return load_instances(metadata, content)
 
 
 def _load_panoptic(metadata: Metadata) -> list[DatasetDict]:
     path = metadata.panoptic_json
     ids = {**metadata.thing_dataset_id_to_contiguous_id, **metadata.stuff_dataset_id_to_contiguous_id}
-    content = _check_categories(path, ids, metadata.stuff_classes)
+    content = read_json(path)
+    _check_categories(content, path, ids, metadata.stuff_classes)
+    find_image, find_label, dicts = FileFinder(metadata.image_root), FileFinder(metadata.panoptic_root, png=True), []
     with errors_name(path):
-        images = {image["id"]: image for image in content["images"]}
-        dicts = []
-        for annotation in content["annotations"]:
-            if annotation["image_id"] not in images:
+        for annotation in read_panoptic(content, path):
+            image = annotation["image"]
+            if image is None:
                 raise AnnotationError(
                     f"{path}: an annotation refers to image {annotation['image_id']}, which is not in `images`"
                 )
-            image = images[annotation["image_id"]]
             size = {key: image[key] for key in ("height", "width") if key in image}
-            image_file = os.path.join(metadata.image_root, image["file_name"])
-            dicts.append({**panoptic_dict(annotation, image_file, metadata), **size})
+            record = panoptic_dict(annotation, str(find_image(image["file_name"])), metadata)
+            dicts.append({**record, "pan_seg_file_name": str(find_label(annotation["file_name"])), **size})
     return dicts
 
 
-def _check_categories(path: str, contiguous_ids: Mapping[int, int], names: Sequence[str]) -> dict[str, Any]:
-    """Compare the classes of the config with those of an annotation file, whose content is returned."""
-    content = read_json(path)
-    with errors_name(path):
-        found = {category["id"]: str(category["name"]) for category in content["categories"]}
+def _check_categories(
+    content: Mapping[str, Any], path: str, contiguous_ids: Mapping[int, int], names: Sequence[str]
+) -> None:
+    """Compare the classes of the config with those of an annotation file."""
+    found = {}
+    for category in entries(content, "categories", path):
+        if isinstance(category, Mapping):
+            found[values.whole_number(category.get("id"))] = values.name(category.get("name"))
     for identity, position in contiguous_ids.items():
         if found.get(identity, names[position]) != names[position]:
             raise AnnotationError(
                 f"{path}: category {identity} is {found[identity]!r}, in DATASETS.CUSTOM it is {names[position]!r}; "
                 "give the classes as {id: ..., name: ...} as tools/dataset.py config writes them"
             )
-    return content
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Content of an annotation file, a JSON object.
-
-    Raises:
-        AnnotationError: The file is not a JSON object.
-    """
-    with errors_name(str(path)):
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise AnnotationError(f"{path}: expected COCO's format, an object with images, annotations and categories")
-    return content
 
 
 def _load_semantic(metadata: Metadata) -> list[DatasetDict]:

@@ -5,10 +5,8 @@ set at any time. A data set in COCO's layout is described by its categories and 
 others pass their own loader to `register_dataset`.
 """
 
-import json
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +16,18 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
+from detectron2.data.datasets.coco import load_sem_seg
+from detectron2.structures import BoxMode
 
 from mask2former.config import ConfigError
+from mask2former.data.datasets.coco_json import (
+    AnnotationError,
+    FileFinder,
+    errors_name,
+    read_instances,
+    read_json,
+    read_panoptic,
+)
 from mask2former.data.label_maps import IGNORE_LABEL
 from mask2former.tasks import TASKS, Task
 from mask2former.utils.errors import UserError
@@ -45,10 +52,6 @@ class MissingDatasetError(UserError, FileNotFoundError):
         super().__init__(message)
         self.paths = paths
         self.source = source
-
-
-class AnnotationError(UserError):
-    """Annotations that are damaged or do not fit their images or classes; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -252,10 +255,10 @@ def load_panoptic(metadata: Metadata) -> list[DatasetDict]:
     """
     # Detectron2's function requires numeric image ids, but those of ADE20K are names.
     with errors_name(metadata.panoptic_json):
-        annotations = json.loads(Path(metadata.panoptic_json).read_text())["annotations"]
-        stems = [os.path.splitext(annotation["file_name"])[0] for annotation in annotations]
-        images = [os.path.join(metadata.image_root, f"{stem}.jpg") for stem in stems]
-        dicts = [panoptic_dict(*pair, metadata) for pair in zip(annotations, images, strict=True)]
+        dicts = []
+        for annotation in read_panoptic(read_json(metadata.panoptic_json), metadata.panoptic_json):
+            image_file = os.path.join(metadata.image_root, os.path.splitext(annotation["file_name"])[0] + ".jpg")
+            dicts.append(panoptic_dict(annotation, image_file, metadata))
     for path in (dicts[0]["file_name"], dicts[0]["pan_seg_file_name"]) if dicts else ():
         if not os.path.isfile(path):
             raise AnnotationError(f"{metadata.panoptic_json}: does not fit the other files of the data set, no {path}")
@@ -281,38 +284,45 @@ def panoptic_dict(annotation: Mapping[str, Any], image_file: str, metadata: Meta
     return record
 
 
-def load_instances(metadata: Metadata) -> list[DatasetDict]:
+def load_instances(metadata: Metadata, content: Mapping[str, Any] | None = None) -> list[DatasetDict]:
     """Load the dicts of an instance split, with contiguous category ids.
+
+    Polygons with fewer than three corners, or with half a corner, are left out, and annotations of which nothing
+    remains, as by Detectron2.
+
+    Args:
+        metadata: Metadata of the data set.
+        content: Content of the instances JSON if it is read already.
 
     Raises:
         AnnotationError: The instances JSON is damaged, or has categories that the data set lacks.
     """
-    contiguous_id = metadata.thing_dataset_id_to_contiguous_id
-    with errors_name(metadata.json_file):
-        # With a name, it would derive ids from the file, which are shifted if the file lacks a category.
-        dicts = load_coco_json(metadata.json_file, metadata.image_root)
-        for record in dicts:
-            for annotation in record["annotations"]:
-                annotation["category_id"] = contiguous_id[annotation["category_id"]]
+    contiguous_id, path = metadata.thing_dataset_id_to_contiguous_id, metadata.json_file
+    find, dicts = FileFinder(metadata.image_root), []
+    with errors_name(path):
+        images, annotations = read_instances(content or read_json(path), path)
+        for image in sorted(images, key=lambda image: (isinstance(image["id"], str), image["id"])):
+            size = {side: image[side] for side in ("height", "width") if side in image}
+            record = {"file_name": str(find(image["file_name"])), "image_id": image["id"], **size}
+            record["annotations"] = [
+                {**annotation, "category_id": contiguous_id[annotation["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
+                for annotation in annotations[image["id"]]
+                if not (polygons := _polygons(annotation)) or _keep_closed(polygons)
+            ]
+            dicts.append(record)
     return dicts
+
+
+def _polygons(annotation: Mapping[str, Any]) -> list[Any]:
+    return annotation["segmentation"] if isinstance(annotation["segmentation"], list) else []
+
+
+def _keep_closed(polygons: list[Any]) -> list[Any]:
+    """Remove polygons that aren't closed from a list, which is returned."""
+    polygons[:] = [polygon for polygon in polygons if len(polygon) % 2 == 0 and len(polygon) >= 6]
+    return polygons
 
 
 def load_semantic(metadata: Metadata) -> list[DatasetDict]:
     """Load the dicts of a semantic split."""
     return load_sem_seg(metadata.sem_seg_root, metadata.image_root)
-
-
-@contextmanager
-def errors_name(json_file: str) -> Generator[None, None, None]:
-    """Turn errors raised while reading an annotation file into `AnnotationError`s that name the file."""
-    try:
-        yield
-    except json.JSONDecodeError as error:
-        raise AnnotationError(f"{json_file}: not valid JSON ({error})") from error
-    except KeyError as error:
-        what = "a category id that the data set does not have" if isinstance(error.args[0], int) else "no key"
-        raise AnnotationError(f"{json_file}: has {what}: {error}") from error
-    except (AssertionError, TypeError) as error:
-        raise AnnotationError(
-            f"{json_file}: does not fit the other files of the data set or is not in COCO's format: {error}"
-        ) from error

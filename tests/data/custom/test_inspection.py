@@ -1,6 +1,7 @@
 """Every problem that `inspect` detects, created in otherwise valid data."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mask2former.data import problems
+from mask2former.data.coco_format import mask_area
 from mask2former.data.custom.inspection import inspect_sources, render
-from mask2former.data.custom.scan import mask_area, segmentation_problems
+from mask2former.data.custom.scan import segmentation_problems
 from mask2former.data.custom.source import Source, SourceError
 from mask2former.data.datasets import AnnotationError
 
@@ -142,13 +144,27 @@ CASES = [
     (problems.BAD_MASK, "don't fill the image", first(segmentation={"size": [40, 60], "counts": "PPYo1"})),
     (problems.BAD_MASK, "1000000 pixels outside", first(segmentation=[[1, 1, 1000060, 1, 5, 30]])),
     (problems.BAD_MASK, "of 000.jpg", first(segmentation={"counts": [2400]})),
-    (problems.BAD_FIELD, "of 000.jpg: id 'x'", first(id="x")),
-    (problems.BAD_FIELD, "of 000.jpg: category_id [5]", first(category_id=[5])),
-    (problems.BAD_FIELD, "of 000.jpg: bbox []", first(bbox=[])),
-    (problems.BAD_FIELD, "of 000.jpg: area 'large'", first(area="large")),
-    (problems.BAD_FIELD, "of 000.jpg: iscrowd None", first(iscrowd=None)),
-    (problems.BAD_FIELD, "000.png: category_id None", panoptic(
+    (problems.BAD_FIELD, "annotations[0]: category_id is [5] (list)", first(category_id=[5])),
+    (problems.BAD_FIELD, "annotations[0]: category_id is True (bool)", first(category_id=True)),
+    (problems.BAD_FIELD, "annotations[0]: iscrowd is 'many' (str), expected 0 or 1", first(iscrowd="many")),
+    (problems.BAD_FIELD, "annotations[0]: image_id is None (NoneType)", first(image_id=None)),
+    (problems.BAD_FIELD, "annotations[0]: found 'x' (str)", instances(
+        lambda c: c["annotations"].insert(0, "x"))),
+    (problems.BAD_FIELD, "annotations[0]: segments_info[0]: category_id is missing", panoptic(
         lambda c: c["annotations"][0]["segments_info"][0].pop("category_id"))),
+    (problems.BAD_FIELD, "annotations[0]: segments_info[0]: id is 16777217 (int), expected 1 to 16777215",
+     segment(id=2**24 + 1)),
+    (problems.ODD_FIELD, "annotations[0]: bbox is [] (list)", first(bbox=[])),
+    (problems.ODD_FIELD, "annotations[0]: area is 'large' (str)", first(area="large")),
+    (problems.ODD_FIELD, "annotations[0]: ignore is 'perhaps' (str)", first(ignore="perhaps")),
+    (problems.ODD_FIELD, "segments_info[0]: area is nan (float)", segment(area=float("nan"))),
+    (problems.ONLY_CROWDS, "train", instances(lambda c: [a.update(iscrowd=1) for a in c["annotations"]])),
+    (problems.ONLY_CROWDS, "train", instances(lambda c: [a.update(ignore=True) for a in c["annotations"]])),
+    (problems.ONLY_CROWDS, "train", panoptic(
+        lambda c: [s.update(iscrowd="1") for a in c["annotations"] for s in a["segments_info"]])),
+    (problems.ONLY_CROWDS, "train", (COMBINED, lambda root: [
+        (paint(root / f"instances/00{i}.png", np.s_[:], 0), paint(root / f"labels/00{i}.png", np.s_[:], 3),
+         write(root / "classes.json", [{"name": n, "isthing": n == "box"} for n in NAMES])) for i in range(2)])),
     (problems.NO_LABEL_AT_ALL, "train", instances(lambda content: content.update(annotations=[]))),
     (problems.NOT_IN_JSON, "000.png: ids 1",
      panoptic(lambda c: c["annotations"][0]["segments_info"].pop(0))),
@@ -175,7 +191,8 @@ def test_problem_is_found_with_its_place(problem, where, case, draw):
     if format == INSTANCE:
         shutil.move(root / "copy.png", root / "images/copy.png")
     damage(root)
-    files = {"files": root / "files.txt"} if (root / "files.txt").exists() else {}
+    files = {key: root / name for key, name in (("files", "files.txt"), ("classes", "classes.json"))}
+    files = {key: path for key, path in files.items() if path.exists()}
     count, places = found(source(root, format, **files))[problem]
     assert count >= 1
     assert where in places
@@ -288,25 +305,36 @@ def test_files_that_make_no_format(draw):
 
 def test_what_is_no_list_of_annotations_is_an_error(draw):
     root = draw(1)
-    for changes in ({"annotations": {}}, {"images": "x"}, {"annotations": ["x"]}, {"categories": {}}):
+    for changes in ({"annotations": {}}, {"images": "x"}, {"images": ["x"]}, {"categories": {}}):
         shutil.copy(root / "instances.json", root / "kept.json")
         edit(root / "instances.json", lambda content, changes=changes: content.update(changes))
         with pytest.raises(AnnotationError, match=r"instances\.json"):
             inspect_sources([source(root, INSTANCE)], workers=1)
         shutil.move(root / "kept.json", root / "instances.json")
     edit(root / "panoptic.json", lambda content: content["annotations"][0].update(segments_info={}))
-    with pytest.raises(AnnotationError, match="segments_info of image 0"):
+    with pytest.raises(AnnotationError, match=r"annotations\[0\]: segments_info is \{\} \(dict\), expected a list"):
         inspect_sources([source(root, PANOPTIC)], workers=1)
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"height": "40"}, {"height": 0}, {"width": None}, {"id": [1]}, {"file_name": 7}],
+    [
+        {"height": "tall"},
+        {"height": 0},
+        {"width": 60.5},
+        {"width": float("nan")},
+        {"id": [1]},
+        {"id": None},
+        {"id": True},
+        {"file_name": 7},
+        {"file_name": " "},
+    ],
 )
 def test_image_that_is_none_is_an_error_that_names_the_file(change, draw):
     root = draw(1)
     edit(root / "instances.json", lambda c: c["images"][0].update(change))
-    with pytest.raises(AnnotationError, match=r"instances\.json: not COCO's format"):
+    ((key, value),) = change.items()
+    with pytest.raises(AnnotationError, match=re.escape(f"instances.json: images[0]: {key} is {value!r} (")):
         inspect_sources([source(root, INSTANCE)], workers=1)
 
 

@@ -88,9 +88,9 @@ def test_a_dumped_config_names_the_same_files_from_anywhere_and_needs_none_of_th
         ({"classes": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "two classes have the id 1"),
         ({"classes": [{"name": "a", "colour": [1, 2, 3]}]}, r"classes\[0\]: unknown key 'colour' \(did you mean color"),
         ({"classes": [{"name": "a", "color": [1, 2, 300]}]}, r"expected \[red, green, blue\]"),
-        ({"classes": [{"name": "a", "id": "1"}]}, "id is '1', expected a whole number"),
+        ({"classes": [{"name": "a", "id": "one"}]}, r"id is 'one' \(str\), expected a whole number"),
         ({"classes": [{"name": "a", "isthing": False}]}, "'a' is not a thing"),
-        ({"classes": [{"name": "a", "isthing": "yes"}]}, "isthing is 'yes', expected true or false"),
+        ({"classes": [{"name": "a", "isthing": "maybe"}]}, r"isthing is 'maybe' \(str\), expected true or false"),
         ({"ignore_label": "255"}, "ignore_label is '255', expected a whole number"),
     ],
 )  # fmt: skip
