@@ -25,11 +25,11 @@ MOVED: dict[str, tuple[str, ...]] = {
     "mask2former.engine.checkpoint": ("mask2former.checkpoint",),
     "mask2former.engine.device": ("mask2former.engine.run",),
     "mask2former.engine.download": ("mask2former.checkpoint",),
-    "mask2former.engine.loss_curves": ("mask2former.engine.hooks",),
+    "mask2former.engine.loss_curves": ("mask2former.engine.metrics_log",),
     "mask2former.engine.matching": ("mask2former.checkpoint",),
     "mask2former.engine.validation": ("mask2former.engine.hooks",),
     "mask2former.engine.weights": ("mask2former.checkpoint",),
-    "mask2former.engine.writing": ("mask2former.engine.hooks",),
+    "mask2former.engine.writing": ("mask2former.engine.metrics_log",),
     "mask2former.files": ("mask2former.utils.files",),
     "mask2former.image_files": ("mask2former.prediction.files",),
     "mask2former.journal": ("mask2former.utils.journal",),
@@ -60,6 +60,7 @@ MOVED_NAMES: dict[str, tuple[str, ...]] = {
 # Old name -> new name of what was renamed or merged.
 RENAMED = {
     "BaseTrainer": "Trainer",
+    "CurveWriter": "MetricsLog",
     "StagedPredictor": "Predictor",
     "panoptic_colors": "ids_to_colors",
 }

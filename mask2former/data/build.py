@@ -23,6 +23,7 @@ from mask2former.data.dataset_mapper import TestMapper, TrainingMapper, large_sc
 from mask2former.data.datasets import dataset_metadata
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.label_maps import read_semantic_map
+from mask2former.data.training_order import Mapper, TrainingLoader
 from mask2former.tasks import TASKS, Task
 from mask2former.utils.parallel import default_workers, report_interval
 
@@ -131,35 +132,51 @@ def _build_ignore_label(cfg: CfgNode) -> int:
     return dataset_metadata(cfg.DATASETS.TRAIN[0]).get("ignore_label", IGNORE_LABEL)
 
 
-def build_train_loader(cfg: CfgNode) -> DataLoader:
+def build_train_loader(cfg: CfgNode, mapper: Mapper | None = None) -> TrainingLoader | DataLoader:
     """Build the endless loader of training batches (lists of dicts) of DATASETS.TRAIN.
 
+    Args:
+        cfg: Config.
+        mapper: Function that makes the input of the model of a dict. Default: `build_train_mapper(cfg)`.
+
+    Returns:
+        A loader whose place in the order of images goes into checkpoints; Detectron2's, which has no such place, for
+        other samplers than TrainingSampler and RepeatFactorTrainingSampler, and for data sets that are no lists.
+
     Raises:
-        ConfigError: A data set is unknown, or INPUT or DATALOADER has a value that cannot be used.
+        ConfigError: A data set is unknown, or INPUT, DATALOADER or IMS_PER_BATCH has a value that cannot be used.
         MissingDatasetError: Files of a data set are missing.
     """
     for name in cfg.DATASETS.TRAIN:
         dataset_metadata(name)
-    mapper = build_train_mapper(cfg)
+    mapper = build_train_mapper(cfg) if mapper is None else mapper
     node = cfg.DATALOADER
-    if node.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
-        return build_detection_train_loader(cfg, mapper=mapper)
-    # Detectron2's own sampler only counts the classes of instances.
-    if not node.REPEAT_THRESHOLD > 0:
+    repeat = node.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
+    if repeat and not node.REPEAT_THRESHOLD > 0:
         raise ConfigError(
             f"DATALOADER.REPEAT_THRESHOLD is {node.REPEAT_THRESHOLD}: RepeatFactorTrainingSampler would repeat no "
             "image; set the share of images below which a class is rare, such as 0.1"
         )
+    if not repeat and node.SAMPLER_TRAIN != "TrainingSampler":
+        return build_detection_train_loader(cfg, mapper=mapper)
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=node.FILTER_EMPTY_ANNOTATIONS)
-    factors = repeat_factors(
+    if not isinstance(dicts, list):
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
+    factors = None
+    if repeat:
+        # Detectron2's own sampler only counts the classes of instances.
+        ignore = _build_ignore_label(cfg)
+        settings = {"threshold": node.REPEAT_THRESHOLD, "ignore_label": ignore, "sqrt": node.REPEAT_SQRT}
+        factors = repeat_factors(dicts, _build_task(cfg), **settings)
+    return TrainingLoader(
         dicts,
-        _build_task(cfg),
-        threshold=node.REPEAT_THRESHOLD,
-        ignore_label=_build_ignore_label(cfg),
-        sqrt=node.REPEAT_SQRT,
+        mapper,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        factors=factors,
+        seed=cfg.SEED if cfg.SEED >= 0 else None,
+        group_by_shape=node.ASPECT_RATIO_GROUPING,
+        workers=node.NUM_WORKERS,
     )
-    sampler = RepeatFactorTrainingSampler(factors, seed=cfg.SEED if cfg.SEED >= 0 else None)
-    return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts, sampler=sampler)
 
 
 def repeat_factors(

@@ -1,22 +1,16 @@
-"""Hooks of a training: average of the weights, best weights, losses on other images, and curves of all of them."""
+"""Hooks of a training: average of the weights, best weights, and losses on other images."""
 
-import json
 import logging
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import BestCheckpointer, PeriodicWriter
+from detectron2.engine.hooks import BestCheckpointer
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -24,7 +18,6 @@ from mask2former.checkpoint import Checkpointer, read_checkpoint
 from mask2former.engine.train_loop import NonFiniteLossError
 from mask2former.maskformer_model import MaskFormer
 from mask2former.utils.errors import ConfigError
-from mask2former.utils.files import atomic_write
 
 _logger = logging.getLogger(__name__)
 
@@ -170,110 +163,3 @@ def validation_losses(model: MaskFormer, batches: Iterable[Sequence[dict[str, An
     means = {name: sum(found.get(name, 0.0) for found, _ in gathered) / total for name in names}
     # Names of losses of other layers end in a digit.
     return {"total_loss": sum(means.values()), **{n: loss for n, loss in means.items() if not n[-1].isdigit()}}
-
-
-class CurveWriter(PeriodicWriter):
-    """Detectron2's hook, which also writes after each evaluation and then draws `losses.png` from `metrics.json`."""
-
-    def __init__(self, writers: Sequence[EventWriter], cfg: CfgNode):
-        """Take the writers, one of which writes `metrics.json`, and the config of the run."""
-        super().__init__(list(writers))
-        self._folder = Path(cfg.OUTPUT_DIR)
-        self._eval_period = cfg.TEST.EVAL_PERIOD
-        self._metric = cfg.TEST.BEST_METRIC
-
-    def after_step(self) -> None:
-        """Write periodically; after an evaluation, write and draw."""
-        super().after_step()
-        done = self.trainer.iter + 1
-        if self._eval_period > 0 and done % self._eval_period == 0 and done != self.trainer.max_iter:
-            if done % self._period:
-                for writer in self._writers:
-                    writer.write()
-            self._draw()
-
-    def after_train(self) -> None:
-        """Write the remaining events, and draw."""
-        super().after_train()
-        self._draw()
-
-    def _draw(self) -> None:
-        draw_loss_curves(self._folder / "metrics.json", self._folder / "losses.png", self._metric)
-
-
-_TRAINING, _VALIDATION, _METRIC = "#2f6fb2", "#c4432b", "#3c8c4a"
-
-
-def draw_loss_curves(metrics_file: str | Path, picture: str | Path, metric: str = "") -> None:
-    """Draw the total loss in training and validation, and a metric, over the iterations, as a PNG.
-
-    Args:
-        metrics_file: The `metrics.json` of a training, one JSON object per line.
-        picture: PNG file to write; it is not written if there is nothing to show yet.
-        metric: Name of the metric in `metrics_file`; by default the first of PQ, AP and mIoU that the file has.
-    """
-    lines = read_metrics(metrics_file)
-    training, validation = _curve(lines, "total_loss"), _curve(lines, "validation/total_loss")
-    usual = ("panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU")
-    metric = metric or next((name for name in usual if _curve(lines, name)), "")
-    measured = {} if metric.endswith("total_loss") else _curve(lines, metric)
-    if not (training or validation or measured):
-        return
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(list(training), list(training.values()), color=_TRAINING, label="training loss")
-    if validation:
-        axes.plot(list(validation), list(validation.values()), "o-", color=_VALIDATION, label="validation loss")
-        best = min(validation, key=lambda iteration: validation[iteration])
-        _note(axes, best, validation[best], f"{validation[best]:.2f}", color=_VALIDATION, below=True)
-    axes.set_xlabel("iteration")
-    axes.set_ylabel("total loss")
-    axes.set_ylim(bottom=0)
-    axes.spines[["top"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    if measured:
-        right = axes.twinx()
-        right.plot(list(measured), list(measured.values()), "s--", color=_METRIC, label=metric)
-        best = max(measured, key=lambda iteration: measured[iteration])
-        _note(right, best, measured[best], f"{measured[best]:.1f}", color=_METRIC, below=False)
-        right.set_ylabel(f"{metric} (percent)", color=_METRIC)
-        right.set_ylim(0, max(1.0, 1.2 * measured[best]))
-        right.spines[["top"]].set_visible(False)
-        for found, texts in zip(right.get_legend_handles_labels(), (handles, labels), strict=True):
-            texts.extend(found)
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
-    with atomic_write(picture, "wb") as file:
-        figure.savefig(file, format="png")
-
-
-def read_metrics(metrics_file: str | Path) -> dict[int, dict[str, float]]:
-    """Read the `metrics.json` of a training: numbers by name, by iteration.
-
-    Iterations that a resumed run has repeated count once, with the later numbers.
-    """
-    lines: dict[int, dict[str, float]] = {}
-    path = Path(metrics_file)
-    for text in path.read_text().splitlines() if path.is_file() else ():
-        line = json.loads(text)
-        iteration = line.pop("iteration")
-        lines = {earlier: kept for earlier, kept in lines.items() if earlier <= iteration}
-        lines[iteration] = {**lines.get(iteration, {}), **line}
-    return lines
-
-
-def _curve(lines: Mapping[int, Mapping[str, float]], name: str) -> dict[int, float]:
-    return {iteration: line[name] for iteration, line in lines.items() if not math.isnan(line.get(name, math.nan))}
-
-
-def _note(axes: Axes, x: float, y: float, text: str, *, color: str, below: bool) -> None:
-    axes.annotate(
-        text,
-        (x, y),
-        (0, -14 if below else 7),
-        textcoords="offset points",
-        ha="center",
-        color=color,
-        fontsize=9,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-    )

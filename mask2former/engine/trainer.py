@@ -12,13 +12,14 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, TensorboardXWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from mask2former.checkpoint import AVERAGE_KEY, Checkpointer
 from mask2former.data import build_test_loader, build_train_loader, build_validation_loader
-from mask2former.engine.hooks import AverageHook, BestWeights, CurveWriter, build_average, validation_losses
+from mask2former.engine.hooks import AverageHook, BestWeights, build_average, validation_losses
+from mask2former.engine.metrics_log import MetricsLog, MetricsWriter
 from mask2former.engine.resuming import config_differences, fit_optimizer_state, parameter_names, set_iteration
 from mask2former.engine.run import reproducible_threads
 from mask2former.engine.train_loop import TrainLoop
@@ -78,8 +79,13 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._last_eval_results: dict[str, Any] | None = None
+        self._repeating = False  # the evaluation after the last checkpoint
 
-        model = self.build_model(cfg)
+        with torch.random.fork_rng([], enabled=cfg.SEED >= 0):
+            if cfg.SEED >= 0:
+                # As `set_up_run` does, so that a run from Python starts from the same weights again.
+                torch.default_generator.manual_seed(cfg.SEED + comm.get_rank())
+            model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         for dataset_name in cfg.DATASETS.TEST:
@@ -94,7 +100,12 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         accumulate = cfg.SOLVER.ACCUMULATE_STEPS
         self._trainer = TrainLoop(
-            model, data_loader, optimizer, amp=cfg.SOLVER.AMP.ENABLED, accumulate_steps=accumulate
+            model,
+            data_loader,
+            optimizer,
+            amp=cfg.SOLVER.AMP.ENABLED,
+            accumulate_steps=accumulate,
+            seed=cfg.SEED,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # As in Detectron2, a weak reference, so that trainer and checkpointer are freed with the last reference.
@@ -137,20 +148,44 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             found.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         found.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: self._evaluate(evaluated)))
-        if comm.is_main_process():
-            if cfg.TEST.BEST_METRIC:
-                found.append(BestWeights(cfg.TEST.EVAL_PERIOD, self.checkpointer, evaluated, cfg.TEST.BEST_METRIC))
-            writers = self.build_writers()
-            found.append(CurveWriter(writers, cfg) if cfg.TEST.VALIDATION_LOSS else hooks.PeriodicWriter(writers))
+        if comm.is_main_process() and cfg.TEST.BEST_METRIC:
+            found.append(BestWeights(cfg.TEST.EVAL_PERIOD, self.checkpointer, evaluated, cfg.TEST.BEST_METRIC))
+        found.append(MetricsLog(self.build_writers() if comm.is_main_process() else [], cfg))
         return found
+
+    def build_writers(self) -> list[EventWriter]:
+        """Build the writers of the log, `metrics.json` and TensorBoard's events."""
+        folder = Path(self.cfg.OUTPUT_DIR)
+        folder.mkdir(parents=True, exist_ok=True)
+        return [
+            CommonMetricPrinter(self.max_iter),
+            MetricsWriter(folder / "metrics.json"),
+            TensorboardXWriter(str(folder)),
+        ]
+
+    def before_train(self) -> None:
+        """Prepare the hooks, and make up for what a kill prevented after the last checkpoint was written."""
+        super().before_train()
+        lacking = any(hook.lacks_last_iteration() for hook in self._hooks if isinstance(hook, MetricsLog))
+        if not any(comm.all_gather(lacking)) or not 0 < self.start_iter <= self.max_iter:
+            return
+        iteration = self.iter
+        self.iter = self.storage.iter = self.start_iter - 1
+        self._repeating = True
+        for hook in self._hooks:
+            # Those that come after the checkpoint.
+            if isinstance(hook, hooks.EvalHook | hooks.BestCheckpointer | hooks.PeriodicWriter):
+                hook.after_step()
+        self._repeating = False
+        self.iter = self.storage.iter = iteration
 
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Evaluate during or after the training; test-time augmentation waits for the end."""
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.TEST.AUG.ENABLED = cfg.TEST.AUG.ENABLED and self.iter >= self.max_iter
-        # A training that was finished earlier may have been interrupted during its evaluation.
-        resume = 0 < self.max_iter <= self.start_iter
+        # A run may have been killed during this evaluation, at the end of the training or after a checkpoint.
+        resume = self._repeating or 0 < self.max_iter <= self.start_iter
         self._last_eval_results = self.test(cfg, model, resume=resume)
         losses = {} if self._validation is None else validation_losses(model, self._validation)
         return {**self._last_eval_results, "validation": losses} if losses else self._last_eval_results
@@ -185,9 +220,11 @@ class Trainer(DefaultTrainer):
         new_average = self._average is not None and int(self._average.n_averaged) == 0
         if self._average is not None and new_average:
             self._average.module.load_state_dict(self._plain_model.state_dict())
-        if not (resume and self.checkpointer.has_checkpoint()):
+        resumed = resume and self.checkpointer.has_checkpoint()
+        self.start_iter = self.iter + 1 if resumed else 0
+        self._clear_remains(resume=resume)
+        if not resumed:
             return
-        self.start_iter = self.iter + 1
         logger = logging.getLogger(__name__)
         if differences := self._resumed_from and config_differences(self._resumed_from, self._given_cfg):
             logger.info("Settings that differ from the checkpoint's; those of now hold:\n%s", differences)
@@ -198,6 +235,22 @@ class Trainer(DefaultTrainer):
             afresh.append("the average of the checkpoint (SOLVER.EMA) is left out")
         if afresh:
             logger.warning("Resumed with other settings, weights and iteration are kept: %s", "; ".join(afresh))
+
+    def _clear_remains(self, *, resume: bool) -> None:
+        """Remove from OUTPUT_DIR what would pass for a part of this run."""
+        folder = Path(self.cfg.OUTPUT_DIR)
+        if comm.is_main_process():
+            for unfinished in folder.glob(".*.pth.tmp"):
+                unfinished.unlink()
+            best = folder / "model_best.pth"
+            if not resume and best.is_file():
+                kept = best.rename(folder / "model_best_earlier.pth")
+                logging.getLogger(__name__).info("The best weights of an earlier run are now called %s", kept)
+        if resume and self.start_iter == 0:
+            # Killed before its first checkpoint.
+            for hook in self._hooks:
+                if isinstance(hook, MetricsLog):
+                    hook.load_state_dict(MetricsLog.EMPTY)
 
     def state_dict(self) -> dict[str, Any]:
         """State of iteration, hooks and optimiser (which Detectron2 0.6 omits), parameter names, and the config."""

@@ -16,7 +16,7 @@ LINK = re.compile(r"\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 PICTURES = (".png", ".jpg")
 # Pictures of docs that a tool writes in a run which the document shows.
-OF_TOOLS = {"fine_tuning_losses.png": "mask2former/engine/hooks.py"}
+OF_TOOLS = {"fine_tuning_losses.png": "mask2former/engine/metrics_log.py"}
 
 
 def links(document: Path) -> list[str]:

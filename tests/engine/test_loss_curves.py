@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.engine.hooks import draw_loss_curves, read_metrics
+from mask2former.engine.metrics_log import draw_loss_curves, read_metrics
 
 # Colours of the curves, as they are drawn.
 TRAINING, VALIDATION, METRIC = (47, 111, 178), (196, 67, 43), (60, 140, 74)
