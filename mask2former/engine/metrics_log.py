@@ -37,40 +37,39 @@ class MetricsWriter(JSONWriter):
         """Length of the file in bytes, and the last iteration that was written."""
         return {"bytes": self._path.stat().st_size, "written": self._last_write}
 
-    def rewind(self, state: Mapping[str, int], iteration: int) -> bool:
+    def rewind(self, state: Mapping[str, int], iteration: int) -> dict[str, float] | None:
         """Drop the lines that an interrupted run has written after its checkpoint, since they will be written again.
 
         Args:
             state: Result of `state_dict` when the checkpoint was written.
-            iteration: Iteration of the checkpoint. Lines of this iteration are kept: they were complete.
+            iteration: Iteration of the checkpoint. Its line is kept: it was written after everything else.
 
         Returns:
-            Whether the file has a line of this iteration.
+            Numbers of this line by name; None if there is none.
         """
         content = self._path.read_bytes()
-        end, complete, dropped = min(state["bytes"], len(content)), False, content[state["bytes"] :]
-        kept = 0
-        for line in dropped.splitlines(keepends=True):
-            number = _iteration_of(line)
-            if number is None or number > iteration:
+        end = place = min(state["bytes"], len(content))
+        last = None
+        for text in content[end:].splitlines(keepends=True):
+            line = _parse(text)
+            if line.get("iteration", math.inf) > iteration:
                 break
-            kept += len(line)
-            if number == iteration:
-                end, complete = end + kept, True
-                kept = 0
-        self._last_write = iteration if complete else state["written"]
+            place += len(text)
+            if line["iteration"] == iteration:
+                end, last = place, line
+        self._last_write = state["written"] if last is None else iteration
         if end < len(content):
             _logger.info("metrics.json: lines after iteration %d are dropped and written again", iteration)
             os.truncate(self._path, end)
-        return complete
+        return last
 
 
-def _iteration_of(line: bytes) -> int | None:
-    """Iteration of a line of `metrics.json`; None if it is incomplete."""
+def _parse(line: bytes) -> dict[str, float]:
+    """Content of a line of `metrics.json`; empty if it is incomplete."""
     try:
-        return json.loads(line)["iteration"] if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):
-        return None
+        return json.loads(line) if line.endswith(b"\n") else {}
+    except ValueError:
+        return {}
 
 
 class MetricsLog(PeriodicWriter):
@@ -118,14 +117,18 @@ class MetricsLog(PeriodicWriter):
         """Restore scalars and lines of a resumed run."""
         if self._restored is None:
             return
+        storage, last = self.trainer.storage, self.trainer.start_iter - 1
         for name, (smoothing, values) in self._restored["scalars"].items():
             for value, iteration in values:
-                self.trainer.storage.put_scalar(name, value, smoothing_hint=smoothing, cur_iter=iteration)
+                storage.put_scalar(name, value, smoothing_hint=smoothing, cur_iter=iteration)
         writers = [writer for writer in self._writers if isinstance(writer, MetricsWriter)]
-        last = self.trainer.start_iter - 1
         states = zip(writers, self._restored["files"], strict=False)
-        rewound = [writer.rewind(state, last) for writer, state in states]
-        self._complete = not self._writers or (bool(rewound) and all(rewound))
+        lines = [writer.rewind(state, last) for writer, state in states]
+        self._complete = not self._writers or (bool(lines) and None not in lines)
+        # Results of an evaluation after the checkpoint.
+        restored = {"iteration", *_TIMES, *(name for name, (_, at) in storage.latest().items() if at == last)}
+        for name, value in ((n, v) for line in lines if line for n, v in line.items() if n not in restored):
+            storage.put_scalar(name, value, smoothing_hint=False, cur_iter=last)
 
     def after_step(self) -> None:
         """Write periodically and after an evaluation."""
