@@ -243,7 +243,8 @@ class Trainer(DefaultTrainer):
             for unfinished in folder.glob(".*.pth.tmp"):
                 unfinished.unlink()
             best = folder / "model_best.pth"
-            if not resume and best.is_file():
+            started_from_it = Path(self.cfg.MODEL.WEIGHTS).resolve() == best.resolve()
+            if not resume and self.cfg.TEST.BEST_METRIC and best.is_file() and not started_from_it:
                 kept = best.rename(folder / "model_best_earlier.pth")
                 logging.getLogger(__name__).info("The best weights of an earlier run are now called %s", kept)
         if resume and self.start_iter == 0:
