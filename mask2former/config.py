@@ -49,6 +49,9 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
 def _add_input_keys(cfg: CfgNode) -> None:
     # One of five training inputs: mask_former_{semantic,panoptic,instance}, coco_{instance,panoptic}_lsj.
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    # Values that become 0 and 255 in images with more than 8 bits, such as (0, 4095) for 12 bits. Empty: 16-bit values
+    # are divided by 257, and images without a fixed range (floating point, 32 bits) are refused.
+    cfg.INPUT.VALUE_RANGE = ()
     # Colour augmentation of SSD, in the mask_former_* inputs.
     cfg.INPUT.COLOR_AUG_SSD = False
     # Large-scale jittering: side of the square crop, and range of the random scale.

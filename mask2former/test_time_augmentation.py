@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils
 from detectron2.modeling import DatasetMapperTTA
 from fvcore.transforms import HFlipTransform
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .config import ConfigError
+from .data.image_io import configured_range, read_image
 from .maskformer_model import MaskFormer
 from .modeling import inference
 from .modeling.inference import Queries
@@ -38,6 +38,7 @@ class SemanticSegmentorWithTTA(nn.Module):
             model = model.module
         self.model = model
         self.image_format = cfg.INPUT.FORMAT
+        self.value_range = configured_range(cfg)
         self.augment = DatasetMapperTTA(cfg)
 
     @torch.no_grad()
@@ -55,7 +56,7 @@ class SemanticSegmentorWithTTA(nn.Module):
     def _complete(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(inputs)
         if "image" not in inputs:
-            image = detection_utils.read_image(inputs["file_name"], self.image_format)
+            image = read_image(inputs["file_name"], self.image_format, self.value_range)
             inputs["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
         inputs.setdefault("height", inputs["image"].shape[1])
         inputs.setdefault("width", inputs["image"].shape[2])

@@ -34,6 +34,7 @@ from mask2former.data.custom.split import split
 from mask2former.data.custom.training_files import derive, write_config
 from mask2former.data.datasets.pairs import Names
 from mask2former.data.datasets.registry import IGNORE_LABEL
+from mask2former.data.photographs import checked_range
 from mask2former.utils.errors import report_errors, report_interrupt
 from mask2former.utils.parallel import default_workers
 
@@ -165,6 +166,15 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
                 help=f"{part} of the names of {text}, {place} the part that all files of an image share",
             )
     files.add_argument(
+        "--value-range",
+        type=float,
+        nargs=2,
+        default=(),
+        metavar=("LOW", "HIGH"),
+        help="values that become black and white in images with more than 8 bits, such as 0 4095; "
+        "default: 0 65535 for 16 bits",
+    )
+    files.add_argument(
         "--workers", type=int, default=default_workers(), metavar="N", help=f"default: {default_workers()} processes"
     )
 
@@ -174,6 +184,7 @@ def read_sources(options: argparse.Namespace) -> list[Source]:
 
     Raises:
         SourceError: Files do not exist or do not belong together.
+        PhotographError: --value-range is no range.
     """
     values = dict(options.map)
     if twice := [f"{value}={class_id}" for value, class_id in options.map if values[value] != class_id]:
@@ -186,6 +197,7 @@ def read_sources(options: argparse.Namespace) -> list[Source]:
         values=values,
         names=Names(prefix, suffix, options.label_prefix, options.label_suffix),
         instance_names=Names(prefix, suffix, options.instance_prefix, options.instance_suffix),
+        value_range=checked_range(options.value_range, "--value-range"),
     )
     val = {name: path for name in _FILES if (path := getattr(options, f"val_{name}"))}
     # Splits may share folders.
@@ -225,6 +237,8 @@ def divide(inspection: Inspection, options: argparse.Namespace) -> list[str]:
     words = [word for name, path in given.items() for word in (f"--{name}", str(path))]
     words += [f"--val-{changed}", str(getattr(val, changed))]
     words += _label_words(options)
+    if train.value_range is not None:
+        words += ["--value-range", *(f"{value:g}" for value in train.value_range)]
     return [*lines, "", f"python tools/dataset.py config {shlex.join(words)} --gpu-memory GB --output DIR"]
 
 
@@ -250,6 +264,9 @@ def config(inspection: Inspection, options: argparse.Namespace) -> list[str]:
     machine = Machine(options.gpu_memory, options.num_gpus, default_workers())
     weights = str(Path(options.weights).resolve()) if Path(options.weights).is_file() else options.weights
     recipe = make_recipe(replace(inspection, splits=parts), machine, read_backbones(BASES), options.size, weights)
+    if inspection.train.content.source.value_range is not None:
+        low, high = inspection.train.content.source.value_range
+        recipe.set(f"values from {low:g} to {high:g} become 0 to 255", INPUT__VALUE_RANGE=[low, high])
     name = options.name or folder.resolve().name
     datasets = {
         part: derive(inspected, f"{name}_{part}", folder / "data" / part, options.workers)

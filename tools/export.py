@@ -31,7 +31,7 @@ from mask2former.checkpoint import Checkpointer, fetch, is_url
 from mask2former.data.datasets import predicted_metadata
 from mask2former.data.datasets.custom import register_custom_datasets
 from mask2former.data.datasets.shapes import draw_scene
-from mask2former.data.image_io import read_image
+from mask2former.data.image_io import configured_range, read_image
 from mask2former.export import describe, export_network, save_onnx, save_torch_export
 from mask2former.export.network import side_step
 from mask2former.export.numpy_postprocessing import image_sizes
@@ -73,7 +73,10 @@ def read_config(options: argparse.Namespace) -> CfgNode:
 def export(options: argparse.Namespace) -> bool:
     """Export as the command line says, and return whether the file is equal to the model."""
     cfg = read_config(options)
-    chosen = {f"{number} {path.name}": read_image(path) for number, path in enumerate(options.verify, 1)}
+    values = configured_range(cfg)
+    chosen = {
+        f"{number} {path.name}": read_image(path, value_range=values) for number, path in enumerate(options.verify, 1)
+    }
     exported_cfg = cfg.clone()
     exported_cfg.merge_from_list([part for pair in EXPORTABLE.items() for part in pair])
     model = build_model(exported_cfg)

@@ -19,9 +19,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mask2former.config import ConfigError
-from mask2former.data.dataset_mapper import TestMapper, TrainingMapper, large_scale_jitter, resize_and_crop
+from mask2former.data.dataset_mapper import (
+    ResizeShortestEdge,
+    TestMapper,
+    TrainingMapper,
+    large_scale_jitter,
+    resize_and_crop,
+)
 from mask2former.data.datasets import dataset_metadata
 from mask2former.data.datasets.registry import IGNORE_LABEL
+from mask2former.data.image_io import configured_range
 from mask2former.data.label_maps import read_semantic_map
 from mask2former.data.training_order import Mapper, TrainingLoader
 from mask2former.tasks import TASKS, Task
@@ -115,6 +122,7 @@ def _build_mapper(
         drop_empty_targets=cfg.INPUT.DROP_EMPTY_TARGETS or always_drops_empty_targets,
         augment_with_semantic_map=augment_with_semantic_map,
         mark_void=cfg.MODEL.MASK_FORMER.IGNORE_VOID,
+        value_range=configured_range(cfg),
     )
 
 
@@ -223,7 +231,7 @@ def build_test_loader(
         MissingDatasetError: Files of the data set are missing.
     """
     dataset_metadata(dataset_name)
-    mapper = TestMapper(_build_test_resizing(cfg), cfg.INPUT.FORMAT)
+    mapper = TestMapper(_build_test_resizing(cfg), cfg.INPUT.FORMAT, configured_range(cfg))
     dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
     kept = [image for image in dicts if skip is None or not skip(image)]
     if not kept:
@@ -260,5 +268,5 @@ def build_validation_loader(cfg: CfgNode) -> DataLoader:
 
 
 def _build_test_resizing(cfg: CfgNode) -> T.AugmentationList:
-    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
+    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
     return T.AugmentationList([resize])

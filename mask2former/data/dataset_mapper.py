@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mask2former.data.datasets import AnnotationError
 from mask2former.data.image_io import ChannelOrder, read_image, read_panoptic_png
 from mask2former.data.label_maps import read_semantic_map
+from mask2former.data.photographs import ValueRange
 from mask2former.data.targets import (
     Targets,
     instance_targets,
@@ -48,7 +49,7 @@ def large_scale_jitter(image_size: int, min_scale: float, max_scale: float, flip
         [
             *_flips(flip),
             _Contiguous(),
-            T.ResizeScale(min_scale, max_scale, image_size, image_size),
+            _ResizeScale(min_scale, max_scale, image_size, image_size),
             # (Its annotation says tuple[int].)
             T.FixedSizeCrop((image_size, image_size), pad_value=PADDING_VALUE),  # ty: ignore[invalid-argument-type]
         ]
@@ -73,7 +74,7 @@ def resize_and_crop(
         color_format: Channel order of the images; None for no changes of colour.
         flip: Direction of the random flip.
     """
-    augmentations: list[T.Augmentation | T.Transform] = [T.ResizeShortestEdge(list(short_edges), max_size, sampling)]
+    augmentations: list[T.Augmentation | T.Transform] = [ResizeShortestEdge(list(short_edges), max_size, sampling)]
     if crop is not None:
         augmentations.append(crop)
     if color_format is not None:
@@ -83,6 +84,29 @@ def resize_and_crop(
 
 def _flips(flip: Flip) -> list[T.Augmentation]:
     return [] if flip == "none" else [T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, except that no side becomes shorter than one pixel, whatever the shape of the image."""
+
+    def get_transform(self, image: NDArray) -> T.Transform:
+        """Choose a size for an image [H, W, ...]."""
+        return _at_least_one_pixel(super().get_transform(image))
+
+
+class _ResizeScale(T.ResizeScale):
+    """Detectron2's, except that no side becomes shorter than one pixel, whatever the shape of the image."""
+
+    def get_transform(self, image: NDArray) -> T.Transform:
+        """Choose a size for an image [H, W, ...]."""
+        return _at_least_one_pixel(super().get_transform(image))
+
+
+def _at_least_one_pixel(transform: T.Transform) -> T.Transform:
+    if not isinstance(transform, T.ResizeTransform) or (transform.new_h and transform.new_w):
+        return transform
+    sides = max(1, transform.new_h), max(1, transform.new_w)
+    return T.ResizeTransform(transform.h, transform.w, *sides, transform.interp)
 
 
 class _Contiguous(NoOpTransform):
@@ -107,6 +131,7 @@ class TrainingMapper:
         drop_empty_targets: Whether segments without a pixel in the crop are left out.
         augment_with_semantic_map: Whether the augmentations need the semantic map.
         mark_void: Whether the output contains the void pixels.
+        value_range: Values that become 0 and 255 in images with more than 8 bits; see `read_image`.
     """
 
     augmentations: T.AugmentationList
@@ -119,6 +144,7 @@ class TrainingMapper:
     drop_empty_targets: bool = False
     augment_with_semantic_map: bool = False
     mark_void: bool = False
+    value_range: ValueRange | None = None
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
         """Map a dict in Detectron2's standard format, which is not changed.
@@ -132,7 +158,7 @@ class TrainingMapper:
             ImageReadError: An image or a label image is missing, damaged, or of the wrong size.
             AnnotationError: Labels do not fit the image or the classes, or the task has no annotations here.
         """
-        record, image = _read_record(dataset_dict, self.image_format)
+        record, image = _read_record(dataset_dict, self.image_format, self.value_range)
         annotation = TASKS[self.task].annotation
         if annotation not in dataset_dict:
             raise AnnotationError(
@@ -200,12 +226,19 @@ class TrainingMapper:
 
 @dataclass(frozen=True, eq=False)
 class TestMapper:
-    """Read and resize a test image; annotations are left to the evaluators."""
+    """Read and resize a test image; annotations are left to the evaluators.
+
+    Attributes:
+        augmentations: Augmentations of the image.
+        image_format: Channel order of the images.
+        value_range: Values that become 0 and 255 in images with more than 8 bits; see `read_image`.
+    """
 
     __test__: ClassVar = False  # not a test, whatever pytest thinks of its name
 
     augmentations: T.AugmentationList
     image_format: ChannelOrder = "RGB"
+    value_range: ValueRange | None = None
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
         """Map a dict in Detectron2's standard format, which is not changed.
@@ -217,7 +250,7 @@ class TestMapper:
         Raises:
             ImageReadError: The image is missing or damaged.
         """
-        record, image = _read_record(dataset_dict, self.image_format)
+        record, image = _read_record(dataset_dict, self.image_format, self.value_range)
         resized = T.AugInput(image)
         self.augmentations(resized)
         record["image"] = _image_tensor(resized.image)
@@ -225,10 +258,10 @@ class TestMapper:
 
 
 def _read_record(
-    dataset_dict: Mapping[str, Any], image_format: ChannelOrder
+    dataset_dict: Mapping[str, Any], image_format: ChannelOrder, value_range: ValueRange | None
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     record = {key: dataset_dict[key] for key in _PASSED_ON if key in dataset_dict}
-    image = read_image(record["file_name"], image_format)
+    image = read_image(record["file_name"], image_format, value_range)
     # Fills in height and width; an image of another size than annotated is an error that names it.
     check_image_size(record, image)
     return record, image

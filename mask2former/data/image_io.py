@@ -1,72 +1,102 @@
 """Read photographs and label images from disk.
 
-Photographs of all common kinds become 8-bit colour images; label images keep the numbers that are stored.
+Photographs of all common kinds become 8-bit colour images (`photographs` does it, also for programs without PyTorch);
+label images keep the numbers that are stored.
 """
 
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
+from detectron2.config import CfgNode
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from mask2former.utils.errors import UserError
+from mask2former.data import photographs
+from mask2former.data.photographs import DECODING_ERRORS, Photograph, PhotographError, ValueRange
+from mask2former.utils.errors import ConfigError, UserError
 from mask2former.utils.label_images import colors_to_ids
 
 ChannelOrder = Literal["RGB", "BGR"]
-
-# Raised by Pillow for files that are missing, truncated, damaged or no images.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-
-_Result = TypeVar("_Result")
 
 
 class ImageReadError(UserError):
     """A file that cannot be read as an image; the message names the file and the cause."""
 
 
-def read_image(path: str | Path, format: ChannelOrder = "RGB") -> NDArray[np.uint8]:
+def configured_range(cfg: CfgNode) -> ValueRange | None:
+    """The range of values that INPUT.VALUE_RANGE sets; see `read_image`.
+
+    Raises:
+        ConfigError: The key has a value that is no range.
+    """
+    try:
+        return photographs.checked_range(cfg.INPUT.get("VALUE_RANGE", ()), "INPUT.VALUE_RANGE")
+    except PhotographError as error:
+        raise ConfigError(str(error)) from error
+
+
+def read_image(
+    path: str | Path, format: ChannelOrder = "RGB", value_range: ValueRange | None = None
+) -> NDArray[np.uint8]:
     """Read a photograph as uint8 [H, W, 3], upright (its EXIF orientation is applied).
 
     Grey images get three equal channels, palettes are looked up, CMYK is converted, an alpha channel is dropped,
-    and 16-bit values are scaled to 8 bits.
+    and 16-bit values are scaled to 8 bits; see `photographs.to_rgb`.
+
+    Args:
+        path: Path of the photograph.
+        format: Order of the channels.
+        value_range: Values that become 0 and 255, for images with more than 8 bits. None: 0 and 65535 for 16-bit
+            images; others are refused.
 
     Raises:
-        ImageReadError: The file is missing, damaged, or its pixels have no obvious 8-bit form.
+        ImageReadError: The file is missing, damaged or too large, or its pixels have no obvious 8-bit form.
         ValueError: `format` is neither "RGB" nor "BGR".
     """
     if format not in ("RGB", "BGR"):
         raise ValueError(f"image format is {format!r}, expected 'RGB' or 'BGR'")
-    pixels = _decode(path, _upright_rgb)
+    try:
+        pixels = photographs.read_rgb(path, value_range)
+    except PhotographError as error:
+        raise ImageReadError(str(error)) from error
     return pixels if format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
 
 
-def to_rgb(image: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+def to_rgb(image: str | Path | Image.Image | NDArray[Any], value_range: ValueRange | None = None) -> NDArray[np.uint8]:
     """Convert an image in any form to uint8 RGB [H, W, 3].
 
     Args:
-        image: Path (see `read_image`), Pillow image (converted in the same way), or pixels: uint8 RGB [H, W, 3], RGBA
-            [H, W, 4] (alpha is dropped) or grey [H, W] or [H, W, 1].
+        image: Path (see `read_image`), Pillow image (converted in the same way), or pixels: RGB [H, W, 3], RGBA
+            [H, W, 4] (alpha is dropped) or grey [H, W] or [H, W, 1]. Pixels are uint8, or are scaled to it by the rule
+            for files.
+        value_range: Values that become 0 and 255; see `read_image`.
 
     Raises:
         ImageReadError: The image cannot be read, or is an array of another type or shape.
     """
-    if isinstance(image, Image.Image):
-        try:
-            return _upright_rgb(image)
-        except _DECODING_ERRORS as error:
-            raise ImageReadError(f"the given {type(image).__name__} can't be used ({error})") from error
     if isinstance(image, str | Path):
-        return read_image(image)
-    pixels = np.asarray(image)
-    grey = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1)
-    if pixels.dtype != np.uint8 or not (grey or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))) or not pixels.size:
-        raise ImageReadError(f"an array of {pixels.dtype} {list(pixels.shape)}: expected uint8, RGB [height, width, 3]")
-    if grey:
-        return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
-    return np.ascontiguousarray(pixels[:, :, :3])
+        return read_image(image, value_range=value_range)
+    name = f"the given {type(image).__name__}"
+    try:
+        if isinstance(image, Image.Image):
+            return photographs.to_rgb(Photograph(name, image), value_range)
+        pixels = np.asarray(image)
+        grey = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1)
+        wide = pixels.dtype == np.uint16 or (value_range is not None and pixels.dtype.kind in "iuf")
+        known = grey or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+        if not known or not pixels.size or not (wide or pixels.dtype == np.uint8):
+            raise ImageReadError(
+                f"an array of {pixels.dtype} {list(pixels.shape)}: expected uint8, RGB [height, width, 3]"
+            )
+        if pixels.dtype == np.uint8:
+            return photographs.three_channels(pixels)
+        return photographs.to_rgb(Photograph(name, pixels, 1), value_range)
+    except PhotographError as error:
+        raise ImageReadError(str(error)) from error
+    except DECODING_ERRORS as error:
+        raise ImageReadError(f"{name} can't be used ({error})") from error
 
 
 def read_label_map(path: str | Path, size: Sequence[int] | None = None) -> NDArray[np.uint8] | NDArray[np.int32]:
@@ -125,43 +155,22 @@ def read_pixels(path: str | Path, size: Sequence[int] | None = None) -> NDArray[
     Raises:
         ImageReadError: The file is missing or damaged, or has another size.
     """
-    pixels = _decode(path, np.array)
+    try:
+        pixels = photographs.read_stored(path)
+    except PhotographError as error:
+        raise ImageReadError(str(error)) from error
     if size is not None and pixels.shape[:2] != tuple(size):
         raise ImageReadError(f"{path}: labels of {pixels.shape[:2]} pixels for an image of {tuple(size)}")
     return pixels
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width according to the header of an image file; nothing is decoded.
+    """Height and width, upright, according to the header of an image file; nothing is decoded.
 
     Raises:
         ImageReadError: The file is missing or no image.
     """
-    width, height = _decode(path, lambda image: image.size)
-    return height, width
-
-
-def _decode(path: str | Path, convert: Callable[[Image.Image], _Result]) -> _Result:
     try:
-        with Image.open(path) as image:
-            return convert(image)
-    except FileNotFoundError as error:
-        raise ImageReadError(f"{path}: no such file") from error
-    except _DECODING_ERRORS as error:
-        raise ImageReadError(f"{path}: can't be read as an image ({error})") from error
-
-
-def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # Pillow would clip 16-bit grey at 255 instead of scaling it; older releases open it as 32-bit "I".
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageReadError(f"grey values from {values.min()} to {values.max()}, expected at most 16 bits")
-        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ImageReadError("floating-point grey values have no fixed 8-bit range")
-    elif image.mode == "P" and "transparency" in image.info:
-        # When it converts these to RGB directly, Pillow warns that it ignores the transparency.
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+        return photographs.read_size(path)
+    except PhotographError as error:
+        raise ImageReadError(str(error)) from error

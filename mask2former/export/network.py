@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from mask2former.data.classes import ClassTable
+from mask2former.data.image_io import configured_range
 from mask2former.maskformer_model import MaskFormer
 from mask2former.utils.errors import UserError
 from mask2former.utils.files import atomic_write
@@ -121,6 +122,7 @@ def describe(cfg: CfgNode, model: MaskFormer, metadata: Metadata, freedom: Freed
             for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
         ],
         "image_format": cfg.INPUT.FORMAT,
+        "value_range": list(configured_range(cfg) or ()),
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,

@@ -60,7 +60,7 @@ def image_sizes(
     if max(sides) > max_size:
         scale = max_size / max(sides)
         sides = (sides[0] * scale, sides[1] * scale)
-    rows, columns = (int(side + 0.5) for side in sides)
+    rows, columns = (max(1, int(side + 0.5)) for side in sides)
     padded = (-(-rows // divisibility) * divisibility, -(-columns // divisibility) * divisibility)
     return ImageSizes(padded, (rows, columns), size)
 

@@ -130,7 +130,7 @@ def predict_files(
     for start in range(0, len(images), batch_size):
         batch = slice(start, start + batch_size)
         begin = time.perf_counter()
-        pixels = [_read(image) for image in images[batch]]
+        pixels = [_read(predictor, image) for image in images[batch]]
         readable = [image for image in pixels if not isinstance(image, str)]
         results = iter(predict_each(predictor, readable))
         seconds = (time.perf_counter() - begin) / max(1, len(readable))
@@ -151,8 +151,8 @@ def predict_files(
                 yield FileDone(image, result.size, picture, seconds)
 
 
-def _read(image: Path) -> Rgb | str:
+def _read(predictor: Predictor, image: Path) -> Rgb | str:
     try:
-        return read_image(image)
+        return read_image(image, value_range=predictor.value_range)
     except (ImageReadError, OSError) as error:
         return str(error)

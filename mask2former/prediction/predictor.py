@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from PIL import Image
@@ -27,8 +26,10 @@ from PIL import Image
 from mask2former.checkpoint import Checkpointer
 from mask2former.config import setup_cfg
 from mask2former.data.classes import ClassTable
+from mask2former.data.dataset_mapper import ResizeShortestEdge
 from mask2former.data.datasets import predicted_metadata, register_custom_datasets
-from mask2former.data.image_io import to_rgb
+from mask2former.data.image_io import configured_range, to_rgb
+from mask2former.data.photographs import ValueRange
 from mask2former.engine import available_device
 from mask2former.evaluation import config_digest, weights_digest
 from mask2former.maskformer_model import MaskFormer
@@ -95,6 +96,7 @@ class Predictor:
         task: Task of calls that name no other.
         confidence_threshold: Lowest score of a segment or an instance in calls that name no other. None: 0.5 for
             instances, the config's OBJECT_MASK_THRESHOLD for panoptic segments.
+        value_range: Values that become 0 and 255 in images with more than 8 bits; see `image_io.read_image`.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Predictor:
         image_format: str = "RGB",
         confidence_threshold: float | None = None,
         max_pixels: int = _MAX_PIXELS,
+        value_range: ValueRange | None = None,
         config_digest: str = "",
     ):
         """Set the parts.
@@ -119,6 +122,7 @@ class Predictor:
             image_format: Order of the channels that the model expects, "RGB" or "BGR".
             confidence_threshold: Default threshold, see the class.
             max_pixels: Number of pixels above which results are made smaller and enlarged.
+            value_range: Values that become 0 and 255 in images with more than 8 bits.
             config_digest: Digest of the config, part of `fingerprint`.
 
         Raises:
@@ -129,6 +133,7 @@ class Predictor:
         switched_on = next((name for name in self.tasks if name in model.inference_settings.tasks), None)
         self.task = checked_task(task or switched_on, confidence_threshold, metadata)
         self.confidence_threshold = confidence_threshold
+        self.value_range = value_range
         self._metadata = metadata
         self._resize = resize
         self._image_format = image_format
@@ -190,6 +195,7 @@ class Predictor:
             resize=ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
             image_format=cfg.INPUT.FORMAT,
             confidence_threshold=confidence_threshold,
+            value_range=configured_range(cfg),
             config_digest=config_digest(cfg, augmented=False),
         )
         Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
@@ -273,7 +279,7 @@ class Predictor:
         task = checked_task(task or self.task, confidence_threshold, self._metadata)
         if isinstance(images, str | Path | Image.Image | np.ndarray):
             return self.result(self.analyze(images), task=task, confidence_threshold=confidence_threshold)
-        pixels = [to_rgb(image) for image in images]
+        pixels = [to_rgb(image, self.value_range) for image in images]
         results: dict[int, Prediction] = {}
         for batch in _batches_of_one_size(pixels, batch_size or self.batch_size):
             for index, analysis in zip(batch, self._analyze([pixels[i] for i in batch]), strict=True):
@@ -286,7 +292,7 @@ class Predictor:
         Raises:
             ImageReadError: The image can't be read.
         """
-        return self._analyze([to_rgb(image)])[0]
+        return self._analyze([to_rgb(image, self.value_range)])[0]
 
     @torch.inference_mode()
     def result(

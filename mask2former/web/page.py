@@ -158,7 +158,10 @@ def build_page(bench: Workbench, samples: Sequence[Path]) -> gr.Blocks:
                 gallery = gr.Dataset(
                     label="Or choose a sample",
                     components=["image"],
-                    samples=[[shrunk(read_image(file), _THUMBNAIL_SIDE)] for file in samples],
+                    samples=[
+                        [shrunk(read_image(file, value_range=predictor.value_range), _THUMBNAIL_SIDE)]
+                        for file in samples
+                    ],
                     type="index",
                     samples_per_page=len(samples) or 1,
                     visible=bool(samples),

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mask2former.data.coco_format import tight_box
 from mask2former.data.image_io import ImageReadError, image_size, read_image
+from mask2former.data.photographs import ValueRange
 from mask2former.prediction.predictor import Analysis, Predictor, shrunk
 from mask2former.prediction.results import Prediction, Rgb
 from mask2former.tasks import Task
@@ -151,7 +151,7 @@ class Workbench:
         Raises:
             PhotoError: The photograph is not accepted.
         """
-        return shrunk(read_photo(upload.path, upload.name, self.limits), self._shown_side)
+        return shrunk(self._read(upload), self._shown_side)
 
     def show(self, visitor: str, upload: Upload, choice: Choice, opacity: float) -> Overlay:
         """The result of a photograph for the page, with masks of this opacity (0 to 1).
@@ -197,13 +197,16 @@ class Workbench:
             self._kept.pop(visitor, None)
         shutil.rmtree(self._folder(visitor), ignore_errors=True)
 
+    def _read(self, upload: Upload) -> Rgb:
+        return read_photo(upload.path, upload.name, self.limits, self.predictor.value_range)
+
     def _analysis(self, visitor: str, upload: Upload) -> Analysis:
         with self._lock:
             kept, analysis = self._kept.get(visitor, (None, None))
             if analysis is not None and kept == upload:
                 self._kept.move_to_end(visitor)
                 return analysis
-        analysis = self.predictor.analyze(read_photo(upload.path, upload.name, self.limits))
+        analysis = self.predictor.analyze(self._read(upload))
         with self._lock:
             self._kept[visitor] = upload, analysis
             self._kept.move_to_end(visitor)
@@ -255,13 +258,14 @@ def segment_label(name: str, index: int) -> str:
     return f"{name} #{index + 1}" if index else name
 
 
-def read_photo(path: str | Path, name: str, limits: Limits) -> Rgb:
+def read_photo(path: str | Path, name: str, limits: Limits, value_range: ValueRange | None = None) -> Rgb:
     """Read a photograph within the limits as RGB [H, W, 3]; its size is checked before it is decoded.
 
     Args:
         path: The file.
         name: Name that the visitor knows it by.
         limits: Largest photographs that are accepted.
+        value_range: Values that become 0 and 255 in images with more than 8 bits; see `read_image`.
 
     Raises:
         PhotoError: The file is gone, too large, damaged or not an image.
@@ -282,11 +286,8 @@ def read_photo(path: str | Path, name: str, limits: Limits) -> Rgb:
                 f"{name} is too large: {width} × {height} pixels are {_rounded(height * width / 1e6)} megapixels, "
                 f"at most {_rounded(limits.megapixels)} are accepted. Make it smaller and try again."
             )
-        return read_image(path)
+        return read_image(path, value_range=value_range)
     except ImageReadError as error:
-        if isinstance(error.__cause__, Image.DecompressionBombError):
-            message = f"{name} is too large: at most {_rounded(limits.megapixels)} megapixels are accepted."
-            raise PhotoError(message) from error
         raise PhotoError(
             f"{name} can't be read as an image. Use a JPEG, PNG, WebP or TIFF file that opens in other programs."
         ) from error

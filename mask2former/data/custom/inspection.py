@@ -126,7 +126,8 @@ def inspect_sources(sources: Sequence[Source], workers: int) -> Inspection:
 
 def _scan_all(content: SplitContent, workers: int) -> tuple[Scan, ...]:
     source, count = content.source, len(content.images)
-    scanner = Scanner(source.format, frozenset(c.id for c in content.categories), content.void, content.code)
+    ids = frozenset(category.id for category in content.categories)
+    scanner = Scanner(source.format, ids, content.void, content.code, source.value_range)
     with processes(workers if count > _MANY_IMAGES else 1) as run_all:
         scans = run_all(scanner, content.images)
         return tuple(

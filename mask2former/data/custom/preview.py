@@ -68,7 +68,8 @@ def choose(inspected: InspectedSplit, count: int, seed: int) -> list[int]:
 
 def draw(content: SplitContent, labelled: LabelledImage) -> NDArray[np.uint8]:
     """Draw an image with its labels on it; RGB [H, W, 3]."""
-    image, format, categories = read_image(labelled.path), content.source.format, content.categories
+    image = read_image(labelled.path, value_range=content.source.value_range)
+    format, categories = content.source.format, content.categories
     classes = ClassTable([c.name for c in categories], [c.color for c in categories])
     position = {category.id: i for i, category in enumerate(categories)}
     if format == "coco_instance":

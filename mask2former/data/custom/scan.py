@@ -17,6 +17,7 @@ from mask2former.data.coco_format import mask_area
 from mask2former.data.custom.source import Format, LabelledImage
 from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids
 from mask2former.data.label_maps import LabelCode, label_text
+from mask2former.data.photographs import ValueRange
 from mask2former.data.problems import Found, Problem, compare_segments, few, segment_areas, size_text
 
 # Pixels by which a polygon may extend beyond the image: tools round coordinates in many ways.
@@ -69,12 +70,14 @@ class Scanner:
         category_ids: Ids of the class list.
         void: Class id of void in semantic label maps.
         code: Meaning of the pixels of label maps.
+        value_range: Values that become 0 and 255 in images with more than 8 bits; see `image_io.read_image`.
     """
 
     format: Format
     category_ids: frozenset[int]
     void: int
     code: LabelCode
+    value_range: ValueRange | None = None
 
     def __call__(self, image: LabelledImage) -> Scan:
         """Open an image and its labels."""
@@ -94,7 +97,7 @@ class Scanner:
         if not image.path.exists():
             return Scan(found=[Found(problems.MISSING_IMAGE, str(image.path))])
         try:
-            pixels = read_image(image.path)
+            pixels = read_image(image.path, value_range=self.value_range)
         except ImageReadError as error:
             return Scan(found=[Found(problems.UNREADABLE_IMAGE, str(error))])
         size = pixels.shape[0], pixels.shape[1]

@@ -26,6 +26,7 @@ from mask2former.data.datasets.custom import class_entry, read_classes
 from mask2former.data.datasets.pairs import Names, explain_no_pairs, find_pairs, lossy_label
 from mask2former.data.datasets.registry import IGNORE_LABEL, AnnotationError, Category
 from mask2former.data.label_maps import LabelCode, ValueMap
+from mask2former.data.photographs import ValueRange
 from mask2former.data.problems import Findings
 from mask2former.utils.journal import Key
 from mask2former.utils.label_images import color_to_id
@@ -61,6 +62,7 @@ class Source:
         values: Class ids of values of label maps that do not stand for themselves.
         names: Parts of the file names that images and label maps do not share.
         instance_names: The same for images and maps of instance numbers.
+        value_range: Values that become 0 and 255 in images with more than 8 bits; see `image_io.read_image`.
     """
 
     images: Path
@@ -75,6 +77,7 @@ class Source:
     values: ValueMap = field(default_factory=dict)
     names: Names = field(default_factory=Names)
     instance_names: Names = field(default_factory=Names)
+    value_range: ValueRange | None = None
 
     def __post_init__(self):
         """Check that the files form one of the formats.
