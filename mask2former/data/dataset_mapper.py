@@ -102,7 +102,7 @@ class _ResizeScale(T.ResizeScale):
         return _at_least_one_pixel(super().get_transform(image))
 
 
-def _at_least_one_pixel(transform: T.Transform) -> T.Transform:
+def _at_least_one_pixel(transform: Any) -> T.Transform:
     if not isinstance(transform, T.ResizeTransform) or (transform.new_h and transform.new_w):
         return transform
     sides = max(1, transform.new_h), max(1, transform.new_w)
