@@ -11,17 +11,15 @@ Shapes:
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from mask2former.data.classes import ClassTable, Color
+from mask2former.prediction.text import TextLine, font_size
 
 Rgb = NDArray[np.uint8]
 
@@ -221,35 +219,26 @@ Box = tuple[float, float, float, float]
 _PLACES = ((0, 0), (0, -1), (0, 1), (-0.5, 0), (0.5, 0), (0, -2), (0, 2), (-0.6, -1), (0.6, -1), (-0.6, 1), (0.6, 1))
 
 
-@lru_cache(maxsize=16)
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib ships it (Pillow has a font of every size since 10.1 only)."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
-
-
-def font_size(height: int, width: int) -> int:
-    """Text height in pixels for a picture of this size: 14 at 640 x 480, 87 at 4000 x 3000."""
-    return max(12, round(math.sqrt(height * width) / 40))
-
-
 def draw_labels(picture: NDArray[np.uint8], labels: Sequence[Label]) -> NDArray[np.uint8]:
     """Write labels on an RGB picture [S, T, 3] and return the new one.
 
     Each takes the first place near its anchor where it covers no label written before; one that finds none is left
-    out, because two texts over each other say less than one.
+    out, because two texts over each other say less than one. A text that is wider than the picture loses its middle.
     """
     canvas = Image.fromarray(picture)
     pen = ImageDraw.Draw(canvas)
     size = font_size(*picture.shape[:2])
     taken: list[Box] = []
     for label in labels:
-        box = _place(label, pen.textlength(label.text, font(size)) + 0.6 * size, 1.35 * size, canvas.size, taken)
-        if box is None:
+        line = TextLine(label.text, size, canvas.width - 1 - 0.6 * size)
+        height = max(1.35 * size, line.up + line.down + 0.1 * size)
+        box = _place(label, line.width + 0.6 * size, height, canvas.size, taken)
+        if box is None or not line or height > canvas.height:
             continue
         taken.append(box)
         fill, ink = _contrast(label.color)
         pen.rounded_rectangle(box, radius=0.25 * size, fill=fill, outline=ink, width=max(1, size // 16))
-        pen.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), label.text, fill=ink, font=font(size), anchor="mm")
+        line.draw(pen, box[0] + 0.3 * size, (box[1] + box[3]) / 2, ink)
     return np.array(canvas)
 
 
@@ -297,7 +286,7 @@ def side_by_side(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]
     left = gap
     for caption, picture in zip(pictures, scaled, strict=True):
         sheet.paste(Image.fromarray(picture), (left, head))
-        pen.text((left, head / 2), caption, fill=_INK, font=font(size), anchor="lm")
+        TextLine(caption, size, picture.shape[1]).draw(pen, left, head / 2, _INK)
         left += picture.shape[1] + gap
     return np.array(sheet)
 

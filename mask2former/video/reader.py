@@ -120,7 +120,7 @@ class VideoReader:
         return places[:-1].tolist(), max(int(places[-1]), int(places[-2]) + 1)
 
     def _find_times(self, stamps: Sequence[float | None], rate: float, promised: float) -> None:
-        """Set `times`, `end` and `rate` from what a container says of its frames."""
+        """Set `times`, `end` and `rate` from the time stamps, rate and number of frames in the container."""
         interval = 1 / rate if math.isfinite(rate) and 0 < rate <= _MAX_RATE else None
         sound = [index for index, stamp in enumerate(stamps) if stamp is not None]
         known = [stamp for stamp in stamps if stamp is not None]

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from mask2former.prediction.drawing import Label, draw_labels, font, font_size
+from mask2former.prediction.drawing import Label, draw_labels
+from mask2former.prediction.text import font, font_size
 
 
 def painted(picture):

@@ -10,6 +10,7 @@ from hotcoco import mask as mask_util
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from numpy.typing import NDArray
 
 from mask2former.data.classes import ClassTable
@@ -19,10 +20,15 @@ from mask2former.data.custom.source import LabelledImage, Split, SplitContent
 from mask2former.data.custom.training_files import combine, contiguous_labels, void_label
 from mask2former.data.image_io import read_image, read_label_map, read_panoptic_ids
 from mask2former.prediction.drawing import contact_sheet, draw_instances, draw_panoptic, draw_semantic
+from mask2former.prediction.text import TextLine
 from mask2former.utils.files import atomic_write
 from mask2former.utils.label_images import write_png
 
 _COLORS: Mapping[Split, str] = {"train": "#2f6fb2", "val": "#c4432b"}
+# Images that are longer than this, relative to their other side, get white beside them.
+_LONGEST = 4.0
+# Widest name of a class, as a multiple of the letters' height.
+_NAME_WIDTH = 24
 # Of more classes, only the most frequent and the rarest are shown.
 _MOST = 80
 
@@ -100,7 +106,7 @@ def draw(content: SplitContent, labelled: LabelledImage) -> NDArray[np.uint8]:
 
 def _same_shape(pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
     """Pad pictures with white to one shape, so that tall ones do not fill the sheet."""
-    shape = np.median([picture.shape[0] / picture.shape[1] for picture in pictures])
+    shape = float(np.clip(np.median([p.shape[0] / p.shape[1] for p in pictures]), 1 / _LONGEST, _LONGEST))
     padded = []
     for picture in pictures:
         height, width = picture.shape[:2]
@@ -131,13 +137,31 @@ def _draw_histograms(inspection: Inspection, path: Path) -> None:
     all_axes = figure.subplots(1, len(counts) + 1, width_ratios=[1] * len(counts) + [1.1])
     for axes, (title, of_splits) in zip(all_axes, counts.items(), strict=False):
         _draw_bars(axes, title, of_splits, order)
-        axes.set_yticks(range(len(order)), [names[c] for c in order] if axes is all_axes[0] else [""] * len(order))
+        axes.set_yticks(range(len(order)), [""] * len(order))
+    _write_names(all_axes[0], [names[category] for category in order])
     _draw_sizes(all_axes[-1], inspection)
     for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png")
+
+
+def _write_names(axes: Axes, names: Sequence[str]) -> None:
+    """Write names beside the bars; as pictures, because matplotlib's fonts have few scripts and "$" starts formulas."""
+    size = round(10 / 72 * axes.figure.dpi)  # matplotlib's 10 points
+    for place, name in enumerate(names):
+        if line := TextLine(name, size, _NAME_WIDTH * size):
+            picture = OffsetImage(line.image((0, 0, 0)), dpi_cor=False)
+            box = AnnotationBbox(
+                picture,
+                (-0.03, place),
+                xycoords=("axes fraction", "data"),
+                box_alignment=(1, 0.5),
+                frameon=False,
+                pad=0,
+            )
+            axes.add_artist(box)
 
 
 def _draw_bars(axes: Axes, title: str, of_splits: Mapping[Split, Counter[int]], order: Sequence[int]) -> None:
