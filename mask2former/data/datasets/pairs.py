@@ -199,8 +199,11 @@ def _listed(line: str, images: _Folder, labels: _Folder, near: Sequence[Path]) -
         if image := images.find(text, near):
             return image, ""
     # Names may contain separators, so all places are tried; those where both files exist come first.
+    # More columns are left out.
+    places = [place.span() for place in re.finditer(r"\s*[\t,;]\s*|\s+", line)]
+    stops = [len(line), *(start for start, _ in places)]
     splits = [
-        (_unquoted(line[: m.start()]), _unquoted(line[m.end() :])) for m in re.finditer(r"\s*[\t,;]\s*|\s+", line)
+        (_unquoted(line[:start]), _unquoted(line[end:stop])) for start, end in places for stop in stops if stop >= end
     ]
     found = [(image, text) for first, text in splits if (image := images.find(first, near))]
     return next(((i, t) for i, t in found if labels.find(t, near)), next(iter(found), (None, "")))
@@ -272,8 +275,14 @@ def suggest_names(images: Sequence[str], labels: Sequence[str]) -> Names | None:
     sample = images[:_SAMPLE]
     known = set(labels)
     joined = {names: sum(_label_of(image, names) in known for image in sample) for names in tried}
-    best = max(joined, key=lambda names: (joined[names], -len("".join(names.given().values()))), default=None)
-    return best if best and best.given() and 2 * joined[best] >= min(len(sample), len(labels)) else None
+    best = max(joined, key=lambda names: (joined[names], *_likelihood(names)), default=None)
+    return best if best and best.given() and 2 * joined[best] > min(len(sample), len(labels)) else None
+
+
+def _likelihood(names: Names) -> tuple[bool, int]:
+    """The larger, the more likely these parts are those of label maps and not of coloured pictures of them."""
+    text = (names.label_prefix + names.label_suffix).lower()
+    return any(word in text for word in ("label", "mask", "id")), -len("".join(names.given().values()))
 
 
 def _difference(image: str, label: str) -> Names:
