@@ -11,12 +11,14 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch.nn import functional as F
 
-from mask2former.checkpoint.reading import CheckpointError, StateDict
+from mask2former.checkpoint.reading import OUTER_WRAPPERS, WRAPPERS, CheckpointError, StateDict
 
 Shape = tuple[int, ...]
 
 # Buffers made from the config. A file may lack or have them without any effect on the model's output.
 _FROM_CONFIG = frozenset({"criterion.empty_weight", "pixel_mean", "pixel_std"})
+# Likewise for counters: of batch norms, which inference does not use, and of an average of the weights.
+_COUNTERS = ("num_batches_tracked", "n_averaged")
 # Weights with one row per class and one for "no object".
 _CLASS_HEAD = "sem_seg_head.predictor.class_embed.weight"
 _PER_CLASS = frozenset({_CLASS_HEAD, "sem_seg_head.predictor.class_embed.bias", "criterion.empty_weight"})
@@ -97,7 +99,7 @@ class LoadReport:
 
 def holds_backbone_only(state: Mapping[str, torch.Tensor], model_state: Mapping[str, torch.Tensor]) -> bool:
     """Whether a file holds weights of the model's backbone and no other weights of the model."""
-    known = [name for name in _under_backbone(state) if name in model_state]
+    known = [name for name in _with_names_of(model_state, _under_backbone(state)) if name in model_state]
     return bool(known) and all(name.startswith(_BACKBONE) for name in known)
 
 
@@ -110,10 +112,17 @@ def build_empty_state(cfg: CfgNode) -> dict[str, torch.Tensor]:
         return build_model(cfg).state_dict()
 
 
+def _follows_from_config(name: str) -> bool:
+    """Whether a file may lack a weight, or have one more, without any effect on the model's output."""
+    return name in _FROM_CONFIG or name.rsplit(".", 1)[-1] in _COUNTERS
+
+
 def compare(
     state: StateDict, model_state: Mapping[str, torch.Tensor], *, other_classes: bool = False
 ) -> tuple[StateDict, LoadReport]:
     """Compare a file with a model, name by name and shape by shape.
+
+    Names of modules that wrap others, on either side, make no difference.
 
     Args:
         state: State dict of the file.
@@ -123,6 +132,7 @@ def compare(
     Returns:
         The weights that the model takes, and the account of all names.
     """
+    state = _with_names_of(model_state, state)
     in_file, in_model = _shapes(state), _shapes(model_state)
     common = [name for name in in_model if name in in_file]
     different = {name: (in_file[name], in_model[name]) for name in common if in_file[name] != in_model[name]}
@@ -136,11 +146,11 @@ def compare(
     report = LoadReport(
         loaded=tuple(name for name in common if name not in different),
         reinitialised=reinitialised,
-        dropped={name: shape for name, shape in only_in_file.items() if name in _FROM_CONFIG},
-        initial={name: shape for name, shape in only_in_model.items() if name in _FROM_CONFIG},
+        dropped={name: shape for name, shape in only_in_file.items() if _follows_from_config(name)},
+        initial={name: shape for name, shape in only_in_model.items() if _follows_from_config(name)},
         differing={name: pair for name, pair in different.items() if name not in reinitialised},
-        missing={name: shape for name, shape in only_in_model.items() if name not in _FROM_CONFIG},
-        unexpected={name: shape for name, shape in only_in_file.items() if name not in _FROM_CONFIG},
+        missing={name: shape for name, shape in only_in_model.items() if not _follows_from_config(name)},
+        unexpected={name: shape for name, shape in only_in_file.items() if not _follows_from_config(name)},
     )
     return {name: state[name] for name in report.loaded}, report
 
@@ -162,6 +172,7 @@ def compare_backbone(state: StateDict, model_state: Mapping[str, torch.Tensor]) 
     """
     dropped = {name: value for name, value in state.items() if name in _CLASSIFIER_ONLY and name not in model_state}
     named = _under_backbone({name: value for name, value in state.items() if name not in dropped})
+    named = _with_names_of(model_state, named)
     resized: dict[str, tuple[Shape, Shape]] = {}
     for name, value in named.items():
         if name in model_state and _resizable(name, value, model_state[name]):
@@ -174,7 +185,7 @@ def compare_backbone(state: StateDict, model_state: Mapping[str, torch.Tensor]) 
     }
     taken, report = compare(named, {name: value for name, value in model_state.items() if name not in initial})
     dropped_shapes = _shapes(dropped) | report.dropped
-    return taken, replace(report, resized=resized, dropped=dropped_shapes, initial=_shapes(initial))
+    return taken, replace(report, resized=resized, dropped=dropped_shapes, initial=_shapes(initial) | report.initial)
 
 
 def resize_bias_table(table: torch.Tensor, size: int) -> torch.Tensor:
@@ -208,6 +219,20 @@ def _under_backbone(state: Mapping[str, torch.Tensor]) -> StateDict:
     if any(name.startswith(_BACKBONE) for name in state):
         return dict(state)
     return {_BACKBONE + name: value for name, value in state.items()}
+
+
+def _with_names_of(model_state: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> StateDict:
+    """Rename the weights whose names differ from a model's only by modules that wrap others."""
+    unnamed = {_core(name): name for name in model_state if name not in state}
+    renamed = {name: name if name in model_state else unnamed.get(_core(name), name) for name in state}
+    if len(set(renamed.values())) < len(renamed):
+        return dict(state)
+    return {renamed[name]: value for name, value in state.items()}
+
+
+def _core(name: str) -> str:
+    *modules, last = name.split(".")
+    return ".".join([*(module for module in modules if module not in WRAPPERS | OUTER_WRAPPERS), last])
 
 
 def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, Shape]:

@@ -22,6 +22,11 @@ _NUMPY_NUMBERS: list[Any] = [
     *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
 ]
 
+# Names of modules that only wrap another: torch.compile, FullyShardedDataParallel and activation checkpointing.
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# Names under which parallel wrappers and training frameworks hold a whole model. Modules inside may have these names.
+OUTER_WRAPPERS = frozenset({"module", "model"})
+
 
 class CheckpointError(UserError):
     """A checkpoint can't be used. The message names the file and what was expected."""
@@ -63,11 +68,31 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False, kind: str =
         raise CheckpointError(f"{path}: expected a dict of weights, found {type(content).__name__}")
     state, rest = _unpack(content)
     tensors = _as_tensors(state, path)
-    # Wrappers put their own name before every name of the model.
-    for prefix in ("module.", "model."):
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return {**rest, "model": tensors}
+    return {**rest, "model": _without_wrappers(tensors)}
+
+
+def without_wrappers(name: str) -> str:
+    """Name of a weight without those of the modules that wrap the model or one of its parts.
+
+    `module`, `model` and `_orig_mod` are left out at the beginning, in any order and number; names that only wrappers
+    have, such as `_orig_mod`, are left out everywhere.
+
+    Example::
+
+        >>> without_wrappers("module._orig_mod.model.backbone._orig_mod.norm.weight")
+        'backbone.norm.weight'
+    """
+    *modules, last = name.split(".")
+    modules = [module for module in modules if module not in WRAPPERS]
+    while modules and modules[0] in OUTER_WRAPPERS:
+        del modules[0]
+    return ".".join([*modules, last])
+
+
+def _without_wrappers(state: StateDict) -> StateDict:
+    plain = {without_wrappers(name): value for name, value in state.items()}
+    # A model of its own kind may have weights of the same name beside and inside a module called "model".
+    return plain if len(plain) == len(state) else state
 
 
 def _unpack(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:

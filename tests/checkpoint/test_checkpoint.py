@@ -1,3 +1,4 @@
+import itertools
 import pickle
 
 import numpy as np
@@ -95,7 +96,38 @@ def wrapped(prefix):
     return lambda state: {prefix + name: value for name, value in state.items()}
 
 
-@pytest.mark.parametrize("rename", [dict, wrapped("model."), wrapped("module."), wrapped("module.model.")])
+def inside(state):
+    """Parts of the model are wrapped, each in another way."""
+    wrappers = {"backbone": "backbone.module", "stem": "stem._orig_mod", "head": "module._orig_mod.head"}
+    return {".".join(wrappers.get(part, part) for part in name.split(".")): value for name, value in state.items()}
+
+
+def mixed(state):
+    prefixes = itertools.cycle(["", "module.", "_orig_mod.module.", "model."])
+    return {prefix + name: value for prefix, (name, value) in zip(prefixes, state.items(), strict=False)}
+
+
+def with_counters(state):
+    return {**state, "backbone.norm0.num_batches_tracked": torch.tensor(7), "n_averaged": torch.tensor(3)}
+
+
+RENAMES = {
+    "plain": dict,
+    "model": wrapped("model."),
+    "module": wrapped("module."),
+    "module.model": wrapped("module.model."),
+    "compiled": wrapped("_orig_mod."),
+    "compiled in parallel": wrapped("module._orig_mod."),
+    "framework": wrapped("model._orig_mod.module.module."),
+    "inside": inside,
+    "mixed": mixed,
+    "inside and outside": lambda state: wrapped("module._orig_mod.")(inside(state)),
+    "counters": with_counters,
+    "average": lambda state: wrapped("module.")(with_counters(state)),
+}
+
+
+@pytest.mark.parametrize("rename", RENAMES.values(), ids=RENAMES)
 @pytest.mark.parametrize("container", ["plain", "model", "state_dict", "nested", "safetensors"])
 def test_accepted_forms_of_weight_files(tmp_path, weights, rename, container):
     state = rename(weights)
@@ -114,6 +146,50 @@ def test_accepted_forms_of_weight_files(tmp_path, weights, rename, container):
     rest = Checkpointer(model).load(path, checkpointables=[])
     assert same(model.state_dict(), weights)
     assert rest == ({} if container in ("plain", "safetensors") else {"iteration": 3})
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda module: torch.compile(module, backend="eager")])
+def test_a_model_with_wrapped_parts_takes_plain_weights_and_gives_them_back(tmp_path, weights, wrap):
+    model = Model()
+    model.backbone["stem"] = wrap(model.backbone["stem"])
+    torch.save(weights, tmp_path / "w.pth")
+    Checkpointer(model, str(tmp_path)).load(tmp_path / "w.pth")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), weights.values(), strict=True))
+    Checkpointer(model, str(tmp_path)).save("again")
+    plain = Model()
+    Checkpointer(plain).load(tmp_path / "again.pth")
+    assert same(plain.state_dict(), weights)
+
+
+class Outer(nn.Module):
+    """A model whose own modules have the names of wrappers."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.ModuleDict({"model": nn.Linear(2, 2), "module": nn.Linear(2, 2)})
+        self.weight = nn.Parameter(torch.randn(3))
+
+
+def test_a_model_with_modules_called_as_wrappers_gets_its_own_weights(tmp_path):
+    model, other = Outer(), Outer()
+    Checkpointer(model, str(tmp_path)).save("w")
+    Checkpointer(other).load(tmp_path / "w.pth")
+    assert same(model.state_dict(), other.state_dict())
+
+
+def test_a_model_with_batch_norms_takes_weights_with_and_without_their_counters(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    counters = {name: value for name, value in model.state_dict().items() if "num_batches" not in name}
+    torch.save(counters, tmp_path / "w.pth")
+    other = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    Checkpointer(other).load(tmp_path / "w.pth")
+    assert same(model.state_dict(), other.state_dict())
+
+
+def test_two_weights_that_are_one_without_wrappers_are_not_chosen_from(tmp_path, weights):
+    torch.save({**weights, "module.head.weight": torch.zeros(3, 4)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointMismatchError, match=r"module\.head\.weight +3x4 +unknown"):
+        Checkpointer(Model()).load(tmp_path / "w.pth")
 
 
 def test_a_training_checkpoint_of_detectron2_is_read_without_running_it(tmp_path, weights):
@@ -233,7 +309,7 @@ def test_buffers_made_from_the_config_may_be_absent_or_extra(tmp_path, weights):
     assert torch.equal(model.head.weight, weights["head.weight"])
 
 
-@pytest.mark.parametrize("prefix", ["", "backbone."])
+@pytest.mark.parametrize("prefix", ["", "backbone.", "module.backbone._orig_mod.", "_orig_mod."])
 def test_a_backbone_can_start_a_training(tmp_path, weights, prefix, caplog):
     stem = {f"{prefix}stem.{name}": weights[f"backbone.stem.{name}"] for name in ("weight", "bias")}
     torch.save(stem, tmp_path / "w.pth")
