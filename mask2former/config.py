@@ -6,16 +6,17 @@ Universal Image Segmentation", CVPR 2022, sections 3 and 4.1). Settings of data 
 
 import difflib
 import importlib.metadata
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
-from yaml.constructor import ConstructorError
 
+from mask2former.utils.config_values import fit_value
 from mask2former.utils.errors import ConfigError
+from mask2former.utils.yaml_files import ConfigFile, read_config_file
 
 __all__ = ["ENTRY_POINTS", "ConfigError", "add_maskformer2_config", "flatten", "load_extensions", "setup_cfg"]
 
@@ -153,28 +154,30 @@ def setup_cfg(
 
     Args:
         config_file: YAML file with the keys that differ from the defaults.
-        opts: Alternating keys and values.
+        opts: Alternating keys and values, which are texts as on a command line, or have the type of the key.
         extend: Functions that add keys to the config, one per backbone package; by default those of `load_extensions`.
 
     Returns:
         The config, not frozen.
 
     Raises:
-        ConfigError: The file is missing, its YAML is invalid or unsafe, a key is unknown, or a value has a wrong type.
+        ConfigError: The file is missing, its YAML is invalid or unsafe, a key is unknown or repeated, or a value has a
+            wrong type. The message names the file and the key.
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)
     for add_keys in load_extensions() if extend is None else extend:
         add_keys(cfg)
-    loaded = _load_yaml(config_file)
-    if loaded.get("VERSION", cfg.VERSION) != cfg.VERSION:
-        raise ConfigError(f"{config_file}: VERSION is {loaded['VERSION']}, expected {cfg.VERSION}")
-    _check_known(loaded, cfg, source=str(config_file))
-    try:
-        cfg.merge_from_other_cfg(CfgNode(loaded))
-    except (ValueError, AssertionError) as error:
-        raise ConfigError(f"{config_file}: {error}") from error
-    _merge_opts(cfg, list(opts))
+    known = cfg.clone()
+    loaded = read_config_file(config_file)
+    version = loaded.values.get("VERSION", cfg.VERSION)
+    if version != cfg.VERSION:
+        raise ConfigError(f"{loaded.origins['VERSION']}: VERSION is {version}, expected {cfg.VERSION}")
+    _check_known(loaded, cfg)
+    _merge_file(cfg, loaded.values, loaded.origins)
+    _merge_opts(cfg, known, list(opts))
+    # No shell has expanded these if they are in a file or follow an equals sign.
+    cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = (os.path.expanduser(path) for path in (cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR))
     return cfg
 
 
@@ -195,22 +198,6 @@ def load_extensions() -> list[Callable[[CfgNode], None]]:
     return functions
 
 
-def _load_yaml(config_file: str | Path) -> dict[str, Any]:
-    try:
-        loaded = CfgNode.load_yaml_with_base(str(config_file), allow_unsafe=False)
-    except FileNotFoundError as error:
-        missing = error.filename or config_file
-        role = "" if str(missing) == str(config_file) else f" (a _BASE_ of {config_file})"
-        raise ConfigError(f"config file not found: {missing}{role}") from error
-    except ConstructorError as error:
-        raise ConfigError(f"{config_file}: only safe YAML is read; {error.problem} ({error.problem_mark})") from error
-    except (yaml.YAMLError, IsADirectoryError, UnicodeDecodeError, TypeError) as error:
-        raise ConfigError(f"{config_file}: not a YAML config file: {error}") from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{config_file}: expected a mapping of keys, found {type(loaded).__name__}")
-    return loaded
-
-
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values of a config by their full keys, such as SOLVER.BASE_LR; an empty section is a value."""
     values: dict[str, Any] = {}
@@ -222,41 +209,76 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def _check_known(loaded: dict[str, Any], cfg: CfgNode, source: str) -> None:
+def _check_known(loaded: ConfigFile, cfg: CfgNode) -> None:
     known = set(flatten(cfg))
     # An empty section of a file adds nothing.
-    unknown = [key for key in flatten(loaded) if key not in known and not _is_section(cfg, key)]
-    if unknown:
-        lines = [f"  {key}{_suggestion(key, known)}" for key in unknown]
-        if any(key.startswith("MODEL.") and key.split(".")[1] not in cfg.MODEL for key in unknown):
-            lines.append(
-                f"The package of a backbone adds its keys through the entry point {ENTRY_POINTS!r}: is it installed?"
-            )
-        raise ConfigError(f"{source}: unknown config key{'s' if len(unknown) > 1 else ''}:\n" + "\n".join(lines))
+    unknown = [key for key in flatten(loaded.values) if not _leads_to_key(cfg, key)]
+    if not unknown:
+        return
+    source = loaded.origins[unknown[0]]
+    unknown = [key for key in unknown if loaded.origins[key] == source]
+    lines = [f"  {key}{_suggestion(key, known)}" for key in unknown]
+    if any(key.startswith("MODEL.") and key.split(".")[1] not in cfg.MODEL for key in unknown):
+        lines.append(
+            f"The package of a backbone adds its keys through the entry point {ENTRY_POINTS!r}: is it installed?"
+        )
+    raise ConfigError(f"{source}: unknown config key{'s' if len(unknown) > 1 else ''}:\n" + "\n".join(lines))
 
 
-def _is_section(cfg: CfgNode, key: str) -> bool:
-    node = cfg
+def _leads_to_key(cfg: CfgNode, key: str) -> bool:
+    """Whether a key is one of the config, or has one as its beginning, which is an error of another kind."""
+    node: Any = cfg
     for part in key.split("."):
-        if not isinstance(node, CfgNode) or part not in node:
+        if not isinstance(node, CfgNode):
+            return True
+        if part not in node:
             return False
         node = node[part]
-    return isinstance(node, CfgNode)
+    return True
 
 
 def _suggestion(key: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(key.upper(), known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+def _merge_file(cfg: CfgNode, values: Mapping[str, Any], origins: Mapping[str, Path], prefix: str = "") -> None:
+    for name, value in values.items():
+        key = prefix + name
+        source, default = origins[key], cfg.get(name)
+        if "." in name:
+            raise ConfigError(f"{source}: {key}: write one section per part of the key, each in a line of its own")
+        if isinstance(default, CfgNode):
+            if isinstance(value, dict):
+                _merge_file(default, value, origins, f"{key}.")
+            elif value is not None:
+                raise ConfigError(f"{source}: {key} is {_short(value)}, expected a section with keys of its own")
+            continue
+        try:
+            cfg[name] = fit_value(value, default)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {key} is {_short(value)}, {error}") from error
+
+
+def _merge_opts(cfg: CfgNode, defaults: CfgNode, opts: list[Any]) -> None:
     if len(opts) % 2:
         raise ConfigError(f"overrides are pairs KEY VALUE; {opts[-1]!r} has no value")
-    known = set(flatten(cfg))
+    known = flatten(defaults)
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key not in known:
-            raise ConfigError(f"command line: unknown config key {key}{_suggestion(key, known)}")
+            if isinstance(key, str) and key.partition("=")[0] in known:
+                raise ConfigError(f"command line: {key}: write KEY VALUE with a space instead of the equals sign")
+            raise ConfigError(f"command line: unknown config key {key}{_suggestion(str(key), set(known))}")
+        *sections, name = key.split(".")
+        node = cfg
+        for section in sections:
+            node = node[section]
         try:
-            cfg.merge_from_list([key, value])
-        except (ValueError, AssertionError) as error:
-            raise ConfigError(f"command line: {key} {value}: {error}") from error
+            node[name] = fit_value(value, known[key])
+        except ValueError as error:
+            raise ConfigError(f"command line: {key} {_short(value)}: {error}") from error
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) and value else repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

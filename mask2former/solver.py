@@ -89,8 +89,9 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
 
 def _check_positive(solver: CfgNode, *keys: str) -> None:
     for key in keys:
-        if solver[key] is not None and solver[key] < 0:
-            raise ConfigError(f"SOLVER.{key} is {solver[key]}, expected 0 or more")
+        value = solver[key]
+        if value is not None and (not isinstance(value, int | float) or value < 0):
+            raise ConfigError(f"SOLVER.{key} is {value!r}, expected 0 or more")
 
 
 def _check_schedule(solver: CfgNode) -> None:

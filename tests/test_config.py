@@ -100,12 +100,213 @@ def test_bad_file_is_named_with_what_was_expected(tmp_path, text, message):
     [
         (["SOLVER.MAX_ITERS", "1"], r"SOLVER\.MAX_ITERS \(did you mean SOLVER\.MAX_ITER\?\)"),
         (["SOLVER.MAX_ITER"], "has no value"),
-        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER many"),
+        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER many: expected a whole number"),
+        (["SOLVER.MAX_ITER=5", "x"], r"SOLVER\.MAX_ITER=5: write KEY VALUE"),
+        (["SOLVER.MAX_ITER=5"], "SOLVER.MAX_ITER=5"),
+        (["SOLVER.BASE_LR", "nan"], "SOLVER.BASE_LR nan: expected a number"),
+        (["SOLVER", "x"], "unknown config key SOLVER"),
     ],
 )
 def test_bad_override_is_named(opts, message):
     with pytest.raises(ConfigError, match=message):
         read(config_path("coco-panoptic"), *opts)
+
+
+CIRCLES = {
+    "itself": {"a.yaml": "_BASE_: a.yaml"},
+    "itself by another name": {"a.yaml": "_BASE_: ./x/../a.yaml", "x/b.yaml": "{}"},
+    "two": {"a.yaml": "_BASE_: b.yaml", "b.yaml": "_BASE_: a.yaml"},
+    "list": {"a.yaml": "_BASE_: [c.yaml, b.yaml]", "b.yaml": "_BASE_: [c.yaml, a.yaml]", "c.yaml": "VERSION: 2"},
+    "behind": {"a.yaml": "_BASE_: b.yaml", "b.yaml": "_BASE_: c.yaml", "c.yaml": "_BASE_: b.yaml"},
+}
+
+
+@pytest.mark.parametrize("files", CIRCLES.values(), ids=CIRCLES)
+def test_files_that_are_based_on_themselves_are_one_line(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.yaml: _BASE_ goes in a circle: .* -> ") as error:
+        read(tmp_path / "a.yaml")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_folder_is_no_config(tmp_path):
+    (tmp_path / "a.yaml").write_text("_BASE_: .")
+    for path in (tmp_path, tmp_path / "a.yaml"):
+        with pytest.raises(ConfigError, match=r"not a YAML config file.*: Is a directory"):
+            read(path)
+
+
+def test_a_file_may_be_a_base_twice_and_the_last_value_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "common.yaml").write_text("SOLVER: {BASE_LR: 0.5, MAX_ITER: 7}")
+    (tmp_path / "left.yaml").write_text("_BASE_: ~/common.yaml\nSOLVER: {BASE_LR: 0.25}")
+    (tmp_path / "right.yaml").write_text("_BASE_: common.yaml\nSOLVER: {GAMMA: 0.75}\nMODEL:\n")
+    (tmp_path / "top.yaml").write_text("_BASE_: [left.yaml, right.yaml]\nSOLVER:\n  # nothing\nTEST: {AMP: true}")
+    solver = read("~/top.yaml").SOLVER
+    assert (solver.BASE_LR, solver.GAMMA, solver.MAX_ITER) == (0.5, 0.75, 7)
+
+
+def test_the_file_of_a_wrong_value_is_named_and_not_the_one_that_is_based_on_it(tmp_path):
+    (tmp_path / "base.yaml").write_text("SOLVER: {MAX_ITER: soon}")
+    (tmp_path / "top.yaml").write_text("_BASE_: base.yaml")
+    with pytest.raises(ConfigError, match=r"base\.yaml: SOLVER\.MAX_ITER is soon, expected a whole number"):
+        read(tmp_path / "top.yaml")
+    (tmp_path / "base.yaml").write_text("SOLVER: {MAX_ITERS: 3}")
+    with pytest.raises(ConfigError, match=r"base\.yaml: unknown config key:\n  SOLVER\.MAX_ITERS"):
+        read(tmp_path / "top.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"# nothing\n\n", "the file is empty"),
+        (b"\xef\xbb\xbf", "the file is empty"),
+        (b"SOLVER:\n  BASE_LR: 0.1\nSOLVER:\n  MAX_ITER: 5\n", "line 3: SOLVER is given twice"),
+        (b"SOLVER: {MAX_ITER: 5, GAMMA: 0.1, MAX_ITER: 5}", "line 1: MAX_ITER is given twice"),
+        (b"_BASE_: x.yaml\n_BASE_: y.yaml\n", "line 2: _BASE_ is given twice"),
+        (b"SOLVER:\n\tMAX_ITER: 5\n", "line 2: .*indent with spaces"),
+        (b"OUTPUT_DIR: Stra\xdfe", "save it as UTF-8"),
+        ("VERSION: 2".encode("utf-16"), "save it as UTF-8"),
+        (b"MODEL: x", r"MODEL is x, expected a section"),
+        (b"MODEL: [1]", r"MODEL is \[1\], expected a section"),
+        (b"SOLVER: {MAX_ITER: {A: 1}}", r"SOLVER\.MAX_ITER is \{'A': 1\}, expected a whole number"),
+        (b"SOLVER.MAX_ITER: 5", r"SOLVER\.MAX_ITER: write one section per part of the key"),
+        (b"solver: {max_iter: 5}", r"solver\.max_iter \(did you mean SOLVER\.MAX_ITER\?\)"),
+        (b"1: 2", "the key 1 is not a text"),
+        (b"yes: 2", "the key True is not a text"),
+        (b"[1, 2]", "expected a mapping of keys, found list"),
+        (b"text", "expected a mapping of keys, found str"),
+        (b"A: &a [*a]", "not a YAML config file: line 1: found unconstructable recursive node"),
+        (b"A: &a {B: *a}", "not a YAML config file: line 1: found unconstructable recursive node"),
+        (b"VERSION: 2\n---\nVERSION: 2\n", "line 2: but found another document"),
+        (b"A: *missing", "line 1: found undefined alias"),
+        (b"\x00", "not a YAML config file"),
+        (b"A: !!python/name:os.system", "only safe YAML"),
+        (b"A: !own 1", "only safe YAML"),
+        (b"_BASE_:", "_BASE_ is None, expected the name of a file"),
+        (b"_BASE_: 5", "_BASE_ is 5, expected the name of a file"),
+        (b"_BASE_: [a.yaml, 5]", r"_BASE_ is \['a\.yaml', 5\], expected the name of a file"),
+        (b"_BASE_: {A: 1}", "expected the name of a file"),
+        (b"_BASE_: detectron2://Base.yaml", "download it first"),
+        (b"SOLVER: {BASE_LR: .nan}", r"SOLVER\.BASE_LR is nan, expected a number"),
+        (b"SOLVER: {BASE_LR: true}", r"SOLVER\.BASE_LR is True, expected a number"),
+        (b"SOLVER: {MAX_ITER: 1.5}", r"SOLVER\.MAX_ITER is 1\.5, expected a whole number"),
+        (b"SOLVER: {MAX_ITER: 12:30}", r"SOLVER\.MAX_ITER is 12:30, expected a whole number"),
+        (b"SOLVER: {MAX_ITER: 010}", r"SOLVER\.MAX_ITER is 010, expected a whole number"),
+        (b"SOLVER: {MAX_ITER: }", r"SOLVER\.MAX_ITER is None, expected a whole number"),
+        (b"SOLVER: {AMP: {ENABLED: 2}}", r"SOLVER\.AMP\.ENABLED is 2, expected True or False"),
+        (b"SOLVER: {STEPS: [10, x]}", r"SOLVER\.STEPS is \[10, 'x'\], expected a list such as \(30000,\)"),
+        (b"SOLVER: {STEPS: soon}", r"SOLVER\.STEPS is soon, expected a list"),
+        (b"OUTPUT_DIR: 2024", r"OUTPUT_DIR is 2024, expected a text; write it in quotes"),
+        (b"OUTPUT_DIR:", r"OUTPUT_DIR is None, expected a text, such as \./output"),
+        (b"OUTPUT_DIR: [a]", r"OUTPUT_DIR is \['a'\], expected a text"),
+        (b"DATASETS: {TRAIN: 5}", r"DATASETS\.TRAIN is 5, expected a list of names"),
+        (b"DATASETS: {TRAIN: [a, 5]}", r"DATASETS\.TRAIN is \['a', 5\], expected a list of names"),
+        (b"DATASETS: {TEST: ''}", r"DATASETS\.TEST is '', expected a list of names.*\(\) for none"),
+        (b"DATASETS: {TEST: }", r"DATASETS\.TEST is None, expected a list of names"),
+        (b"DATASETS: {CUSTOM: mine}", r"DATASETS\.CUSTOM is mine, expected a list"),
+    ],
+)  # fmt: skip
+def test_faults_of_a_file_are_one_line_with_file_and_key(tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"bad\.yaml: (unknown|{message}|.*{message})") as error:
+        read(path)
+    assert "unknown config key" in str(error.value) or len(str(error.value).splitlines()) == 1
+
+
+MEANT = [
+    ("SOLVER.STEPS", "[10, 20]", (10, 20)),
+    ("SOLVER.STEPS", "(10, 20)", (10, 20)),
+    ("SOLVER.STEPS", "(1e1, 20.0)", (10, 20)),
+    ("SOLVER.STEPS", "10", (10,)),
+    ("SOLVER.STEPS", "()", ()),
+    ("SOLVER.STEPS", "[]", ()),
+    ("SOLVER.BASE_LR", "1e-4", 0.0001),
+    ("SOLVER.BASE_LR", "1.e-4", 0.0001),
+    ("SOLVER.BASE_LR", "1", 1.0),
+    ("SOLVER.MAX_ITER", "1e3", 1000),
+    ("SOLVER.MAX_ITER", "1_000", 1000),
+    ("SOLVER.MAX_ITER", "8.0", 8),
+    ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", ".inf", float("inf")),
+    ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "2", 2.0),
+    ("SOLVER.AMP.ENABLED", "yes", True),
+    ("SOLVER.AMP.ENABLED", "true", True),
+    ("SOLVER.AMP.ENABLED", "'False'", False),
+    ("SOLVER.AMP.ENABLED", "off", False),
+    ("SOLVER.AMP.ENABLED", "1", True),
+    ("SOLVER.WEIGHT_DECAY_RPB", "1e-3", 0.001),
+    ("SOLVER.WEIGHT_DECAY_RPB", "null", None),
+    ("SOLVER.WEIGHT_DECAY_RPB", "None", None),
+    ("DATASETS.TRAIN", "mine_train", ("mine_train",)),
+    ("DATASETS.TRAIN", "a, b", ("a", "b")),
+    ("DATASETS.TRAIN", "[a, b]", ("a", "b")),
+    ("DATASETS.TRAIN", "('a',)", ("a",)),
+    ("DATASETS.TRAIN", "()", ()),
+    ("MODEL.WEIGHTS", "None", ""),
+    ("MODEL.WEIGHTS", "null", ""),
+    ("MODEL.WEIGHTS", "''", ""),
+    ("MODEL.WEIGHTS", "a b.pth", "a b.pth"),
+    ("OUTPUT_DIR", "'2024'", "2024"),
+    ("OUTPUT_DIR", "2024-01-02", "2024-01-02"),
+    ("OUTPUT_DIR", "12:30", "12:30"),
+    ("INPUT.CROP.SIZE", "[512, 1024]", [512, 1024]),
+    ("MODEL.PIXEL_MEAN", "(1, 2.5, 3)", [1, 2.5, 3]),
+    ("MODEL.DINAT.DILATIONS", "[[1], [1, 2]]", [[1], [1, 2]]),
+    ("MODEL.DINAT.KERNEL_SIZES", "[7, 7]", [7, 7]),
+]
+
+
+@pytest.mark.parametrize("place", ["file", "command line"])
+@pytest.mark.parametrize(("key", "text", "expected"), MEANT, ids=[f"{key} {text}" for key, text, _ in MEANT])
+def test_what_people_write_means_what_is_meant(tmp_path, place, key, text, expected):
+    path = tmp_path / "a.yaml"
+    *sections, name = key.split(".")
+    lines = [f"{'  ' * level}{section}:" for level, section in enumerate(sections)]
+    path.write_text("\n".join([*lines, f"{'  ' * len(sections)}{name}: {text}"]) if place == "file" else "VERSION: 2")
+    found = read(path, *([] if place == "file" else [key, text]))
+    for part in key.split("."):
+        found = found[part]
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize("text", ["2024", "1.10", "007", "True", "None", "1e3"])
+def test_a_text_on_the_command_line_stays_as_it_is(tmp_path, text):
+    cfg = read(config_path("coco-panoptic"), "OUTPUT_DIR", text)
+    assert text == cfg.OUTPUT_DIR
+
+
+def test_values_from_python_need_not_be_texts(tmp_path):
+    opts = ["SOLVER.MAX_ITER", 7, "DATASETS.TEST", ["a"], "SOLVER.AMP.ENABLED", True, "OUTPUT_DIR", tmp_path]
+    cfg = setup_cfg(config_path("coco-panoptic"), opts)
+    assert (cfg.SOLVER.MAX_ITER, cfg.DATASETS.TEST, cfg.SOLVER.AMP.ENABLED) == (7, ("a",), True)
+    assert str(tmp_path) == cfg.OUTPUT_DIR
+
+
+def test_tuples_that_older_programs_wrote_are_read(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("DATASETS:\n  TRAIN: !!python/tuple [a]\n  TEST: !!python/tuple\n  - b\n")
+    assert read(path).DATASETS.TRAIN == ("a",)
+    assert read(path).DATASETS.TEST == ("b",)
+
+
+def test_a_config_that_was_written_is_read_back(tmp_path):
+    cfg = read(config_path("coco-panoptic"), "SOLVER.WEIGHT_DECAY_RPB", "0.1", "SOLVER.CLIP_GRADIENTS.NORM_TYPE", "inf")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert read(tmp_path / "config.yaml") == cfg
+
+
+def test_the_home_folder_in_paths_that_no_shell_has_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    path = tmp_path / "a.yaml"
+    path.write_text("MODEL: {WEIGHTS: ~/a.pth}\nOUTPUT_DIR: '~'")
+    cfg = read(path)
+    assert (cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR) == ("/home/somebody/a.pth", "/home/somebody")
+    assert read(path, "OUTPUT_DIR", "~/b").OUTPUT_DIR == "/home/somebody/b"
 
 
 def test_missing_file():
