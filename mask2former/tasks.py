@@ -7,6 +7,7 @@ from typing import Literal
 from detectron2.data.catalog import Metadata
 
 from mask2former.config import ConfigError
+from mask2former.utils.errors import checked_fraction
 
 Task = Literal["panoptic", "instance", "semantic"]
 
@@ -139,12 +140,14 @@ def checked_task(task: Task | None, threshold: float | None, metadata: Metadata)
     Raises:
         ConfigError: The classes do not allow the task, or the threshold is not between 0 and 1 or has no meaning.
     """
+    if task is not None and task not in tuple(TASKS):
+        raise ConfigError(f"task {task!r}: expected {', '.join(TASKS)}")
     possible = possible_tasks(metadata)
     if task is None or task not in possible:
         allowed = " or ".join(possible) or "none"
         raise ConfigError(f"task {task or 'of this config'}: the classes of {metadata.name} allow {allowed}")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ConfigError(f"confidence threshold {threshold}: expected a number from 0 to 1")
+    if threshold is not None:
+        checked_fraction(threshold, "confidence threshold")
     if threshold is not None and task == "semantic":
         raise ConfigError("semantic results have no confidence threshold: every pixel gets its best class")
     return task

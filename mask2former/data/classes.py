@@ -56,7 +56,7 @@ class ClassTable:
 
     def dataset_id(self, class_id: int) -> int:
         """The category id in the data set's own files; the class id itself if the data set is unknown."""
-        return self.dataset_ids.get(class_id, class_id)
+        return int(self.dataset_ids.get(class_id, class_id))
 
     def color(self, class_id: int) -> Color:
         """Colour of a class; classes without a colour get well separated hues."""

@@ -9,10 +9,12 @@ No data set has to be on disk: class names and colours come with the code (`mask
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import operator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
 import cv2
 import numpy as np
@@ -24,26 +26,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mask2former.checkpoint import Checkpointer
-from mask2former.config import setup_cfg
+from mask2former.config import ConfigError, setup_cfg
 from mask2former.data.classes import ClassTable
 from mask2former.data.dataset_mapper import ResizeShortestEdge
 from mask2former.data.datasets import predicted_metadata, register_custom_datasets
-from mask2former.data.image_io import configured_range, to_rgb
+from mask2former.data.image_io import configured_range
 from mask2former.data.photographs import ValueRange
 from mask2former.engine import available_device
 from mask2former.evaluation import config_digest, weights_digest
 from mask2former.maskformer_model import MaskFormer
 from mask2former.modeling import inference
 from mask2former.modeling.inference import InferenceSettings, Queries
+from mask2former.prediction.inputs import read_image, read_numbered, split
 from mask2former.prediction.results import Prediction, Rgb, from_model
 from mask2former.tasks import Task, checked_task, possible_tasks
+from mask2former.utils.errors import checked_fraction
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _LOG = logging.getLogger(__name__)
 
-ImageLike = str | Path | Image.Image | NDArray[np.uint8]
+# One image; `mask2former.prediction.inputs` says how each kind is read.
+ImageLike = str | os.PathLike[str] | Image.Image | bytes | BinaryIO | NDArray[Any] | torch.Tensor
 
 # Instances below it are more likely wrong than right; benchmarks count the best 100 of any score instead.
 _INSTANCE_THRESHOLD = 0.5
@@ -84,8 +89,21 @@ class Analysis:
         return replace(self, image=image, result_size=(image.shape[0], image.shape[1]))
 
 
+def _stop_threads() -> None:
+    """Compute in one thread: a forked process has none of the pools of its parent, and would wait for them forever."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)  # no pool; with 1, OpenCV waits for the pool to end
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_stop_threads)
+
+
 class Predictor:
     """Predicts images; a call leaves the model and the predictor as they were, so threads may share a predictor.
+
+    A predictor can be pickled, for processes of its own (multiprocessing's "spawn"). Forked processes may use one that
+    is on a CPU; they compute in one thread.
 
     `predictor(image)` is `predictor.result(predictor.analyze(image))`. The first of these two stages runs the network,
     the second makes a result for a task and thresholds, as often as needed.
@@ -137,7 +155,7 @@ class Predictor:
         self._metadata = metadata
         self._resize = resize
         self._image_format = image_format
-        self._max_pixels = max_pixels
+        self._max_pixels = _checked_size(max_pixels, "max_pixels")
         self._config_digest = config_digest
 
     @classmethod
@@ -243,7 +261,7 @@ class Predictor:
     @overload
     def __call__(
         self,
-        images: Sequence[ImageLike],
+        images: Iterable[ImageLike],
         *,
         task: Task | None = ...,
         confidence_threshold: float | None = ...,
@@ -252,7 +270,7 @@ class Predictor:
 
     def __call__(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: ImageLike | Iterable[ImageLike],
         *,
         task: Task | None = None,
         confidence_threshold: float | None = None,
@@ -264,7 +282,9 @@ class Predictor:
         one to the larger changes results slightly.
 
         Args:
-            images: Path, Pillow image or array (uint8 RGB [H, W, 3]; see `image_io.to_rgb`), or a list of these.
+            images: Path, Pillow image, bytes of a file, open file or pixels (RGB [H, W, 3]; those of a PyTorch tensor
+                also [3, H, W]; see `inputs.read_image`). Several: a list, a tuple, an iterator, or pixels with four
+                dimensions.
             task: Task of the results; None: the predictor's.
             confidence_threshold: Lowest score of a segment or an instance; None: the predictor's.
             batch_size: Largest number of images at once; None: 4 on a GPU, 1 on a CPU.
@@ -274,14 +294,16 @@ class Predictor:
 
         Raises:
             ImageReadError: An image can't be read; the message names it.
-            ConfigError: The classes do not allow the task, or the threshold is not valid.
+            ConfigError: The classes do not allow the task, or the threshold or the batch size is not valid.
         """
-        task = checked_task(task or self.task, confidence_threshold, self._metadata)
-        if isinstance(images, str | Path | Image.Image | np.ndarray):
-            return self.result(self.analyze(images), task=task, confidence_threshold=confidence_threshold)
-        pixels = [to_rgb(image, self.value_range) for image in images]
+        task = checked_task(self.task if task is None else task, confidence_threshold, self._metadata)
+        batch_size = self.batch_size if batch_size is None else _checked_size(batch_size)
+        given, is_one = split(images)
+        if is_one:
+            return self.result(self.analyze(given[0]), task=task, confidence_threshold=confidence_threshold)
+        pixels = [read_numbered(number, image, self.value_range) for number, image in enumerate(given, start=1)]
         results: dict[int, Prediction] = {}
-        for batch in _batches_of_one_size(pixels, batch_size or self.batch_size):
+        for batch in _batches_of_one_size(pixels, batch_size):
             for index, analysis in zip(batch, self._analyze([pixels[i] for i in batch]), strict=True):
                 results[index] = self.result(analysis, task=task, confidence_threshold=confidence_threshold)
         return [results[i] for i in range(len(pixels))]
@@ -290,9 +312,9 @@ class Predictor:
         """Run the network on an image, see `__call__`.
 
         Raises:
-            ImageReadError: The image can't be read.
+            ImageReadError: The image can't be read, or is more than one.
         """
-        return self._analyze([to_rgb(image, self.value_range)])[0]
+        return self._analyze([read_image(image, self.value_range)])[0]
 
     @torch.inference_mode()
     def result(
@@ -312,10 +334,12 @@ class Predictor:
             overlap_threshold: Smallest share of its mask that a panoptic segment keeps; None: the config's.
 
         Raises:
-            ConfigError: The classes do not allow the task, or the confidence threshold is not valid.
+            ConfigError: The classes do not allow the task, or a threshold is not valid.
         """
-        task = checked_task(task or self.task, confidence_threshold, self._metadata)
-        lowest = self.default_threshold(task) if confidence_threshold is None else confidence_threshold
+        task = checked_task(self.task if task is None else task, confidence_threshold, self._metadata)
+        lowest = self.default_threshold(task) if confidence_threshold is None else float(confidence_threshold)
+        if overlap_threshold is not None:
+            overlap_threshold = checked_fraction(overlap_threshold, "overlap threshold")
         settings = self._settings(task, lowest, overlap_threshold)
         output = inference.run(analysis.queries, analysis.result_size, settings)
         return from_model(output, analysis.image, task, self.classes(task), lowest)
@@ -344,6 +368,16 @@ class Predictor:
         if self._image_format == "BGR":
             pixels = pixels[:, :, ::-1]
         return {"image": torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))}
+
+
+def _checked_size(size: int, name: str = "batch size") -> int:
+    try:
+        number = operator.index(size)
+    except TypeError as error:
+        raise ConfigError(f"{name} {size!r}: expected a whole number, at least 1") from error
+    if number < 1:
+        raise ConfigError(f"{name} {size}: expected at least 1")
+    return number
 
 
 def shrunk(image: Rgb, longer_side: int) -> Rgb:

@@ -6,9 +6,12 @@ Shapes:
     H, W: height and width of the image; N: instances
 """
 
+import operator
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
@@ -20,6 +23,7 @@ from mask2former.data.classes import ClassTable
 from mask2former.data.coco_format import encode_rle, segment_info, tight_box
 from mask2former.prediction.drawing import Rgb, draw_instances, draw_panoptic, draw_semantic
 from mask2former.tasks import Task
+from mask2former.utils.errors import ConfigError, checked_fraction
 from mask2former.utils.label_images import ids_to_colors
 
 if TYPE_CHECKING:
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
 
 Mask = NDArray[np.bool_]
+# Image ids of COCO's files: whole numbers, NumPy's among them, and text.
+ImageId = int | str | os.PathLike[str]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,11 +81,11 @@ class Prediction(ABC):
             for entry, mask in self.entries_and_masks()
         ]
 
-    def to_json(self, file_name: str) -> dict[str, Any]:
+    def to_json(self, file_name: str | os.PathLike[str]) -> dict[str, Any]:
         """The result in the format of `demo/demo.py --json`, for an image called `file_name`."""
         height, width = self.size
         return {
-            "file_name": file_name,
+            "file_name": os.fspath(file_name),
             "height": height,
             "width": width,
             "task": self.task,
@@ -94,21 +100,28 @@ class Prediction(ABC):
         """
 
     def filter(
-        self, *, min_score: float = 0.0, min_area: int = 0, classes: Collection[int | str] | None = None
+        self, *, min_score: float = 0.0, min_area: int = 0, classes: Iterable[int | str] | int | str | None = None
     ) -> "Self":
         """The result without some of its segments, whose pixels then belong to no segment.
 
         Args:
             min_score: Lowest score to keep; segments without a score (semantic results) are kept.
             min_area: Smallest area to keep, in pixels.
-            classes: Category ids or names to keep; None: all.
+            classes: Category ids or names to keep, or one of these; None: all.
+
+        Raises:
+            ConfigError: The classes do not exist, or a limit is not valid.
         """
+        min_score = checked_fraction(min_score, "min_score")
+        if not (isinstance(min_area, Real) and min_area >= 0):
+            raise ConfigError(f"min_area {min_area!r}: expected a number of pixels, at least 0")
+        wanted = None if classes is None else self._checked_classes(classes)
         kept = [
             entry["id"]
             for entry, mask in self.entries_and_masks()
             if entry.get("score", 1.0) >= min_score
             and (not min_area or np.count_nonzero(mask) >= min_area)
-            and (classes is None or entry["category_id"] in classes or entry["category_name"] in classes)
+            and (wanted is None or entry["category_id"] in wanted or entry["category_name"] in wanted)
         ]
         return self._keep(kept)
 
@@ -117,7 +130,7 @@ class Prediction(ABC):
         """The result with the track number of each object in a video, given by segment id."""
 
     @abstractmethod
-    def to_coco(self, image_id: int | str = 0) -> Any:
+    def to_coco(self, image_id: ImageId = 0) -> Any:
         """The result in the format of COCO's result files; see the subclasses."""
 
     @abstractmethod
@@ -126,6 +139,20 @@ class Prediction(ABC):
     @abstractmethod
     def _keep(self, ids: Sequence[int]) -> "Self":
         """The result with these segments only."""
+
+    def _checked_classes(self, classes: Iterable[int | str] | int | str) -> set[int | str]:
+        """Ids and names of classes, given as several or as one.
+
+        Raises:
+            ConfigError: A class does not exist.
+        """
+        listed = [classes] if isinstance(classes, str) or not isinstance(classes, Iterable) else classes
+        wanted = {entry if isinstance(entry, str) else _index(entry) for entry in listed}
+        names = [self.classes.name(i) for i in range(len(self.classes.names))]
+        if names and (unknown := wanted - {*names, *range(len(names))}):
+            listed = ", ".join(sorted(map(repr, unknown)))
+            raise ConfigError(f"class {listed}: the classes are {', '.join(names)}")
+        return wanted
 
     def _entry(self, number: int, category: int, isthing: bool, score: float | None, track_id: int | None) -> dict:
         entry = {
@@ -172,7 +199,7 @@ class PanopticPrediction(Prediction):
         infos = [i | ({"track_id": numbers[i["id"]]} if i["id"] in numbers else {}) for i in self.segments_info]
         return replace(self, segments_info=infos)
 
-    def to_coco(self, image_id: int | str = 0) -> dict[str, Any]:
+    def to_coco(self, image_id: ImageId = 0) -> dict[str, Any]:
         """An entry of `annotations` in a panoptic JSON: `image_id`, `file_name` of the PNG, and `segments_info`.
 
         `panoptic_png` returns the colours of the PNG.
@@ -182,7 +209,8 @@ class PanopticPrediction(Prediction):
             | ({"score": entry["score"]} if "score" in entry else {})
             for entry, mask in self.entries_and_masks()
         ]
-        return {"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": entries}
+        number = _image_id(image_id)
+        return {"image_id": number, "file_name": f"{number}.png", "segments_info": entries}
 
     def panoptic_png(self) -> Rgb:
         """The segment ids as colours [H, W, 3]: id = R + 256 G + 65536 B."""
@@ -228,7 +256,11 @@ class InstancePrediction(Prediction):
 
         Args:
             max_iou: Largest intersection over union that an instance may have with a better one.
+
+        Raises:
+            ConfigError: The limit is not from 0 to 1.
         """
+        max_iou = checked_fraction(max_iou, "max_iou")
         encoded = [encode_rle(mask) for mask in self.masks]
         kept: list[int] = []
         for index, category in enumerate(self.category_ids):
@@ -248,11 +280,11 @@ class InstancePrediction(Prediction):
         """See `Prediction.with_tracks`."""
         return replace(self, track_ids=np.array([numbers[i + 1] for i in range(len(self.masks))], np.int64))
 
-    def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: ImageId = 0) -> list[dict[str, Any]]:
         """A dict per instance: `image_id`, `category_id`, `bbox`, `score` and `segmentation` (compressed RLE)."""
         return [
             {
-                "image_id": image_id,
+                "image_id": _image_id(image_id),
                 "category_id": self.classes.dataset_id(entry["category_id"]),
                 "bbox": tight_box(mask),
                 "score": entry["score"],
@@ -309,11 +341,11 @@ class SemanticPrediction(Prediction):
         """See `Prediction.with_tracks`."""
         return self
 
-    def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: ImageId = 0) -> list[dict[str, Any]]:
         """A dict per class that occurs: `image_id`, `category_id` and `segmentation` (compressed RLE)."""
         return [
             {
-                "image_id": image_id,
+                "image_id": _image_id(image_id),
                 "category_id": self.classes.dataset_id(entry["category_id"]),
                 "segmentation": encode_rle(mask),
             }
@@ -359,6 +391,24 @@ def from_model(output: dict[str, Any], image: Rgb, task: Task, classes: ClassTab
         category_ids=instances.pred_classes.numpy(),
         scores=instances.scores.float().numpy(),
     )
+
+
+def _image_id(image_id: ImageId) -> int | str:
+    """An image id as JSON holds it; a path is text.
+
+    Raises:
+        ConfigError: It is neither a whole number nor text.
+    """
+    if isinstance(image_id, str | os.PathLike):
+        return str(os.fspath(image_id))
+    return _index(image_id, "image id", "a whole number or text")
+
+
+def _index(value: Any, name: str = "class", expected: str = "an id or a name") -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ConfigError(f"{name} {value!r}: expected {expected}") from error
 
 
 def _enlarged(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(ValueError):
@@ -19,6 +20,29 @@ class UserError(ValueError):
 
 class ConfigError(UserError):
     """A config file, key or value that can't be used."""
+
+
+def checked_fraction(value: Any, name: str) -> float:
+    """Check a number from 0 to 1 of any numeric type.
+
+    Args:
+        value: Number.
+        name: Name of the setting, for the message.
+
+    Returns:
+        The number as a float.
+
+    Raises:
+        ConfigError: The value is no number, or not from 0 to 1.
+    """
+    try:
+        fraction = -1.0 if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        fraction = -1.0
+    # NaN is not between them.
+    if not 0 <= fraction <= 1:
+        raise ConfigError(f"{name} {value!r}: expected a number from 0 to 1")
+    return fraction
 
 
 @contextmanager

@@ -221,7 +221,9 @@ class Workbench:
             confidence_threshold=None if choice.task == "semantic" else choice.confidence,
             overlap_threshold=choice.overlap,
         )
-        return result.filter(classes=choice.classes) if choice.classes else result
+        # A class may be chosen that this task does not have.
+        known = set(choice.classes) & set(map(str, result.classes.names))
+        return result.filter(classes=known) if choice.classes else result
 
     def _folder(self, visitor: str) -> Path:
         return self._files / hashlib.sha256(visitor.encode()).hexdigest()[:32]

@@ -1,10 +1,14 @@
 """Results as plain data: filters, COCO's formats, colours."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
+from mask2former import ConfigError
 from mask2former.data.classes import ClassTable
 from mask2former.prediction.results import InstancePrediction, PanopticPrediction, SemanticPrediction
 from mask2former.utils.label_images import colors_to_ids
@@ -137,3 +141,83 @@ def test_an_object_keeps_its_colour_by_its_track():
     colors, others = (CLASSES.segment_colors(r.segments()) for r in (tracked, again))
     assert colors[0] == others[2] and colors[1] == others[1] and len({*colors, *others}) == 4
     assert tracked.filter(min_score=0.7).track_ids.tolist() == [8, 2]
+
+
+@RESULTS
+def test_one_class_may_be_given_without_a_list(make):
+    result = make()
+    areas = {name: [segment["area"] for segment in result.filter(classes=[name]).segments()] for name in ("cat", "sky")}
+    assert areas["cat"] != areas["sky"]
+    for classes in ("cat", 0, np.int64(0), np.str_("cat"), np.array([0]), {"cat", 0}, (c for c in ["cat"])):
+        assert [segment["area"] for segment in result.filter(classes=classes).segments()] == areas["cat"]
+
+
+@RESULTS
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": "ca"}, "class 'ca': the classes are cat, sky"),
+        ({"classes": ["cat", "dog", "fox"]}, "class 'dog', 'fox': the classes are cat, sky"),
+        ({"classes": 2}, "class 2: the classes are cat, sky"),
+        ({"classes": [-1]}, "class -1: the classes are"),
+        ({"classes": [0.5]}, "class 0.5: expected an id or a name"),
+        ({"classes": [None]}, "class None: expected an id or a name"),
+        ({"min_score": 1.5}, "min_score 1.5: expected a number from 0 to 1"),
+        ({"min_score": float("nan")}, "min_score nan: expected a number from 0 to 1"),
+        ({"min_area": -1}, "min_area -1: expected a number of pixels, at least 0"),
+        ({"min_area": float("nan")}, "min_area nan: expected a number"),
+        ({"min_area": "9"}, "min_area '9': expected a number"),
+    ],
+)
+def test_odd_filters_are_one_line(make, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make().filter(**options)
+    with pytest.raises(ConfigError, match=r"max_iou 1\.5: expected a number from 0 to 1"):
+        instances().without_duplicates(1.5)
+
+
+@RESULTS
+@pytest.mark.parametrize(
+    ("image_id", "expected"),
+    [
+        (7, 7),
+        (np.int64(7), 7),
+        (np.uint8(7), 7),
+        ("street", "street"),
+        (np.str_("street"), "street"),
+        (Path("a") / "b", "a/b"),
+    ],
+)
+def test_image_ids_of_any_kind_become_json(make, image_id, expected):
+    entries = make().to_coco(image_id)
+    for entry in [entries] if isinstance(entries, dict) else entries:
+        assert json.loads(json.dumps(entry))["image_id"] == expected
+
+
+@RESULTS
+@pytest.mark.parametrize("image_id", [None, 1.5, ["a"]])
+def test_other_image_ids_are_one_line(make, image_id):
+    with pytest.raises(ConfigError, match=r"image id .*: expected a whole number or text"):
+        make().to_coco(image_id)
+
+
+@RESULTS
+def test_results_without_segments(make):
+    result = make().filter(classes=[])
+    assert result.segments() == []
+    assert np.array_equal(result.draw(enlarge=False), IMAGE)
+    entries = result.to_coco(1)
+    assert entries == [] or entries["segments_info"] == []
+    assert json.loads(json.dumps(result.to_json(Path("a.jpg")))) == {
+        "file_name": "a.jpg", "height": 20, "width": 30, "task": result.task, "segments_info": []
+    }  # fmt: skip
+    assert result.filter(min_area=1, classes="cat").segments() == []
+    if make is instances:
+        assert result.without_duplicates().segments() == []
+
+
+def test_numpy_ids_of_segments_and_data_sets_become_json():
+    table = ClassTable(names=("cat", "sky"), dataset_ids={0: np.int64(17), 1: np.int32(187)})
+    for result in (panoptic(), instances(), semantic()):
+        other = type(result)(**{**vars(result), "classes": table})
+        json.dumps([other.to_coco(0), other.segments(), other.to_json("a.jpg")])

@@ -126,8 +126,8 @@ def test_a_batch_that_does_not_fit_is_halved():
 def test_an_image_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ImageReadError, match=r"nowhere\.jpg: no such file"):
         predictor("panoptic")([IMAGE, tmp_path / "nowhere.jpg"])
-    with pytest.raises(ImageReadError, match=r"float64 \[20, 40, 3\]: expected uint8"):
-        predictor("panoptic")(IMAGE / 255)
+    with pytest.raises(ImageReadError, match=r"image 2: .*float64 \[20, 40, 3\] .*: expected uint8, or floats from 0"):
+        predictor("panoptic")([IMAGE, IMAGE / 2])
 
 
 def test_the_default_is_the_richest_task_of_the_model():
@@ -182,6 +182,44 @@ def test_what_does_not_fit_is_an_error():
         predictor("panoptic", confidence_threshold=1.5)
     with pytest.raises(ConfigError, match="no confidence threshold"):
         predictor("panoptic")(IMAGE, task="semantic", confidence_threshold=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch size 0: expected at least 1"),
+        ({"batch_size": -2}, "batch size -2: expected at least 1"),
+        ({"batch_size": 1.5}, r"batch size 1\.5: expected a whole number"),
+        ({"batch_size": "2"}, "batch size '2': expected a whole number"),
+        ({"task": "panoptc"}, "task 'panoptc': expected panoptic, instance, semantic"),
+        ({"task": ""}, "task '': expected panoptic"),
+        ({"task": ["panoptic"]}, "expected panoptic"),
+        ({"confidence_threshold": float("nan")}, "confidence threshold nan: expected a number from 0 to 1"),
+        ({"confidence_threshold": -0.1}, "confidence threshold -0.1: expected a number from 0 to 1"),
+        ({"confidence_threshold": "0.5"}, "confidence threshold '0.5': expected a number from 0 to 1"),
+        ({"confidence_threshold": [0.5, 0.6]}, "expected a number from 0 to 1"),
+    ],
+)
+@pytest.mark.parametrize("images", [IMAGE, [IMAGE, IMAGE], []], ids=["one", "two", "none"])
+def test_odd_arguments_are_one_line_before_the_first_image(options, message, images):
+    predict = predictor("panoptic")
+    with pytest.raises(ConfigError, match=message) as error:
+        predict(images, **options)
+    assert "\n" not in str(error.value) and predict.model.batches == []
+
+
+def test_numbers_of_numpy_and_pytorch_are_numbers():
+    predict = predictor("panoptic", max_pixels=np.int64(200))
+    for number in (np.int64, torch.tensor):
+        assert len(predict([IMAGE] * 3, batch_size=number(2), confidence_threshold=np.float32(0.86))) == 3
+    assert predict.model.batches == [2, 1, 2, 1]
+    for threshold in (np.float64(0.3), torch.tensor(0.3), True):
+        assert isinstance(predict(IMAGE, confidence_threshold=threshold).segments(), list)
+    for overlap in (float("nan"), 1.5, "0.5"):
+        with pytest.raises(ConfigError, match=r"overlap threshold .*: expected a number from 0 to 1"):
+            predict.result(predict.analyze(IMAGE), overlap_threshold=overlap)
+    with pytest.raises(ConfigError, match="max_pixels 0"):
+        predictor("panoptic", max_pixels=0)
 
 
 @pytest.fixture(scope="module")
