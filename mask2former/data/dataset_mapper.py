@@ -3,14 +3,15 @@
 Glossary: M targets, H x W pixels after augmentation and padding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
+from os import PathLike
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import check_image_size
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from detectron2.structures import Instances
 from fvcore.transforms.transform import NoOpTransform, TransformList
@@ -29,13 +30,14 @@ from mask2former.data.targets import (
     semantic_targets,
 )
 from mask2former.tasks import TASKS, Task
+from mask2former.utils.errors import UserError
 from mask2former.utils.label_images import colors_to_ids
 
 Flip = Literal["none", "horizontal", "vertical"]
 
 # Value of padded pixels in images of 0..255; they are padded before they are normalised.
 PADDING_VALUE = 128
-_PASSED_ON = ("file_name", "image_id", "height", "width")
+_PASSED_ON = ("file_name", "image_id", "height", "width", "result_name")
 
 
 def large_scale_jitter(image_size: int, min_scale: float, max_scale: float, flip: Flip) -> T.AugmentationList:
@@ -158,6 +160,10 @@ class TrainingMapper:
             ImageReadError: An image or a label image is missing, damaged, or of the wrong size.
             AnnotationError: Labels do not fit the image or the classes, or the task has no annotations here.
         """
+        with _errors_name(dataset_dict):
+            return self._map(dataset_dict)
+
+    def _map(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
         record, image = _read_record(dataset_dict, self.image_format, self.value_range)
         annotation = TASKS[self.task].annotation
         if annotation not in dataset_dict:
@@ -250,11 +256,28 @@ class TestMapper:
         Raises:
             ImageReadError: The image is missing or damaged.
         """
-        record, image = _read_record(dataset_dict, self.image_format, self.value_range)
-        resized = T.AugInput(image)
-        self.augmentations(resized)
-        record["image"] = _image_tensor(resized.image)
-        return record
+        with _errors_name(dataset_dict):
+            record, image = _read_record(dataset_dict, self.image_format, self.value_range)
+            resized = T.AugInput(image)
+            self.augmentations(resized)
+            record["image"] = _image_tensor(resized.image)
+            return record
+
+
+@contextmanager
+def _errors_name(dataset_dict: Mapping[str, Any]) -> Generator[None, None, None]:
+    """Turn every error into one for users that names a file of the dict."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        text, image = " ".join(str(error).split()), dataset_dict.get("file_name", "an image without file_name")
+        files = [value for value in dataset_dict.values() if isinstance(value, str | PathLike)]
+        if isinstance(error, UserError) and any(str(file) in str(error) for file in files):
+            raise
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise AnnotationError(f"{image}: the image or its labels can't be used: {kind}{text}") from error
 
 
 def _read_record(
@@ -262,8 +285,10 @@ def _read_record(
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     record = {key: dataset_dict[key] for key in _PASSED_ON if key in dataset_dict}
     image = read_image(record["file_name"], image_format, value_range)
-    # Fills in height and width; an image of another size than annotated is an error that names it.
-    check_image_size(record, image)
+    size = dict(zip(("height", "width"), _size(image), strict=True))
+    if differing := [side for side in size if record.setdefault(side, size[side]) != size[side]]:
+        found = " and ".join(f"{side} {size[side]}, annotated {record[side]}" for side in differing)
+        raise AnnotationError(f"{record['file_name']}: the image has {found} pixels")
     return record, image
 
 

@@ -27,7 +27,15 @@ from mask2former.data.datasets.coco_json import FileFinder, entries, read_instan
 from mask2former.data.image_io import ImageReadError, read_label_map, read_panoptic_ids
 from mask2former.data.label_maps import ValueMap, replace_values
 from mask2former.data.problems import segment_areas
-from mask2former.evaluation.metric import EvaluationError, Image, Metric, Records, image_key, require_same_images
+from mask2former.evaluation.metric import (
+    EvaluationError,
+    Image,
+    Metric,
+    Records,
+    image_key,
+    require_same_images,
+    result_name,
+)
 from mask2former.utils.files import atomic_write, write_json
 from mask2former.utils.journal import Key
 from mask2former.utils.label_images import encode_masks, ids_to_colors, write_png
@@ -71,7 +79,9 @@ class InstanceAP(Metric):
 
     def record(self, image: Image, prediction: Any, folder: Path) -> tuple[Any, list[Path]]:
         """Encode the masks. See `Metric.record`."""
-        categories = [self._dataset_ids[category] for category in prediction.pred_classes.tolist()]
+        categories = [
+            _known(self._dataset_ids, category, image, "thing") for category in prediction.pred_classes.tolist()
+        ]
         detections = zip(categories, prediction.scores.tolist(), encode_masks(prediction.pred_masks), strict=True)
         return {"size": list(prediction.image_size), "detections": list(detections)}, []
 
@@ -163,15 +173,18 @@ class PanopticQuality(Metric):
         """Write the PNG; the record is the annotation of the submission. See `Metric.record`."""
         ids, segments = prediction
         ids = ids.cpu().numpy()
-        file_name = f"{Path(image['file_name']).stem}.png"
+        file_name = f"{result_name(image)}.png"
         lowest, highest = int(ids.min(initial=0)), int(ids.max(initial=0))
         if lowest < 0 or highest >= _END_OF_IDS:
             raise EvaluationError(
                 f"prediction {file_name}: segment ids from {lowest} to {highest}; expected 0 to {_END_OF_IDS - 1}"
             )
         file = write_png(folder / self.results_folder / file_name, ids_to_colors(ids))
-        dataset_ids = self._dataset_ids
-        infos = [{"id": int(s["id"]), "category_id": dataset_ids[s["isthing"]][s["category_id"]]} for s in segments]
+        # The metadata, not the prediction, say what is a thing.
+        dataset_ids = self._dataset_ids[False] | self._dataset_ids[True]
+        infos = [
+            {"id": int(s["id"]), "category_id": _known(dataset_ids, s["category_id"], image, "class")} for s in segments
+        ]
         return {"image_id": image["image_id"], "file_name": file_name, "segments_info": infos}, [file]
 
     def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
@@ -259,7 +272,7 @@ class SemanticIoU(Metric):
         return None, [write_png(self._file(image, folder), self._submission_labels[class_ids(prediction)])]
 
     def _file(self, image: Image, folder: Path) -> Path:
-        return folder / self.results_folder / f"{Path(image['file_name']).stem}.png"
+        return folder / self.results_folder / f"{result_name(image)}.png"
 
     def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
         """Count the pixels of the files. See `Metric.evaluate` and the class."""
@@ -367,6 +380,13 @@ def _reading(path: str) -> Generator[None, None, None]:
         raise EvaluationError(f"{path}: no ground truth: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{path}: not COCO's format: {error}") from error
+
+
+def _known(dataset_ids: Mapping[int, int], class_id: int, image: Image, kind: str) -> int:
+    """The category id of a predicted class."""
+    if class_id not in dataset_ids:
+        raise EvaluationError(f"{image['file_name']}: the model predicted class {class_id}, which is no {kind} here")
+    return dataset_ids[class_id]
 
 
 def _listed(

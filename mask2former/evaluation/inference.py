@@ -21,7 +21,7 @@ from tabulate import tabulate
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mask2former.utils.files import write_json
+from mask2former.utils.files import read_text, write_json
 
 Batches: TypeAlias = DataLoader[list[dict[str, Any]]]
 
@@ -137,7 +137,7 @@ def write_speed(path: str | Path, speeds: Mapping[str, Speed | None], *, keep: b
         keep: Whether entries that the file has and `speeds` lacks stay, as after an evaluation that was only completed.
     """
     path = Path(path)
-    before = json.loads(path.read_text(encoding="utf-8")) if keep and path.is_file() else {}
+    before = json.loads(read_text(path)) if keep and path.is_file() else {}
     write_json(path, {**before, **{name: asdict(speed) for name, speed in speeds.items() if speed}}, indent=2)
 
 

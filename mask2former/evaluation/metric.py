@@ -86,6 +86,11 @@ def image_key(image: Image) -> Key:
     return "/".join(Path(image["file_name"]).parts[-2:])
 
 
+def result_name(image: Image) -> str:
+    """Name of an image's result files without ending: that of the image file, or `result_name` if several share it."""
+    return image.get("result_name") or Path(image["file_name"]).stem
+
+
 def require_same_images(expected: Collection[Key], predicted: Collection[Key], source: str) -> None:
     """Check that exactly the images of the ground truth were predicted.
 
@@ -97,10 +102,10 @@ def require_same_images(expected: Collection[Key], predicted: Collection[Key], s
     Raises:
         EvaluationError: Images have no prediction, or there is no ground truth for a prediction.
     """
-    missing = sorted(set(expected) - set(predicted))
+    missing = sorted(set(expected) - set(predicted), key=lambda key: (isinstance(key, str), key))
     if missing:
         listed = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
         raise EvaluationError(f"{source}: no prediction for {len(missing)} of {len(expected)} images: {listed}")
     unknown = set(predicted) - set(expected)
     if unknown:
-        raise EvaluationError(f"{source}: no image {min(unknown)}, which was predicted")
+        raise EvaluationError(f"{source}: no image {min(unknown, key=str)}, which was predicted")

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from mask2former.data.published import SettingCheck, check_settings
 from mask2former.evaluation.metric import EvaluationError
 from mask2former.model_zoo import SETTINGS, Setting
-from mask2former.utils.files import atomic_write, write_json
+from mask2former.utils.files import atomic_write, read_text, write_json
 
 JSON_NAME, MARKDOWN_NAME, CHART_NAME = "reproduction.json", "reproduction.md", "reproduction.png"
 _VERSION = 1
@@ -168,7 +168,7 @@ def read_records(folder: Path) -> dict[str, Record]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(read_text(path))
     if not isinstance(content, dict):
         raise EvaluationError(f"{path}: expected an object")
     return content

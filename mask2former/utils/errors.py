@@ -17,6 +17,18 @@ class UserError(ValueError):
 
     caused_by_user = True
 
+    def __init__(self, *arguments: object):
+        """Take the message. Of the text that PyTorch makes of an error in a worker process, the message is kept."""
+        if arguments and isinstance(arguments[0], str):
+            arguments = (_message_of_worker(arguments[0], type(self)), *arguments[1:])
+        super().__init__(*arguments)
+
+
+def _message_of_worker(text: str, kind: type) -> str:
+    if not (text.startswith("Caught ") and "Original Traceback" in text):
+        return text
+    return text.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()
+
 
 class ConfigError(UserError):
     """A config file, key or value that can't be used."""

@@ -4,14 +4,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MapDataset
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import SizeMismatchError
 from PIL import Image
 
 from mask2former.data.dataset_mapper import TestMapper, TrainingMapper, large_scale_jitter, resize_and_crop
 from mask2former.data.datasets import AnnotationError
 from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids
+from mask2former.utils.errors import UserError
 
 UNCHANGED = T.AugmentationList([])
 
@@ -211,7 +211,7 @@ def test_errors_name_the_file(panoptic, tmp_path):
         mapper("panoptic")({**record, "pan_seg_file_name": "gone.png"})
     with pytest.raises(ImageReadError, match=r"small\.png.*\(4, 5\).*\(64, 64\)"):
         mapper("panoptic")({**record, "pan_seg_file_name": str(small)})
-    with pytest.raises(SizeMismatchError, match=str(record["file_name"])):
+    with pytest.raises(AnnotationError, match=rf"{record['file_name']}: the image has height 64, annotated 65 pixels"):
         mapper("panoptic")({**record, "height": 65, "width": 64})
     with pytest.raises(AnnotationError, match=r"\.jpg: no 'annotations'.*DATASET_MAPPER_NAME"):
         mapper("instance")(record)
@@ -237,3 +237,47 @@ def test_test_mapper_reads_no_annotations(panoptic):
     assert mapped["image"].dtype == torch.uint8
     assert (mapped["height"], mapped["width"], mapped["image_id"]) == (64, 64, record["image_id"])
     assert mapped.keys() == {"file_name", "image_id", "height", "width", "image"}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "cause"),
+    [
+        ({"segmentation": {"size": [64, 64], "counts": "PPYo1"}}, ""),
+        ({"segmentation": [[1, 2, "x", 4, 5, 6]]}, "could not convert"),
+        ({"segmentation": [[1, 2, 3]]}, "cannot reshape"),
+        ({"segmentation": None}, "found NoneType"),
+        ({}, "found NoneType"),
+        ({"segmentation": {"size": [64, 64]}}, "'counts'"),
+        ({"segmentation": {"size": [64, 63], "counts": [64 * 63]}}, "of size"),
+    ],
+)
+def test_every_error_of_data_is_one_line_that_names_the_file(annotation, cause, picture):
+    with pytest.raises(UserError, match=f"picture.png: .*{cause}") as caught:
+        list(loader_of_one(picture, annotation, workers=0))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_errors_of_worker_processes_are_one_line_of_the_same_class(picture):
+    with pytest.raises(AnnotationError, match=r"^\S*annotations of .*picture\.png: expected .* found NoneType$"):
+        list(loader_of_one(picture, {}, workers=1))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def loader_of_one(picture, annotation, workers):
+    mapper = TrainingMapper(T.AugmentationList([]), "instance", num_classes=2)
+    record = {"file_name": str(picture), "annotations": [{"category_id": 0, "iscrowd": 0, **annotation}]}
+    return torch.utils.data.DataLoader(MapDataset([record], mapper), num_workers=workers, collate_fn=list)
+
+
+def test_errors_that_no_one_thought_of_name_the_image(picture):
+    class Broken(T.Augmentation):
+        def get_transform(self, image):
+            raise ZeroDivisionError("division by\nzero")
+
+    with pytest.raises(AnnotationError, match=r"picture\.png: .*can't be used: ZeroDivisionError: division by zero$"):
+        TestMapper(T.AugmentationList([Broken()]))({"file_name": str(picture)})

@@ -26,6 +26,7 @@ from mask2former.data.datasets.registry import (
     register_dataset,
 )
 from mask2former.tasks import Task
+from mask2former.utils.files import read_text
 from mask2former.utils.parallel import default_workers, processes
 
 # Ids are those of the owners' labels; the order is that of the train ids.
@@ -123,7 +124,7 @@ def load_panoptic(metadata: Metadata) -> list[DatasetDict]:
                     for segment in annotation["segments_info"]
                 ],
             }
-            for annotation in json.loads(Path(metadata.panoptic_json).read_text())["annotations"]
+            for annotation in json.loads(read_text(metadata.panoptic_json))["annotations"]
         ]
     for key in ("file_name", "sem_seg_file_name", "pan_seg_file_name"):
         _check_first(dicts, key)
@@ -203,7 +204,7 @@ def _path_of(folder: str, image_id: str, suffix: str) -> str:
 def _read_json(path: str) -> dict[str, Any]:
     try:
         with errors_name(path):
-            content = json.loads(Path(path).read_text())
+            content = json.loads(read_text(path))
     except FileNotFoundError as error:
         raise MissingDatasetError(f"{path}: no such file. {SOURCE}") from error
     if not {"imgHeight", "imgWidth", "objects"} <= content.keys():

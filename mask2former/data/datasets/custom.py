@@ -5,6 +5,7 @@ be used where its data are not.
 """
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -286,7 +287,7 @@ def _load_panoptic(metadata: Metadata) -> list[DatasetDict]:
             size = {key: image[key] for key in ("height", "width") if key in image}
             record = panoptic_dict(annotation, str(find_image(image["file_name"])), metadata)
             dicts.append({**record, "pan_seg_file_name": str(find_label(annotation["file_name"])), **size})
-    return dicts
+    return _with_result_names(dicts, metadata.image_root)
 
 
 def _check_categories(
@@ -316,7 +317,20 @@ def _load_semantic(metadata: Metadata) -> list[DatasetDict]:
     ]
     if not dicts:
         raise AnnotationError(f"data set {metadata.name!r}: {explain_no_pairs(images, labels, listed, names)}")
-    return dicts
+    return _with_result_names(dicts, images)
+
+
+def _with_result_names(dicts: list[DatasetDict], root: str | Path) -> list[DatasetDict]:
+    """Add `result_name`, under which results are written, where images of different folders or endings share a stem."""
+    names = [Path(record["file_name"]).stem for record in dicts]
+    paths = [os.path.relpath(record["file_name"], root).replace(os.pardir + os.sep, "") for record in dicts]
+    for longer in ([os.path.splitext(path)[0] for path in paths], paths):
+        counts = Counter(names)
+        names = [other if counts[name] > 1 else name for name, other in zip(names, longer, strict=True)]
+    return [
+        record if name == Path(record["file_name"]).stem else {**record, "result_name": name}
+        for name, record in zip(names, dicts, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from mask2former.data.problems import Findings, Found, Problem, compare_segments
 from mask2former.data.published.preparation import SPLITS
 from mask2former.model_zoo import SETTINGS
 from mask2former.utils.errors import UserError
+from mask2former.utils.files import read_text
 from mask2former.utils.parallel import processes, report_interval
 
 # Number of images of the published data sets.
@@ -169,7 +170,7 @@ def _annotation_problems(metadata: Metadata, dicts: Sequence[DatasetDict]) -> It
         return
     path = metadata.json_file
     try:
-        content: dict[str, Any] = json.loads(Path(path).read_text())
+        content: dict[str, Any] = json.loads(read_text(path))
         images = {image["id"] for image in content["images"]}
         categories = {annotation["category_id"] for annotation in content["annotations"]}
     except json.JSONDecodeError as error:

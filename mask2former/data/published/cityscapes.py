@@ -16,6 +16,7 @@ from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.image_io import read_label_map
 from mask2former.data.published.preparation import SPLITS, Job, Made, Part, Summary, run_parts, write_coco
 from mask2former.tasks import Task
+from mask2former.utils.files import read_text
 from mask2former.utils.label_images import ids_to_colors
 
 PREPARED_TASKS: tuple[Task, ...] = ("semantic", "panoptic")
@@ -68,7 +69,7 @@ def make_train_ids(job: Job) -> Made:
 
     (path,) = job.sources
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         canvas = Image.new("L", (content["imgWidth"], content["imgHeight"]), IGNORE_LABEL)
         drawer = ImageDraw.Draw(canvas)
         for drawn in content["objects"]:

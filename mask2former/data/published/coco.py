@@ -10,6 +10,7 @@ from mask2former.data.datasets.coco import CATEGORIES, SOURCE
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.image_io import read_panoptic_ids
 from mask2former.data.published.preparation import SPLITS, Job, Made, Part, PreparationError, Summary, run_parts
+from mask2former.utils.files import read_text
 
 _CONTIGUOUS = {category.id: i for i, category in enumerate(CATEGORIES)}
 
@@ -38,7 +39,7 @@ def _plan(folder: Path, split: str) -> Part:
         return Part(name, [], make_semantic, missing=[path for path in (annotations, pngs) if not path.exists()])
     jobs = []
     try:
-        for annotation in json.loads(annotations.read_text())["annotations"]:
+        for annotation in json.loads(read_text(annotations))["annotations"]:
             file_name = annotation["file_name"]
             classes = {segment["id"]: _CONTIGUOUS[segment["category_id"]] for segment in annotation["segments_info"]}
             jobs.append(Job(file_name, (pngs / file_name,), (outputs / file_name,), list(classes.items())))
