@@ -7,9 +7,10 @@
     python train_net.py --config-file F --num-gpus 8 --resume OUTPUT_DIR output/run SOLVER.IMS_PER_BATCH 16
     torchrun --nproc-per-node 2 train_net.py --config-file F MODEL.DEVICE cpu
 
-OUTPUT_DIR receives checkpoints, log.txt, metrics.json (a line of losses and metrics every 20 iterations), events for
-TensorBoard, and inference/ with predictions, metrics.json and speed.json of the last evaluation. SOLVER.EMA adds
-model_final_ema.pth, TEST.BEST_METRIC adds model_best.pth, and TEST.VALIDATION_LOSS adds losses.png.
+OUTPUT_DIR receives checkpoints, log.txt, metrics.json (a line of losses and metrics every 20 iterations and after each
+evaluation), events for TensorBoard, and inference/ with predictions, metrics.json and speed.json of the last
+evaluation. SOLVER.EMA adds model_final_ema.pth, TEST.BEST_METRIC adds model_best.pth, and TEST.VALIDATION_LOSS adds
+losses.png. With --resume, a run that was killed ends as if it had not been.
 """
 
 import argparse
