@@ -7,7 +7,8 @@
 Photographs: OUT gets NAME_TASK.png, with class names and scores, and, with --json, NAME_TASK.json: file name, size,
 task and `segments_info` with names, scores, areas, boxes and masks (COCO's compressed RLE).
 Videos: OUT gets NAME_TASK.mp4 (without sound), in which an object keeps its number and colour, and, with --json,
-NAME_TASK.jsonl, with one line of JSON per frame. After an interruption, the same command continues where it ended.
+NAME_TASK.jsonl, with one line of JSON per frame. The video has the duration of its input; animated images (GIF, WebP,
+PNG) are videos too. After an interruption, the same command continues where it ended.
 No data set is needed.
 Exit status: 0 if all inputs succeeded; 1 if some failed or there was nothing to do; 2 if the command line or the config
 can't be used; 130 after Ctrl-C.
@@ -25,11 +26,19 @@ from detectron2.utils.logger import setup_logger
 
 from mask2former import ConfigError, Predictor
 from mask2former.evaluation import peak_memory
-from mask2former.prediction.files import FileFailed, Refine, find_images, output_stems, predict_files
+from mask2former.prediction.files import (
+    ERRORS_OF_ONE_INPUT,
+    FileFailed,
+    Refine,
+    described,
+    find_images,
+    output_stems,
+    predict_files,
+)
 from mask2former.prediction.results import InstancePrediction, Prediction
 from mask2former.tasks import TASKS
 from mask2former.utils.errors import report_errors
-from mask2former.video import CODECS, VideoError, predict_video, run_camera
+from mask2former.video import CODECS, predict_video, run_camera
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -190,9 +199,10 @@ def run_videos(predictor: Predictor, refine: Refine, options: argparse.Namespace
                 with_json=options.json,
                 refine=refine,
             )
-        except (VideoError, OSError) as error:
+        except ERRORS_OF_ONE_INPUT as error:
             failed += 1
-            print(f"skipped: {error}", file=sys.stderr, flush=True)
+            reason = described(error)
+            print(f"skipped: {reason if str(video) in reason else f'{video}: {reason}'}", file=sys.stderr, flush=True)
             continue
         failed += bool(done.failed)
         new = done.frames - done.kept

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import cv2
 
-from mask2former.data.image_io import ImageReadError, read_image
+from mask2former.data.image_io import read_image
 from mask2former.prediction.predictor import Predictor
 from mask2former.prediction.results import Prediction, Rgb
+from mask2former.utils.errors import UserError
 from mask2former.utils.files import write_json
 from mask2former.utils.label_images import write_png
 
@@ -21,8 +22,19 @@ Refine = Callable[[Prediction], Prediction]
 IMAGE_ENDINGS = frozenset(
     {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp", ".avif"}
 )
-# Errors that one image can cause while others succeed: lack of memory, and reactions of libraries to unusual pixels.
-_ERRORS = (RuntimeError, ValueError, MemoryError, cv2.error)
+# Errors that one input can cause while others succeed: of its file, lack of memory, and reactions of libraries to
+# unusual pixels.
+ERRORS_OF_ONE_INPUT = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    MemoryError,
+    AssertionError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    cv2.error,
+)
 
 
 @dataclass(frozen=True)
@@ -98,10 +110,15 @@ def predict_each(predictor: Predictor, images: Sequence[Rgb]) -> list[Prediction
         return []
     try:
         return list(predictor(images, batch_size=len(images)))
-    except _ERRORS as error:
+    except ERRORS_OF_ONE_INPUT as error:
         if len(images) == 1:
-            return [f"{type(error).__name__}: {error}"]
+            return [described(error)]
     return [result for image in images for result in predict_each(predictor, [image])]
+
+
+def described(error: BaseException) -> str:
+    """The message of an error of the user or of a file; with its type if it is of another kind."""
+    return str(error) if isinstance(error, (OSError, UserError)) else f"{type(error).__name__}: {error}"
 
 
 def predict_files(
@@ -139,14 +156,14 @@ def predict_files(
             if isinstance(result, str):
                 yield FileFailed(image, result if str(image) in result else f"{image}: {result}")
                 continue
-            result = result if refine is None else refine(result)
             picture = stem.with_name(f"{stem.name}.png")
             try:
+                result = result if refine is None else refine(result)
                 write_png(picture, result.draw())
                 if with_json:
                     write_json(stem.with_name(f"{stem.name}.json"), result.to_json(str(image)), indent=1)
-            except OSError as error:
-                yield FileFailed(image, f"{image}: {error}")
+            except ERRORS_OF_ONE_INPUT as error:
+                yield FileFailed(image, f"{image}: {described(error)}")
             else:
                 yield FileDone(image, result.size, picture, seconds)
 
@@ -154,5 +171,5 @@ def predict_files(
 def _read(predictor: Predictor, image: Path) -> Rgb | str:
     try:
         return read_image(image, value_range=predictor.value_range)
-    except (ImageReadError, OSError) as error:
-        return str(error)
+    except ERRORS_OF_ONE_INPUT as error:
+        return described(error)

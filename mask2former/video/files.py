@@ -1,5 +1,6 @@
 """Writing video files that are either complete or absent."""
 
+import hashlib
 import logging
 import math
 import os
@@ -14,6 +15,8 @@ from mask2former.prediction.results import Rgb
 from mask2former.video.reader import VideoError
 
 _LOG = logging.getLogger(__name__)
+# Bytes of a name to which others can be added; file systems allow 255.
+_LONGEST_NAME = 230
 # Bytes that must fit on the disk before a video is begun.
 _TRIAL = 1 << 16
 
@@ -45,7 +48,7 @@ def check_output(path: Path) -> None:
     Raises:
         VideoError: It is a folder, its folder can't be created or written, or the disk is full.
     """
-    trial = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+    trial = _unfinished(path)
     try:
         if path.is_dir():
             raise VideoError(f"{path}: can't be written, because a folder has this name")
@@ -80,7 +83,7 @@ def write_video(
         VideoError: The file can't be written, or not by this OpenCV, or it cannot be read back, as on a full disk.
     """
     check_output(path)
-    temporary = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+    temporary = _unfinished(path)
     writer = _open(temporary, codec, rate, size)
     written = 0
 
@@ -100,6 +103,14 @@ def write_video(
         writer.release()
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _unfinished(path: Path) -> Path:
+    """Path of a file that is being written: hidden, in the same folder, and no longer than file systems allow."""
+    stem = path.stem
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        stem = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]
+    return path.with_name(f".{stem}.unfinished{path.suffix}")
 
 
 def _open(path: Path, codec: str, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:

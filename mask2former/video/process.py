@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from mask2former.prediction.files import Refine, predict_each
+from mask2former.prediction.files import ERRORS_OF_ONE_INPUT, Refine, described, predict_each
 from mask2former.prediction.predictor import Predictor
 from mask2former.prediction.results import Prediction, Rgb, from_segments
 from mask2former.utils.files import atomic_write
@@ -127,7 +127,13 @@ class _Rendering:
         if frame is not None:
             # The first picture also fills the time of damaged frames before it.
             self._fill(self._places[index])
-        record = self._draw(found) if isinstance(found, Prediction) else self._skip(index, frame, found)
+        if isinstance(found, Prediction):
+            try:
+                record = self._draw(found)
+            except ERRORS_OF_ONE_INPUT as error:
+                record = self._skip(index, frame, described(error))
+        else:
+            record = self._skip(index, frame, found)
         self.frames += 1
         if self._lines:
             time = round(self._reader.times[index], 3)
@@ -146,10 +152,11 @@ class _Rendering:
         self._written = max(self._written, place)
 
     def _draw(self, found: Prediction) -> dict[str, Any]:
-        self._failed_in_a_row = 0
         found = self._tracker.update(self._refine(found) if self._refine else found)
+        record = {"segments_info": found.segments()} if self._lines else {}
         self._picture = found.draw(enlarge=False)
-        return {"segments_info": found.segments()} if self._lines else {}
+        self._failed_in_a_row = 0
+        return record
 
     def _skip(self, index: int, frame: Rgb | None, error: str) -> dict[str, Any]:
         _LOG.error("%s: frame %d skipped: %s", self._reader.path, index, error)

@@ -7,8 +7,11 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from mask2former import Predictor
+from mask2former.data.classes import ClassTable
+from mask2former.prediction import files
 from mask2former.prediction.files import find_images, output_stems
-from mask2former.video import VideoReader
+from mask2former.prediction.results import PanopticPrediction
+from mask2former.video import VideoError, VideoReader, VideoSummary
 from tests.conftest import config_path, load_script
 from tests.tiny import TINY
 from tests.video.conftest import SIZE, write_frames
@@ -31,6 +34,20 @@ def weights(tmp_path_factory):
     file = tmp_path_factory.mktemp("weights") / "model.pth"
     torch.save(Predictor.from_config(CONFIG, "", TINY).model.state_dict(), file)
     return ("MODEL.WEIGHTS", str(file))
+
+
+class Stub:
+    """Stands for a predictor: finds nothing."""
+
+    task = "panoptic"
+    value_range = None
+    batch_size = 1
+
+    def __call__(self, images, batch_size=None):
+        nothing = np.zeros(images[0].shape[:2], np.int32)
+        return [
+            PanopticPrediction(classes=ClassTable(), image=image, ids=nothing, segments_info=[]) for image in images
+        ]
 
 
 def photo(height=48, width=80):
@@ -135,6 +152,66 @@ def test_videos_are_done_one_after_the_other_and_the_damaged_one_is_reported(tmp
     lines = [json.loads(line) for line in (out / "clip_panoptic.jsonl").read_text().splitlines()]
     assert all(segment["category_name"] for line in lines for segment in line["segments_info"])
     assert sorted(file.name for file in out.iterdir()) == ["clip_panoptic.avi", "clip_panoptic.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("odd"), KeyError("odd"), AssertionError("odd"), MemoryError(), OSError("odd")]
+)
+@pytest.mark.parametrize("place", ["read", "predict", "refine", "draw", "write"])
+def test_one_bad_picture_never_ends_the_work_on_others(place, error, tmp_path, monkeypatch, capsys):
+    """Whatever fails, and whatever the error, the others are done and the status says so."""
+    for number in range(3):
+        Image.fromarray(np.full((32, 32, 3), 40 * number, np.uint8)).save(tmp_path / f"{number}.png")
+
+    def failing(function, bad):
+        def call(*arguments, **options):
+            if bad(*arguments):
+                raise error
+            return function(*arguments, **options)
+
+        return call
+
+    def is_second(image):
+        return image is not None and int(np.mean(image)) == 40
+
+    predictor = Stub()
+    if place == "read":
+        bad_read = failing(files.read_image, lambda path: path.name == "1.png")
+        monkeypatch.setattr(files, "read_image", bad_read)
+    elif place == "predict":
+        monkeypatch.setattr(Stub, "__call__", failing(Stub.__call__, lambda self, images: any(map(is_second, images))))
+    elif place == "write":
+        monkeypatch.setattr(files, "write_png", failing(files.write_png, lambda path, picture: path.stem[0] == "1"))
+    elif place == "draw":
+        bad_draw = failing(PanopticPrediction.draw, lambda self: is_second(self.image))
+        monkeypatch.setattr(PanopticPrediction, "draw", bad_draw)
+    refine = failing(lambda p: p, lambda p: is_second(p.image)) if place == "refine" else lambda p: p
+    inputs = ["--config-file", "F", "--output", str(tmp_path / "out"), "--input", str(tmp_path), "--batch-size", "2"]
+    assert demo.run_images(predictor, refine, demo.parse_arguments(inputs)) == 1
+    printed = capsys.readouterr()
+    assert "2 of 3 images done" in printed.out and "1.png" in printed.err
+    assert sorted(file.name[0] for file in (tmp_path / "out").glob("*.png")) == ["0", "2"]
+
+
+def test_one_bad_video_never_ends_the_work_on_others(tmp_path, monkeypatch, capsys):
+    errors = {
+        "a": RuntimeError("odd"),
+        "b": MemoryError(),
+        "c": IsADirectoryError(21, "odd", "c"),
+        "d": VideoError("odd"),
+    }
+
+    def predict(predictor, video, stem, **options):
+        if video.stem in errors:
+            raise errors[video.stem]
+        return VideoSummary(stem.with_suffix(".mp4"), 3, [], 0)
+
+    monkeypatch.setattr(demo, "predict_video", predict)
+    videos = [f"{name}.mp4" for name in "abcde"]
+    inputs = ["--config-file", "F", "--output", str(tmp_path), "--video-input", *videos]
+    assert demo.run_videos(Stub(), lambda p: p, demo.parse_arguments(inputs)) == 4
+    printed = capsys.readouterr()
+    assert "e.mp4 ->" in printed.out and all(f"{name}.mp4" in printed.err for name in "abd")
 
 
 def test_an_interrupted_video_is_status_130_and_goes_on(weights, tmp_path, capsys, monkeypatch):

@@ -92,6 +92,18 @@ def test_a_frame_that_fails_is_reported_and_stays_as_it_is(video, tmp_path, capl
     assert numbers[0] == numbers[1] == {1, 2, 3}
 
 
+def test_a_frame_that_cannot_be_drawn_is_reported_too(video, tmp_path):
+    def refine(prediction):
+        if round(prediction.image.mean() / 4) in (0, 7):
+            raise KeyError("no such class")
+        return prediction
+
+    summary = predict_video(ByNumber(), video, tmp_path / "out", codec="FFV1", refine=refine)
+    assert summary.failed == [(0, "KeyError: 'no such class'"), (7, "KeyError: 'no such class'")]
+    pictures = frames_of(summary.output)
+    assert len(pictures) == 20 and (pictures[7] == 4 * 7).all()
+
+
 def test_a_model_that_always_fails_is_no_fault_of_the_frames(tmp_path):
     source = write_frames(tmp_path / "long.avi", 60)
     with pytest.raises(VideoError, match=r"no result for 50 frames in a row; the last error: RuntimeError"):
