@@ -3,47 +3,58 @@
 
     python tools/onnx_infer.py model.onnx PHOTO ... --output OUT [--task panoptic] [--confidence-threshold 0.5]
 
-Needs onnxruntime, NumPy and Pillow, and two files of this project: mask2former/export/exported_model.py and
-mask2former/export/numpy_postprocessing.py, in their place or copied beside this one. Writes to OUT: NAME_TASK.png, an
+Needs onnxruntime, NumPy and Pillow, and four files of this project, in their place or copied beside this one:
+mask2former/export/exported_model.py, mask2former/export/numpy_postprocessing.py, mask2former/data/photographs.py and
+mask2former/utils/input_files.py. PHOTO is an image, a folder of images or a glob. Writes to OUT: NAME_TASK.png, an
 overlay; NAME_TASK_ids.png, the segment (or class) of each pixel; NAME_TASK.json, the segments with class, score, area
-and box. Exit status: 0 all images done; 1 some failed; 2 wrong command line.
+and box. Images of one name get numbers (NAME_TASK_2.png, ...). Exit status: 0 all images done; 1 some failed; 2 wrong
+command line.
 """
 
 import argparse
 import importlib.util
 import json
+import math
+import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 TASKS = ("panoptic", "instance", "semantic")
 # Opacity of segments in the overlay.
 FILL = 0.55
+# As in Predictor: results of larger images are made at this many pixels, and enlarged.
+MAX_PIXELS = 12_000_000
+# Rows of the overlay that are drawn at a time.
+ROWS = 512
 
 
-def load(name: str) -> ModuleType:
-    """Import a file of mask2former/export by its path, because its package imports PyTorch."""
+def load(name: str, folder: str) -> ModuleType:
+    """Import a file of this project by its path, because its package imports PyTorch."""
     here = Path(__file__).resolve().parent
-    for folder in (here, here.parent / "mask2former" / "export"):
-        path = folder / f"{name}.py"
-        if path.is_file():
-            spec = importlib.util.spec_from_file_location(name, path)
-            if spec is not None and spec.loader is not None:
-                module = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(module)
-                return module
-    sys.exit(f"error: {name}.py is missing; copy it from mask2former/export to {here}")
+    for place in (here, here.parent / folder):
+        path = place / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
+        if spec is not None and spec.loader is not None:
+            module = importlib.util.module_from_spec(spec)
+            # Data classes look their module up.
+            sys.modules.setdefault(name, module)
+            spec.loader.exec_module(module)
+            return module
+    sys.exit(f"error: {name}.py is missing; copy it from {folder} to {here}")
 
 
-post = load("numpy_postprocessing")
-exported_model = load("exported_model")
+post = load("numpy_postprocessing", "mask2former/export")
+exported_model = load("exported_model", "mask2former/export")
+photographs = load("photographs", "mask2former/data")
+input_files = load("input_files", "mask2former/utils")
 
 
 def predict(model: Any, image: NDArray[np.uint8], task: str, threshold: float | None) -> tuple[Any, list[dict]]:
@@ -51,9 +62,25 @@ def predict(model: Any, image: NDArray[np.uint8], task: str, threshold: float | 
 
     Where instances overlap, the map shows the best. A semantic id is the class plus 1.
     """
+    height, width = image.shape[:2]
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (height * width)))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    ids, segments = _predict_at(size, model, image, task, threshold)
+    if size != (height, width):
+        rows, columns = (
+            ((np.arange(new) + 0.5) * old / new).astype(np.intp) for new, old in zip((height, width), size, strict=True)
+        )
+        ids = ids[rows][:, columns]
+    return ids, segments
+
+
+def _predict_at(
+    size: tuple[int, int], model: Any, image: NDArray[np.uint8], task: str, threshold: float | None
+) -> tuple[Any, list[dict]]:
+    """Segment an image with results of `size` (height, width); see `predict`."""
     about = model.description
     limits = (about["min_size"], about["max_size"], about["divisibility"])
-    sizes = post.image_sizes(image.shape[:2], *limits, model.fixed_size)
+    sizes = post.image_sizes(image.shape[:2], *limits, model.fixed_size)._replace(result=size)
     pixels = np.asarray(Image.fromarray(image).resize(sizes.image[::-1], Image.Resampling.BILINEAR))
     (logits,), (maps,) = model(post.network_input(pixels, sizes.padded, about["image_format"], about["pixel_mean"]))
     masks = post.NumpyMasks(maps, sizes)
@@ -81,58 +108,75 @@ def describe_segments(ids: Any, segments: Sequence[dict], classes: Sequence[Mapp
     """Add class names, areas in pixels and boxes [x, y, width, height] in the map to segments."""
     described = []
     for segment in segments:
-        rows, columns = np.nonzero(ids == segment["id"])
+        inside = ids == segment["id"]
+        rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
         box = [0, 0, 0, 0]
         if len(rows):
-            x, y = int(columns.min()), int(rows.min())
-            box = [x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y]
+            x, y = int(columns[0]), int(rows[0])
+            box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
         name = classes[segment["category_id"]]["name"]
-        described.append({**segment, "category_name": name, "area": len(rows), "bbox": box})
+        described.append({**segment, "category_name": name, "area": int(np.count_nonzero(inside)), "bbox": box})
     return described
 
 
 def overlay(image: NDArray[np.uint8], ids: Any, segments: Sequence[dict], classes: Sequence[Mapping[str, Any]]) -> Any:
     """Draw segments on an image in the colours of their classes; things of one class get different shades."""
-    picture = image.astype(np.float32)
+    colors = np.zeros((1 + max((segment["id"] for segment in segments), default=0), 3), np.float32)
+    known = np.zeros(len(colors), bool)
     counts: dict[int, int] = {}
     for segment in segments:
         category = segment["category_id"]
         number = counts.get(category, 0)
         counts[category] = number + 1
-        color = np.array(classes[category]["color"]) * (1 - 0.45 * (number * 0.618 % 1))
-        inside = ids == segment["id"]
-        picture[inside] = (1 - FILL) * picture[inside] + FILL * color
+        colors[segment["id"]] = np.array(classes[category]["color"]) * (1 - 0.45 * (number * 0.618 % 1))
+        known[segment["id"]] = True
+    picture = np.empty_like(image)
+    for top in range(0, len(image), ROWS):
+        rows = slice(top, top + ROWS)
+        filled = known[ids[rows]][:, :, None]
+        picture[rows] = np.where(filled, (1 - FILL) * image[rows] + FILL * colors[ids[rows]], image[rows])
     edge = np.zeros(ids.shape, dtype=bool)
     edge[1:] |= ids[1:] != ids[:-1]
     edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     picture[edge] = 255
-    return picture.astype(np.uint8)
+    return picture
 
 
-def process(model: Any, path: Path, options: argparse.Namespace) -> str:
-    """Segment an image file, write the results, and return a line about them."""
-    with Image.open(path) as file:
-        image = np.array(ImageOps.exif_transpose(file).convert("RGB"))
+def save(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that is either complete or absent: `write` gets another path in the folder."""
+    unfinished = path.with_name(f".unfinished.{path.name}")
+    try:
+        write(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def process(model: Any, path: Path, stem: Path, options: argparse.Namespace) -> str:
+    """Segment an image file, write the results, whose paths begin with `stem`, and return a line about them."""
+    image = photographs.read_rgb(path, options.value_range)
     start = time.perf_counter()
     ids, segments = predict(model, image, options.task, options.confidence_threshold)
     seconds = time.perf_counter() - start
     classes = model.description["classes"]
     described = describe_segments(ids, segments, classes)
-    stem = options.output / f"{path.stem}_{options.task}"
-    Image.fromarray(overlay(image, ids, segments, classes)).save(f"{stem}.png")
-    Image.fromarray(ids.astype(np.uint16)).save(f"{stem}_ids.png")
+    picture, numbers, data = (stem.with_name(f"{stem.name}{ending}") for ending in (".png", "_ids.png", ".json"))
+    save(picture, Image.fromarray(overlay(image, ids, segments, classes)).save)
+    save(numbers, Image.fromarray(ids.astype(np.uint16)).save)
     result = {"file_name": str(path), "height": ids.shape[0], "width": ids.shape[1], "segments_info": described}
-    Path(f"{stem}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    text = json.dumps(result, indent=1)
+    save(data, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
     names = ", ".join(dict.fromkeys(segment["category_name"] for segment in described)) or "nothing"
-    return f"{path}: {len(described)} segments ({names}), {seconds:.2f} s -> {stem}.png"
+    return f"{path}: {len(described)} segments ({names}), {seconds:.2f} s -> {picture}"
 
 
-def try_to_process(model: Any, path: Path, options: argparse.Namespace) -> bool:
-    """Process a file and print a line about it; return False if it can't be read or its results can't be written."""
+def try_to_process(model: Any, path: Path, stem: Path, options: argparse.Namespace) -> bool:
+    """Process a file and print a line about it; return False if that failed, for whatever reason."""
     try:
-        print(process(model, path, options), flush=True)
-    except OSError as error:
-        print(f"skipped {path}: {error}", file=sys.stderr, flush=True)
+        print(process(model, path, stem, options), flush=True)
+    except Exception as error:  # noqa: BLE001 - the other files can still be processed
+        reason = str(error) or type(error).__name__
+        print(f"skipped {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr, flush=True)
         return False
     return True
 
@@ -145,10 +189,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL.onnx", help="written by tools/export.py")
-    parser.add_argument("images", nargs="+", type=Path, metavar="PHOTO")
+    parser.add_argument("images", nargs="+", metavar="PHOTO")
     parser.add_argument("--output", required=True, type=Path, metavar="OUT", help="folder for the results")
     parser.add_argument("--task", choices=TASKS, help="default: the first one that the model supports")
     parser.add_argument("--confidence-threshold", type=float, metavar="T", help="lowest score of a segment, 0 to 1")
+    parser.add_argument(
+        "--value-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values that become black and white in images with more than 8 bits; default: INPUT.VALUE_RANGE of the "
+        "training, or 0 65535 for 16 bits",
+    )
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="number of threads; default: chosen by onnxruntime"
     )
@@ -162,9 +214,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.task = options.task or tasks[0]
     if options.task not in tasks:
         parser.error(f"--task {options.task}: the model has {', '.join(tasks)}")
-    options.output.mkdir(parents=True, exist_ok=True)
-    done = [try_to_process(model, path, options) for path in options.images]
-    return 0 if all(done) else 1
+    try:
+        given = options.value_range or model.description.get("value_range", ())
+        options.value_range = photographs.checked_range(given, "--value-range")
+        options.output.mkdir(parents=True, exist_ok=True)
+    except (photographs.PhotographError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    images, empty = input_files.find_images(options.images)
+    for text in empty:
+        print(f"skipped {text}: no such file", file=sys.stderr)
+    stems = input_files.output_stems(images, options.output, options.task, ("", "_ids"))
+    done = [try_to_process(model, path, stem, options) for path, stem in zip(images, stems, strict=True)]
+    return 0 if all(done) and not empty else 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""Prediction of image files: which files the inputs name, results written beside each other, failures reported."""
+"""Prediction of image files: results written beside each other, failures reported."""
 
-import glob
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,14 @@ from mask2former.prediction.predictor import Predictor
 from mask2former.prediction.results import Prediction, Rgb
 from mask2former.utils.errors import UserError
 from mask2former.utils.files import write_json
+from mask2former.utils.input_files import find_images, output_stems
 from mask2former.utils.label_images import write_png
+
+__all__ = ["FileDone", "FileFailed", "Refine", "find_images", "output_stems", "predict_each", "predict_files"]
 
 # Function applied to each result before it is drawn or written, for example to drop segments.
 Refine = Callable[[Prediction], Prediction]
 
-# Endings of the files that a folder stands for; any file that Pillow reads can be named by itself.
-IMAGE_ENDINGS = frozenset(
-    {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp", ".avif"}
-)
 # Errors that one input can cause while others succeed: of its file, lack of memory, and reactions of libraries to
 # unusual pixels.
 ERRORS_OF_ONE_INPUT = (
@@ -53,47 +51,6 @@ class FileFailed:
 
     image: Path
     error: str
-
-
-def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Find the images that files, folders and globs name.
-
-    Args:
-        inputs: Paths. A folder stands for the image files directly in it; text that is no file or folder is a glob, in
-            which `**` recurses.
-
-    Returns:
-        The images, each once, and the inputs that name none.
-    """
-    found: dict[Path, None] = {}
-    empty = []
-    for text in inputs:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in IMAGE_ENDINGS)
-        elif path.exists():
-            files = [path]
-        else:
-            files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-        if not files:
-            empty.append(text)
-        found.update(dict.fromkeys(files))
-    return list(found), empty
-
-
-def output_stems(inputs: Sequence[Path], output: Path, task: str) -> list[Path]:
-    """Paths of each file's results without an ending; all differ, and none overwrites an input."""
-    taken = {path.resolve().with_suffix("") for path in inputs}
-    stems = []
-    for path in inputs:
-        name = f"{path.stem}_{task}"
-        stem, number = output / name, 1
-        while stem.resolve() in taken:
-            number += 1
-            stem = output / f"{name}_{number}"
-        taken.add(stem.resolve())
-        stems.append(stem)
-    return stems
 
 
 def predict_each(predictor: Predictor, images: Sequence[Rgb]) -> list[Prediction | str]:

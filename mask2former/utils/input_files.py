@@ -1,0 +1,71 @@
+"""Image files as inputs of a command: which files its arguments name, and names for the results.
+
+This file imports nothing of this project, so that it can be copied: tools/onnx_infer.py loads it by its path.
+"""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+# Endings of the files that a folder stands for; any file that Pillow reads can be named by itself.
+IMAGE_ENDINGS = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".pnm", ".ppm"}
+    | {".tif", ".tiff", ".webp"}
+)
+
+
+def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Find the images that files, folders and globs name.
+
+    Args:
+        inputs: Paths. A folder stands for the image files directly in it; text that is no file or folder is a glob, in
+            which `**` recurses.
+
+    Returns:
+        The images, each once, and the inputs that name none.
+    """
+    found: dict[Path, None] = {}
+    empty = []
+    for text in inputs:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in IMAGE_ENDINGS)
+        elif path.exists():
+            files = [path]
+        else:
+            files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        if not files:
+            empty.append(text)
+        found.update(dict.fromkeys(files))
+    return list(found), empty
+
+
+def output_stems(inputs: Sequence[Path], output: Path, task: str, parts: Sequence[str] = ("",)) -> list[Path]:
+    """Choose paths for the results of files, such that all differ and none overwrites an input.
+
+    Names that differ only in case count as equal, because they are one file on some systems.
+
+    Args:
+        inputs: Input files; several may have one name.
+        output: Folder for the results.
+        task: Task of the results, a part of their names.
+        parts: Texts that follow the path in the names of the results, before the ending.
+
+    Returns:
+        Path of each file's results, without an ending.
+    """
+    taken = {_key(path.with_suffix("")) for path in inputs}
+    stems = []
+    for path in inputs:
+        name = f"{path.stem}_{task}"
+        stem, number = output / name, 1
+        while taken & (keys := {_key(stem.with_name(f"{stem.name}{part}")) for part in parts}):
+            number += 1
+            stem = output / f"{name}_{number}"
+        taken |= keys
+        stems.append(stem)
+    return stems
+
+
+def _key(path: Path) -> str:
+    return str(path.resolve()).casefold()
