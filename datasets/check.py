@@ -10,12 +10,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from mask2former.data.datasets import datasets_root
 from mask2former.data.published import check_settings, render
 from mask2former.model_zoo import SETTINGS
 from mask2former.utils.errors import report_interrupt
+from mask2former.utils.files import user_path
 from mask2former.utils.parallel import default_workers
 
 
@@ -29,7 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--full", action="store_true", help="open every file, to find unreadable images and wrong labels"
     )
     parser.add_argument(
-        "--root", type=Path, default=datasets_root(), metavar="FOLDER", help="default: DETECTRON2_DATASETS, or datasets"
+        "--root",
+        type=user_path,
+        default=datasets_root(),
+        metavar="FOLDER",
+        help="default: DETECTRON2_DATASETS, or datasets",
     )
     parser.add_argument(
         "--workers", type=int, default=default_workers(), metavar="N", help=f"default: {default_workers()} processes"

@@ -22,7 +22,7 @@ from mask2former.data.datasets import datasets_root
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.datasets.shapes import CATEGORIES, ShapesSegment, draw_scene
 from mask2former.utils.errors import UserError, report_errors
-from mask2former.utils.files import atomic_write, write_json
+from mask2former.utils.files import atomic_write, user_path, write_json
 from mask2former.utils.label_images import ids_to_colors
 from mask2former.utils.parallel import report_interval
 
@@ -162,7 +162,9 @@ def _read_manifest(folder: Path) -> dict[str, int] | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, default=datasets_root(), help="default: DETECTRON2_DATASETS or datasets")
+    parser.add_argument(
+        "--root", type=user_path, default=datasets_root(), help="default: DETECTRON2_DATASETS or datasets"
+    )
     parser.add_argument("--train", type=int, default=1200, metavar="N", help="images to train on; default: 1200")
     parser.add_argument("--val", type=int, default=150, metavar="N", help="images to validate on; default: 150")
     parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of the images; default: 128")

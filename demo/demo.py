@@ -38,6 +38,7 @@ from mask2former.prediction.files import (
 from mask2former.prediction.results import InstancePrediction, Prediction
 from mask2former.tasks import TASKS
 from mask2former.utils.errors import report_errors
+from mask2former.utils.files import user_path
 from mask2former.video import CODECS, predict_video, run_camera
 
 
@@ -58,7 +59,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="[N]",
         help="a camera (default: the first), shown in a window if possible; with --output, also recorded as a video",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("--output", type=user_path, metavar="DIR", help="folder for the results")
     parser.add_argument(
         "--task",
         choices=list(TASKS),
@@ -185,7 +186,7 @@ def run_images(predictor: Predictor, refine: Refine, options: argparse.Namespace
 
 def run_videos(predictor: Predictor, refine: Refine, options: argparse.Namespace) -> int:
     """Predict the videos one by one; return the number of those that failed, entirely or in some frames."""
-    videos = [Path(video) for video in options.video_input]
+    videos = [user_path(video) for video in options.video_input]
     failed = 0
     for video, stem in zip(videos, output_stems(videos, options.output, predictor.task), strict=True):
         start = time.perf_counter()

@@ -33,7 +33,7 @@ from mask2former.engine import available_device
 from mask2former.prediction.drawing import contact_sheet, draw_panoptic, side_by_side
 from mask2former.prediction.predictor import Predictor
 from mask2former.utils.errors import UserError, report_errors
-from mask2former.utils.files import atomic_write, write_json
+from mask2former.utils.files import atomic_write, user_path, write_json
 from mask2former.utils.label_images import write_png
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -217,7 +217,7 @@ def demo(options: argparse.Namespace) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "output" / "shapes", help="default: output/shapes")
+    parser.add_argument("--output", type=user_path, default=ROOT / "output" / "shapes", help="default: output/shapes")
     parser.add_argument("--pictures", type=int, default=8, metavar="N", help="validation images to draw; default: 8")
     parser.add_argument("--skip-full-size", action="store_true", help="skip the full-size model")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys for the training")

@@ -35,7 +35,7 @@ from mask2former.checkpoint import (
 from mask2former.config import setup_cfg
 from mask2former.model_zoo import SETTINGS
 from mask2former.utils.errors import UserError, report_errors
-from mask2former.utils.files import atomic_write, sha256_of
+from mask2former.utils.files import atomic_write, sha256_of, user_path
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = (".safetensors", ".pth")
@@ -117,7 +117,7 @@ def convert(options: argparse.Namespace) -> None:
     output: Path = options.output
     if output.exists() and not options.overwrite:
         raise ConversionError(f"{output} exists; --overwrite replaces it")
-    source = fetch(options.input) if is_url(options.input) else Path(options.input)
+    source = fetch(options.input) if is_url(options.input) else user_path(options.input)
     content = read_checkpoint(source, allow_pickle=options.allow_pickle)
     state, earlier = content.pop("model"), content.pop("metadata", {})
     if options.from_transformers:
@@ -150,10 +150,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         allow_abbrev=False,
     )
     parser.add_argument("input", metavar="INPUT", help="a file of weights, or its URL (which may end in #sha256=...)")
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help=f"a name that ends in {' or '.join(ENDINGS)}")
+    parser.add_argument("output", metavar="OUTPUT", type=user_path, help=f"a name that ends in {' or '.join(ENDINGS)}")
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--setting", choices=SETTINGS, help="check names and shapes against this setting, and record it")
-    model.add_argument("--config-file", type=Path, metavar="F", help="check names and shapes against this config")
+    model.add_argument("--config-file", type=user_path, metavar="F", help="check names and shapes against this config")
     parser.add_argument(
         "--from-transformers",
         action="store_true",

@@ -36,6 +36,7 @@ from mask2former.data.datasets.pairs import Names
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.photographs import checked_range
 from mask2former.utils.errors import report_errors, report_interrupt
+from mask2former.utils.files import user_path
 from mask2former.utils.parallel import default_workers
 
 BASES = Path(__file__).resolve().parents[1] / "configs" / "_base_"
@@ -69,7 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         _add_files(command)
         if name != "inspect":
-            command.add_argument("--output", type=Path, required=True, metavar="DIR", help="output folder")
+            command.add_argument("--output", type=user_path, required=True, metavar="DIR", help="output folder")
             command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random choices; default: 0")
         if name == "preview":
             command.add_argument("--count", type=_positive, default=12, metavar="N", help="images shown; default: 12")
@@ -136,12 +137,12 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         for name, text in _FILES.items():
             files.add_argument(
                 f"--{prefix}{name}",
-                type=Path,
+                type=user_path,
                 metavar="DIR" if text.startswith("folder") else "F",
                 required=not prefix and name == "images",
                 help=text + (", for evaluation" if prefix else ""),
             )
-    files.add_argument("--classes", type=Path, metavar="F", help="list of classes: lines of text, YAML or JSON")
+    files.add_argument("--classes", type=user_path, metavar="F", help="list of classes: lines of text, YAML or JSON")
     files.add_argument(
         "--ignore-label",
         type=int,
@@ -262,7 +263,7 @@ def config(inspection: Inspection, options: argparse.Namespace) -> list[str]:
             f"- divided: {len(parts['train'].scans)} images for training, {len(parts['val'].scans)} for evaluation"
         )
     machine = Machine(options.gpu_memory, options.num_gpus, default_workers())
-    weights = str(Path(options.weights).resolve()) if Path(options.weights).is_file() else options.weights
+    weights = str(user_path(options.weights).resolve()) if user_path(options.weights).is_file() else options.weights
     recipe = make_recipe(replace(inspection, splits=parts), machine, read_backbones(BASES), options.size, weights)
     if inspection.train.content.source.value_range is not None:
         low, high = inspection.train.content.source.value_range

@@ -37,6 +37,7 @@ from mask2former.export.network import side_step
 from mask2former.export.numpy_postprocessing import image_sizes
 from mask2former.export.verification import MARGIN, ImageComparison, verify
 from mask2former.utils.errors import report_errors
+from mask2former.utils.files import user_path
 
 SAVERS = {"onnx": save_onnx, "torch-export": save_torch_export}
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -146,9 +147,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         epilog=__doc__.split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config-file", required=True, type=Path, metavar="F", help="a file of configs/")
+    parser.add_argument("--config-file", required=True, type=user_path, metavar="F", help="a file of configs/")
     parser.add_argument("--format", required=True, choices=SAVERS, help="what to write")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
+    parser.add_argument("--output", required=True, type=user_path, metavar="FILE", help="ends in .onnx or .pt2")
     parser.add_argument(
         "--size",
         nargs=2,
@@ -173,7 +174,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     # `--verify` also takes the config keys that follow its images.
     images = list(itertools.takewhile(lambda text: not CONFIG_KEY.fullmatch(text), options.verify or ()))
     options.opts += (options.verify or [])[len(images) :]
-    options.verify = [Path(image) for image in images]
+    options.verify = [user_path(image) for image in images]
     return options
 
 

@@ -181,6 +181,11 @@ def try_to_process(model: Any, path: Path, stem: Path, options: argparse.Namespa
     return True
 
 
+def user_path(text: str) -> Path:
+    """Path that a user gave, with `~` for the home folder."""
+    return Path(os.path.expanduser(text))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(
@@ -188,9 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=__doc__.split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL.onnx", help="written by tools/export.py")
+    parser.add_argument("model", type=os.path.expanduser, metavar="MODEL.onnx", help="written by tools/export.py")
     parser.add_argument("images", nargs="+", metavar="PHOTO")
-    parser.add_argument("--output", required=True, type=Path, metavar="OUT", help="folder for the results")
+    parser.add_argument("--output", required=True, type=user_path, metavar="OUT", help="folder for the results")
     parser.add_argument("--task", choices=TASKS, help="default: the first one that the model supports")
     parser.add_argument("--confidence-threshold", type=float, metavar="T", help="lowest score of a segment, 0 to 1")
     parser.add_argument(

@@ -34,7 +34,7 @@ from mask2former.config import setup_cfg
 from mask2former.evaluation.reproduction import Plan, Record, plan_settings, read_records, read_results, write_report
 from mask2former.model_zoo import SETTINGS
 from mask2former.utils.errors import report_errors, report_interrupt
-from mask2former.utils.files import sha256_of
+from mask2former.utils.files import sha256_of, user_path
 
 ROOT = Path(__file__).resolve().parents[1]
 SET_HERE = ("MODEL.WEIGHTS", "OUTPUT_DIR")
@@ -205,9 +205,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--datasets", required=True, type=Path, metavar="ROOT", help="root of the data sets, as in DETECTRON2_DATASETS"
+        "--datasets",
+        required=True,
+        type=user_path,
+        metavar="ROOT",
+        help="root of the data sets, as in DETECTRON2_DATASETS",
     )
-    parser.add_argument("--weights", required=True, type=Path, metavar="DIR", help="folder of the checkpoints")
+    parser.add_argument("--weights", required=True, type=user_path, metavar="DIR", help="folder of the checkpoints")
     parser.add_argument(
         "--settings",
         nargs="+",
@@ -218,7 +222,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--num-gpus", type=int, metavar="N", help="processes per evaluation; default: as in train_net.py"
     )
-    parser.add_argument("--output", type=Path, default=Path("output/reproduction"), metavar="DIR")
+    parser.add_argument("--output", type=user_path, default=Path("output/reproduction"), metavar="DIR")
     parser.add_argument("--dry-run", action="store_true", help="only show the planned evaluations and sizes")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set in all settings")
     options = parser.parse_intermixed_args(arguments)

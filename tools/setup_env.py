@@ -240,7 +240,12 @@ def set_up(venv: Path, chosen_python: bool) -> None:
 def main() -> int:
     """Parse the command line and set up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment (default: .venv)")
+    parser.add_argument(
+        "--venv",
+        type=lambda text: Path(os.path.expanduser(text)),
+        default=ROOT / ".venv",
+        help="folder of the environment (default: .venv)",
+    )
     parser.add_argument("--chosen-python", action="store_true", help="replace an environment of another Python")
     arguments = parser.parse_args()
     try:

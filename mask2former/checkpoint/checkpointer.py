@@ -19,7 +19,7 @@ from mask2former.checkpoint.reading import (
     StateDict,
     read_checkpoint,
 )
-from mask2former.utils.files import atomic_write
+from mask2former.utils.files import atomic_write, user_path
 
 # Key under which a checkpoint keeps the state of `torch.optim.swa_utils.AveragedModel` (SOLVER.EMA).
 AVERAGE_KEY = "ema"
@@ -59,7 +59,7 @@ class Checkpointer(DetectionCheckpointer):
             prefer_average: Whether to load the average of the weights (SOLVER.EMA) if the checkpoint has one.
             checkpointables: Objects with `state_dict` and `load_state_dict`, by name.
         """
-        super().__init__(model, save_dir, **checkpointables)
+        super().__init__(model, os.path.expanduser(save_dir), **checkpointables)
         self.logger = logging.getLogger(__name__)
         self.allow_partial = allow_partial
         self.allow_pickle = allow_pickle
@@ -147,7 +147,7 @@ class Checkpointer(DetectionCheckpointer):
             # All processes must fail together, even if only some machines lack a connection.
             if errors := [failure for failure in comm.all_gather(error) if failure]:
                 raise CheckpointError(f"MODEL.WEIGHTS: {errors[0]}")
-        return self._load_named("MODEL.WEIGHTS", str(path), checkpointables)
+        return self._load_named("MODEL.WEIGHTS", str(user_path(path)), checkpointables)
 
     def _load_named(self, named_by: str, path: str, checkpointables: Sequence[str] | None) -> dict[str, Any]:
         found = comm.all_gather(os.path.isfile(path))

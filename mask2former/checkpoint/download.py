@@ -17,7 +17,7 @@ from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
 from mask2former.checkpoint.reading import CheckpointError
-from mask2former.utils.files import atomic_write, sha256_of, write_json
+from mask2former.utils.files import atomic_write, sha256_of, user_path, write_json
 
 _ATTEMPTS = 4
 PAUSE = 2.0  # seconds before the second attempt, doubled before each further one
@@ -44,8 +44,8 @@ def is_url(path: str) -> bool:
 def cache_folder() -> Path:
     """Folder of downloads: DINAT_CACHE, or `dinat` in the user's cache folder."""
     if folder := os.environ.get("DINAT_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dinat"
+        return user_path(folder)
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dinat"
 
 
 def fetch(url: str) -> Path:

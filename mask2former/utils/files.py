@@ -84,6 +84,11 @@ def files_below(folder: str | Path) -> list[Path]:
     return sorted(found)
 
 
+def user_path(path: str | Path) -> Path:
+    """Path that a user gave, with `~` for the home folder, which shells leave as it is after an equals sign."""
+    return Path(os.path.expanduser(path))
+
+
 def write_json(path: str | Path, content: Any, *, indent: int | None = None) -> None:
     """Write `content` as strict JSON (no NaN or infinity).
 

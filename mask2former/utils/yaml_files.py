@@ -10,7 +10,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from mask2former.utils.errors import ConfigError
-from mask2former.utils.files import TextFileError, read_text
+from mask2former.utils.files import TextFileError, read_text, user_path
 
 _BASE = "_BASE_"
 
@@ -80,7 +80,7 @@ def read_config_file(path: str | Path) -> ConfigFile:
         ConfigError: A file is missing, empty, not valid or not safe, or is based on itself. The message names the file
             and the line or key.
     """
-    return _read(Path(path).expanduser(), ())
+    return _read(user_path(path), ())
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> ConfigFile:
@@ -139,7 +139,7 @@ def _bases(content: Mapping[str, Any], path: Path) -> list[Path]:
             raise ConfigError(f"{path}: {_BASE} is {given!r}, expected the name of a file, or a list of them")
         if "://" in name:
             raise ConfigError(f"{path}: {_BASE} is {name}, expected a file; download it first")
-    return [path.parent / Path(name).expanduser() for name in names]
+    return [path.parent / user_path(name) for name in names]
 
 
 def _same(a: Path, b: Path) -> bool:

@@ -23,7 +23,7 @@ from mask2former.prediction.predictor import Analysis, Predictor, shrunk
 from mask2former.prediction.results import Prediction, Rgb
 from mask2former.tasks import Task
 from mask2former.utils.errors import UserError
-from mask2former.utils.files import write_json
+from mask2former.utils.files import user_path, write_json
 from mask2former.utils.label_images import write_png
 
 # Longer side of the picture on the page, in pixels; downloads have the size of the photograph.
@@ -312,7 +312,7 @@ def find_samples(folder: str | Path | None = None) -> list[Path]:
         package = find_spec("skimage")
         places = [] if package is None else package.submodule_search_locations or []
         return [file for place in places for name in _SAMPLES if (file := Path(place, "data", name)).is_file()]
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise SamplesError(f"{folder}: expected a folder with sample images")
     samples = sorted(file for file in folder.iterdir() if file.is_file() and _is_image(file))

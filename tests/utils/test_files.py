@@ -1,8 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from mask2former.utils.files import TextFileError, atomic_write, read_text, sha256_of, write_json
+from mask2former.utils.files import TextFileError, atomic_write, read_text, sha256_of, user_path, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -48,3 +49,11 @@ def test_text_in_another_encoding_is_an_error_that_names_the_file(tmp_path, enco
     file.write_bytes("Straße".encode(encoding))
     with pytest.raises(TextFileError, match=r"names\.txt: not a text file in UTF-8"):
         read_text(file)
+
+
+def test_the_home_folder_in_paths_of_users(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert user_path("~/a b") == Path("/home/somebody/a b")
+    assert user_path(Path("~")) == Path("/home/somebody")
+    assert user_path("a/~/b") == Path("a/~/b")
+    assert user_path("~no such user/b") == Path("~no such user/b")

@@ -33,6 +33,7 @@ from mask2former.data.datasets.registry import (
 from mask2former.data.label_maps import ValueMap, unused_value
 from mask2former.data.values import described
 from mask2former.tasks import TASKS, Task
+from mask2former.utils.files import user_path
 
 _OTHER_KEYS = ("name", "format", "classes", "ignore_label")
 _CLASS_KEYS = ("id", "name", "isthing", "color")
@@ -132,7 +133,7 @@ def read_entries(entries: Any, config_dir: str | Path) -> list[CustomDataset]:
     """
     if not isinstance(entries, list | tuple):
         raise ConfigError(f"DATASETS.CUSTOM: expected a list of data sets, found {entries!r}")
-    read = [_read_entry(entry, f"DATASETS.CUSTOM[{i}]", Path(config_dir)) for i, entry in enumerate(entries)]
+    read = [_read_entry(entry, f"DATASETS.CUSTOM[{i}]", user_path(config_dir)) for i, entry in enumerate(entries)]
     names = [dataset.name for dataset in read]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"DATASETS.CUSTOM: two data sets are called {min(twice)!r}")
@@ -169,7 +170,7 @@ def _read_entry(entry: Any, where: str, config_dir: Path) -> CustomDataset:
             path = entry[key]
             if not isinstance(path, str | Path) or not str(path):
                 raise ConfigError(f"{where}: {key} is {path!r}, expected a path")
-            paths[key] = (config_dir.absolute() / Path(path).expanduser()).resolve()
+            paths[key] = (config_dir.absolute() / user_path(path)).resolve()
     names = {key: entry[key] for key in _NAME_KEYS if semantic and entry.get(key)}
     for key, part in names.items():
         if not isinstance(part, str) or "/" in part:

@@ -31,6 +31,7 @@ from mask2former.data.datasets.coco_json import (
 from mask2former.data.label_maps import IGNORE_LABEL
 from mask2former.tasks import TASKS, Task
 from mask2former.utils.errors import UserError
+from mask2former.utils.files import user_path
 
 DatasetDict = dict[str, Any]
 
@@ -95,7 +96,7 @@ class DatasetMetadata(Metadata):
 
 def datasets_root() -> Path:
     """Folder that contains the data sets: DETECTRON2_DATASETS, or `datasets` in the working directory."""
-    return Path(os.environ.get(_ROOT_VARIABLE) or _DEFAULT_ROOT).expanduser()
+    return user_path(os.environ.get(_ROOT_VARIABLE) or _DEFAULT_ROOT)
 
 
 def dataset_metadata(name: str) -> Metadata:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mask2former.data.datasets import MissingDatasetError, datasets_root
 from mask2former.data.image_io import ImageReadError, read_pixels
 from mask2former.utils.errors import UserError, report_errors, report_interrupt
-from mask2former.utils.files import write_json
+from mask2former.utils.files import user_path, write_json
 from mask2former.utils.journal import Journal
 from mask2former.utils.label_images import write_png
 from mask2former.utils.parallel import default_workers, processes, report_interval
@@ -225,7 +225,7 @@ def run_command(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--root",
-        type=Path,
+        type=user_path,
         default=datasets_root(),
         metavar="FOLDER",
         help="parent folder of the data set's folder; default: DETECTRON2_DATASETS, or datasets",
