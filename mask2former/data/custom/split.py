@@ -1,15 +1,17 @@
 """Divide a data set into one part for training and one for evaluation."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mask2former.data.custom.inspection import InspectedSplit
 from mask2former.data.custom.source import LabelledImage, Source, Split
-from mask2former.data.datasets.coco_json import read_json
+from mask2former.data.datasets.coco_json import ImageIndex, read_images, read_json
 from mask2former.data.datasets.pairs import find_pairs
 from mask2former.utils.errors import UserError
 from mask2former.utils.files import atomic_write, write_json
@@ -89,11 +91,19 @@ def _write(source: Source, part: Split, folder: Path, images: Sequence[LabelledI
     keys = [image.key for image in images]
     content, wanted = read_json(source.annotations), set(keys)
     path = folder / f"{part}.json"
+    images = read_images(content, source.annotations)
+    index, where = ImageIndex(images), str(source.annotations)
+    named = [index.find(annotation, where) for annotation in content["annotations"]]
+    pairs = zip(content["images"], images, strict=True)
     kept = {
-        "images": [image for image in content["images"] if image["id"] in wanted],
-        "annotations": [annotation for annotation in content["annotations"] if annotation["image_id"] in wanted],
+        "images": [entry for entry, image in pairs if image["id"] in wanted],
+        "annotations": [
+            annotation
+            for annotation, image in zip(content["annotations"], named, strict=True)
+            if image and image["id"] in wanted
+        ],
     }
-    write_json(path, {**content, **kept})
+    write_json(path, _strict({**content, **kept}))
     return replace(source, annotations=path, split=part)
 
 
@@ -109,3 +119,12 @@ def _lines(source: Source, images: Sequence[LabelledImage]) -> list[str]:
             listed = f"{image.path.relative_to(source.images).as_posix()}\t{label.as_posix()}"
         lines.append(listed)
     return lines
+
+
+def _strict(content: Any) -> Any:
+    """JSON without NaN and infinity, which become null."""
+    if isinstance(content, dict):
+        return {key: _strict(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_strict(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
