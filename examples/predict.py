@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from mask2former import Predictor
+from mask2former.data.image_io import ImageReadError, read_image
 from mask2former.prediction.drawing import contact_sheet
 from mask2former.utils.files import write_json
 from mask2former.utils.label_images import write_png
@@ -18,8 +19,20 @@ from mask2former.video import Tracker
 
 CONFIG = "configs/shapes/panoptic-segmentation/dinat/maskformer2_dinat_pico_shapes.yaml"
 WEIGHTS = "output/shapes/train/model_final.pth"
-PHOTOS = sorted(Path("datasets/shapes/val").glob("*.jpg"))[:4]
 OUT = Path("output/predict")
+
+
+def is_readable(photo: Path) -> bool:
+    """Whether a file is a photograph; a damaged one is reported and left out."""
+    try:
+        read_image(photo)
+    except ImageReadError as error:
+        print("skipped:", error)
+        return False
+    return True
+
+
+PHOTOS = [photo for photo in sorted(Path("datasets/shapes/val").glob("*.jpg"))[:5] if is_readable(photo)][:4]
 
 # %% [markdown]
 # ## Five lines
@@ -41,8 +54,9 @@ Image.fromarray(result.draw())
 # %% [markdown]
 # ## Several pictures, other tasks, thresholds
 #
-# Paths, Pillow images and RGB arrays, one or a list. A list goes through a GPU in batches. A panoptic model answers all
-# three tasks; `confidence_threshold` is the lowest score that counts.
+# Paths, Pillow images, RGB arrays and tensors, one or a list. A list goes through a GPU in batches; of folders with
+# many photographs, `mask2former.prediction.files.predict_files` writes the results and reports those that fail. A
+# panoptic model answers all three tasks; `confidence_threshold` is the lowest score that counts.
 
 # %%
 print("tasks:", ", ".join(predictor.tasks), "- classes:", ", ".join(predictor.classes().names))

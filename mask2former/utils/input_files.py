@@ -4,6 +4,7 @@ This file imports nothing of this project, so that it can be copied: tools/onnx_
 """
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,22 +23,29 @@ def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
             which `**` recurses.
 
     Returns:
-        The images, each once, and the inputs that name none.
+        The images, each once, and the inputs that name none, with the reason if the system gives one.
     """
     found: dict[Path, None] = {}
     empty = []
     for text in inputs:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in IMAGE_ENDINGS)
-        elif path.exists():
-            files = [path]
+        files = _named_by(Path(os.path.expanduser(text)))
+        if isinstance(files, str) or not files:
+            empty.append(f"{text} ({files})" if files else text)
         else:
-            files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-        if not files:
-            empty.append(text)
-        found.update(dict.fromkeys(files))
+            found.update(dict.fromkeys(files))
     return list(found), empty
+
+
+def _named_by(path: Path) -> list[Path] | str:
+    """The images that a path names, or the reason why the system can't say."""
+    try:
+        if path.is_dir():
+            return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in IMAGE_ENDINGS)
+        if path.exists():
+            return [path]
+        return sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def output_stems(inputs: Sequence[Path], output: Path, task: str, parts: Sequence[str] = ("",)) -> list[Path]:

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from mask2former.data.image_io import read_image
-from mask2former.prediction.predictor import Predictor, shrunk
+from mask2former.prediction.predictor import Predictor
 from mask2former.tasks import TASKS, Task
 from mask2former.utils.errors import UserError
-from mask2former.web.workbench import Choice, PhotoError, Upload, Workbench, segment_label
+from mask2former.web.workbench import Choice, PhotoError, Upload, Workbench, segment_label, thumbnails
 
 
 class MissingGradioError(UserError):
@@ -145,10 +144,11 @@ def build_page(bench: Workbench, samples: Sequence[Path]) -> gr.Blocks:
 
     Args:
         bench: Workbench that makes the results.
-        samples: Photographs to try.
+        samples: Photographs to try; those that can't be read are left out.
     """
     predictor = bench.predictor
-    handlers = Handlers(bench, samples)
+    small = thumbnails(samples, _THUMBNAIL_SIDE, predictor.value_range)
+    handlers = Handlers(bench, list(small))
     with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=_FILE_LIFETIME) as page:
         gr.Markdown(f"# {_TITLE}\n{_about(predictor)}")
         upload = gr.State(None)  # of one visitor
@@ -158,13 +158,10 @@ def build_page(bench: Workbench, samples: Sequence[Path]) -> gr.Blocks:
                 gallery = gr.Dataset(
                     label="Or choose a sample",
                     components=["image"],
-                    samples=[
-                        [shrunk(read_image(file, value_range=predictor.value_range), _THUMBNAIL_SIDE)]
-                        for file in samples
-                    ],
+                    samples=[[picture] for picture in small.values()],
                     type="index",
-                    samples_per_page=len(samples) or 1,
-                    visible=bool(samples),
+                    samples_per_page=len(small) or 1,
+                    visible=bool(small),
                     elem_id="m2f-samples",
                 )
             with gr.Column(elem_id="m2f-result"):

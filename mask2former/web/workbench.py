@@ -4,21 +4,25 @@ The network sees each photograph once. Task, thresholds and classes apply to its
 """
 
 import hashlib
+import logging
 import shutil
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mask2former.data.coco_format import tight_box
 from mask2former.data.image_io import ImageReadError, image_size, read_image
 from mask2former.data.photographs import ValueRange
+from mask2former.prediction.files import ERRORS_OF_ONE_INPUT
 from mask2former.prediction.predictor import Analysis, Predictor, shrunk
 from mask2former.prediction.results import Prediction, Rgb
 from mask2former.tasks import Task
@@ -26,6 +30,7 @@ from mask2former.utils.errors import UserError
 from mask2former.utils.files import user_path, write_json
 from mask2former.utils.label_images import write_png
 
+_LOG = logging.getLogger(__name__)
 # Longer side of the picture on the page, in pixels; downloads have the size of the photograph.
 _SHOWN_SIDE = 1024
 # Memory for the photographs of all visitors together.
@@ -160,9 +165,10 @@ class Workbench:
             PhotoError: The photograph is not accepted.
         """
         analysis = self._analysis(visitor, upload)
-        shown = analysis.within(self._shown_side)
         height, width = analysis.image.shape[:2]
-        masks, rows = _segments(self._result(shown, choice), opacity, width / shown.image.shape[1])
+        with _named(upload):
+            shown = analysis.within(self._shown_side)
+            masks, rows = _segments(self._result(shown, choice), opacity, width / shown.image.shape[1])
         hint = "Hover over a name, tap it or tab to it to see its segment alone."
         if not rows:
             hint = "Nothing was found with this confidence: lower it to see more."
@@ -177,8 +183,9 @@ class Workbench:
         Raises:
             PhotoError: The photograph is not accepted.
         """
-        result = self._result(self._analysis(visitor, upload), choice)
-        return write_png(self._file(visitor, upload, choice, "png"), result.draw())
+        analysis = self._analysis(visitor, upload)
+        with _named(upload):
+            return write_png(self._file(visitor, upload, choice, "png"), self._result(analysis, choice).draw())
 
     def data(self, visitor: str, upload: Upload, choice: Choice) -> Path:
         """Write NAME_TASK.json, the data that demo.py writes for the photograph.
@@ -186,9 +193,10 @@ class Workbench:
         Raises:
             PhotoError: The photograph is not accepted.
         """
-        result = self._result(self._analysis(visitor, upload), choice)
-        file = self._file(visitor, upload, choice, "json")
-        write_json(file, result.to_json(upload.name), indent=1)
+        analysis = self._analysis(visitor, upload)
+        with _named(upload):
+            file = self._file(visitor, upload, choice, "json")
+            write_json(file, self._result(analysis, choice).to_json(upload.name), indent=1)
         return file
 
     def forget(self, visitor: str) -> None:
@@ -206,7 +214,9 @@ class Workbench:
             if analysis is not None and kept == upload:
                 self._kept.move_to_end(visitor)
                 return analysis
-        analysis = self.predictor.analyze(self._read(upload))
+        pixels = self._read(upload)
+        with _named(upload):
+            analysis = self.predictor.analyze(pixels)
         with self._lock:
             self._kept[visitor] = upload, analysis
             self._kept.move_to_end(visitor)
@@ -233,6 +243,34 @@ class Workbench:
         for old in self._folder(visitor).glob(f"*.{ending}"):
             old.unlink(missing_ok=True)
         return self._folder(visitor) / f"{Path(upload.name).stem}_{choice.task}.{ending}"
+
+
+@contextmanager
+def _named(upload: Upload) -> Generator[None, None, None]:
+    """Turn what one photograph can cause, except lack of memory, into a PhotoError that names it; the log has more."""
+    try:
+        yield
+    except ERRORS_OF_ONE_INPUT as error:
+        if isinstance(error, PhotoError | MemoryError | torch.OutOfMemoryError):
+            raise
+        _LOG.exception("%s failed", upload.path)
+        raise PhotoError(
+            f"{upload.name} can't be segmented ({type(error).__name__}). Try another photograph."
+        ) from error
+
+
+def thumbnails(samples: Iterable[Path], side: int, value_range: ValueRange | None = None) -> dict[Path, Rgb]:
+    """Samples that can be read, shrunk to at most `side` pixels; the others are named in the log."""
+    small = {file: _thumbnail(file, side, value_range) for file in samples}
+    return {file: picture for file, picture in small.items() if picture is not None}
+
+
+def _thumbnail(file: Path, side: int, value_range: ValueRange | None) -> Rgb | None:
+    try:
+        return shrunk(read_image(file, value_range=value_range), side)
+    except ImageReadError as error:
+        _LOG.warning("sample left out: %s", error)
+        return None
 
 
 def _segments(result: Prediction, opacity: float, scale: float) -> tuple[list[Any], list[Any]]:

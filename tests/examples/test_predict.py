@@ -32,6 +32,8 @@ def checkout(tmp_path, monkeypatch, loggers_restored):
 
 
 def test_the_script_runs(checkout, capsys):
+    damaged = checkout / "datasets" / "shapes" / "val" / "00_damaged.jpg"
+    damaged.write_bytes((damaged.parent / "0.jpg").read_bytes()[:300])
     names = runpy.run_path(str(SCRIPT), run_name="__main__")
     out = checkout / "output" / "predict"
     assert sorted(file.name for file in out.iterdir()) == [
@@ -44,7 +46,9 @@ def test_the_script_runs(checkout, capsys):
     assert np.array_equal(np.asarray(Image.open(out / "panoptic.png")), names["result"].draw())
     (annotation,) = json.loads((out / "panoptic.json").read_text())["annotations"]
     assert len(annotation["segments_info"]) == len(names["result"].segments())
-    assert "tasks: panoptic, instance, semantic - classes: disc, square" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "tasks: panoptic, instance, semantic - classes: disc, square" in printed
+    assert "skipped: datasets/shapes/val/00_damaged.jpg: " in printed and len(names["PHOTOS"]) == 4
 
 
 def test_every_cell_is_marked():

@@ -23,7 +23,9 @@ def show(tmp_path):
     def show(result, opacity=0.5):
         analysis = SimpleNamespace(image=PHOTO, nbytes=0)
         analysis.within = lambda side: analysis
-        predictor = SimpleNamespace(analyze=lambda image: analysis, result=lambda analysis, **choice: result)
+        predictor = SimpleNamespace(
+            analyze=lambda image: analysis, result=lambda analysis, **choice: result, value_range=None
+        )
         bench = Workbench(predictor, Limits(), tmp_path / "files")
         return bench.show("me", Upload(str(path), "my photo.png"), Choice(result.task, 0.0, 0.0), opacity)
 

@@ -187,3 +187,11 @@ def test_samples_become_thumbnails(bench, photo):
     (gallery,) = blocks(page, "dataset")
     ((thumbnail,),) = gallery.samples
     assert max(np.array(Image.open(thumbnail["path"])).shape) == 240
+
+
+def test_samples_that_cannot_be_read_are_left_out(bench, photo, tmp_path, caplog):
+    whole, half = photo("whole.png"), tmp_path / "half.png"
+    half.write_bytes(whole.read_bytes()[:200])
+    page = build_page(bench, [half, whole])
+    (gallery,) = blocks(page, "dataset")
+    assert len(gallery.samples) == 1 and "half.png" in caplog.text

@@ -127,3 +127,22 @@ def test_photographs_that_are_not_accepted_never_reach_the_network(bench, networ
         with pytest.raises(PhotoError, match=r"x\.png"):
             call()
     assert network == []
+
+
+def test_a_photograph_that_the_network_fails_for_is_named_and_others_are_shown(bench, upload, monkeypatch):
+    mine, yours = upload("mine.png"), upload("yours.png", seed=1)
+
+    def fail(*_):
+        raise IndexError("in /a/path")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.predictor.model, "predict", fail)
+        with pytest.raises(
+            PhotoError, match=r"^mine\.png can't be segmented \(IndexError\)\. Try another photograph\.$"
+        ):
+            bench.show("me", mine, ALL, 0.5)
+    assert bench.show("me", yours, ALL, 0.5).rows
+    with monkeypatch.context() as patched:
+        patched.setattr("mask2former.prediction.results.Prediction.draw", fail)
+        with pytest.raises(PhotoError, match=r"yours\.png"):
+            bench.picture("me", yours, ALL)
