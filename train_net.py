@@ -30,7 +30,8 @@ from mask2former.config import setup_cfg
 from mask2former.data import check_agreement
 from mask2former.data.datasets import register_custom_datasets
 from mask2former.engine import Trainer, available_device, default_processes, launch, set_up_run
-from mask2former.utils.errors import report_errors
+from mask2former.utils.errors import report_errors, report_interrupt, run_script
+from mask2former.utils.files import check_folder, writing_in
 
 __all__ = ["Trainer", "get_config"]
 
@@ -86,6 +87,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
     """Train or evaluate in one of the processes; returns the results of the last evaluation."""
+    with writing_in(cfg.OUTPUT_DIR):
+        return _main(cfg, args)
+
+
+def _main(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
     set_up_run(cfg, shlex.join(sys.argv))
     if not torch.cuda.is_available() and "MODEL.DEVICE" not in args.opts:
         logging.getLogger("mask2former").warning("No GPU found: running on the CPU")
@@ -104,11 +110,12 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
-    with report_errors(debug=args.debug):
+    with report_interrupt("--resume continues from the last checkpoint"), report_errors(debug=args.debug):
         cfg = setup(args)
+        check_folder(cfg.OUTPUT_DIR)
         processes = default_processes(cfg, trains=not args.eval_only)
         launch(partial(main, cfg), args, device=cfg.MODEL.DEVICE, processes=processes)
 
 
 if __name__ == "__main__":
-    run()
+    run_script(run)

@@ -8,13 +8,12 @@ from the published one is only a note: a subset can be used.
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
 from mask2former.data.datasets import datasets_root
 from mask2former.data.published import check_settings, render
 from mask2former.model_zoo import SETTINGS
-from mask2former.utils.errors import report_interrupt
+from mask2former.utils.errors import report_interrupt, run_script
 from mask2former.utils.files import user_path
 from mask2former.utils.parallel import default_workers
 
@@ -48,4 +47,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -4,11 +4,11 @@ Writes annotations_detectron2/, ade20k_instance_{train,val}.json, ade20k_panopti
 ADEChallengeData2016/. Finished files are checked and kept, so the same command continues an interrupted run.
 """
 
-import sys
 from collections.abc import Sequence
 
 from mask2former.data.published.ade20k import PREPARED_TASKS, prepare_ade20k
 from mask2former.data.published.preparation import run_command
+from mask2former.utils.errors import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,4 +17,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -4,11 +4,11 @@ Writes *_labelTrainIds.png, cityscapes_panoptic_{train,val}.json and folders und
 are checked and kept, so the same command continues an interrupted run.
 """
 
-import sys
 from collections.abc import Sequence
 
 from mask2former.data.published.cityscapes import PREPARED_TASKS, prepare_cityscapes
 from mask2former.data.published.preparation import run_command
+from mask2former.utils.errors import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,4 +17,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -4,11 +4,11 @@ Writes coco/panoptic_semseg_{train,val}2017/. Finished files are checked and kep
 interrupted run.
 """
 
-import sys
 from collections.abc import Sequence
 
 from mask2former.data.published.coco import prepare_coco
 from mask2former.data.published.preparation import run_command
+from mask2former.utils.errors import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,4 +17,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

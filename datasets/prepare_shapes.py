@@ -7,7 +7,6 @@ interrupted one is completed, and one of other options is replaced when the new 
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from mask2former.data.coco_format import instance_annotation, segment_info, unus
 from mask2former.data.datasets import datasets_root
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.datasets.shapes import CATEGORIES, ShapesSegment, draw_scene
-from mask2former.utils.errors import UserError, report_errors
-from mask2former.utils.files import atomic_write, user_path, write_json
+from mask2former.utils.errors import UserError, report_errors, run_script
+from mask2former.utils.files import atomic_write, check_folder, user_path, write_json, writing
 from mask2former.utils.label_images import ids_to_colors
 from mask2former.utils.parallel import report_interval
 
@@ -66,6 +65,7 @@ def prepare(root: str | Path, *, train: int = 1200, val: int = 150, size: int = 
             f"{folder} was not written by this script (it has no {MANIFEST}) and is left unchanged: please move it"
         )
     partial = folder.with_name("shapes.partial")
+    check_folder(partial)
     if _read_manifest(partial) != manifest:
         shutil.rmtree(partial, ignore_errors=True)
         write_json(partial / MANIFEST, manifest)
@@ -146,9 +146,10 @@ def _move_into_place(partial: Path, folder: Path) -> None:
     shutil.rmtree(partial / "records")
     replaced = folder.with_name("shapes.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
+    with writing(folder):
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -176,4 +177,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from detectron2.utils.logger import setup_logger
-
 from mask2former import Predictor
-from mask2former.utils.errors import report_errors
+from mask2former.utils.errors import report_errors, run_script
+from mask2former.utils.files import check_folder
+from mask2former.utils.logs import set_up_logs
 from mask2former.web import Limits, Workbench, find_samples
 
 
@@ -93,18 +93,17 @@ def serve_model(options: argparse.Namespace, files: Path) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page until it is ended, and return the exit status."""
     options = parse_arguments(arguments)
-    setup_logger(name="mask2former")
-    setup_logger(name="dinat_backbone")
+    set_up_logs(("mask2former", "dinat_backbone"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="dinat-app-") as files:
+    with report_errors(status=2), tempfile.TemporaryDirectory(prefix="dinat-app-") as files:
+        check_folder(files)
         # Gradio stores uploads and pictures there.
         os.environ["GRADIO_TEMP_DIR"] = files
         try:
-            with report_errors(status=2):
-                serve_model(options, Path(files))
+            serve_model(options, Path(files))
         except KeyboardInterrupt:
             return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

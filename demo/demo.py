@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.utils.logger import setup_logger
 
 from mask2former import ConfigError, Predictor
 from mask2former.evaluation import peak_memory
@@ -37,8 +36,9 @@ from mask2former.prediction.files import (
 )
 from mask2former.prediction.results import InstancePrediction, Prediction
 from mask2former.tasks import TASKS
-from mask2former.utils.errors import report_errors
-from mask2former.utils.files import user_path
+from mask2former.utils.errors import report_errors, run_script
+from mask2former.utils.files import check_folder, user_path
+from mask2former.utils.logs import set_up_logs
 from mask2former.video import CODECS, predict_video, run_camera
 
 
@@ -234,9 +234,10 @@ def memory_text() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return the exit status."""
     options = parse_arguments(arguments)
-    setup_logger(name="mask2former")
-    setup_logger(name="dinat_backbone")
+    set_up_logs(("mask2former", "dinat_backbone"))
     with report_errors(status=2):
+        if options.output is not None:
+            check_folder(options.output)
         predictor = Predictor.from_config(
             options.config_file,
             opts=options.opts,
@@ -246,7 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refine = selection(predictor, options)
     try:
         run = run_images if options.input else run_videos if options.video_input else run_webcam
-        failed = run(predictor, refine, options)
+        with report_errors():
+            failed = run(predictor, refine, options)
     except KeyboardInterrupt:
         print("interrupted; what is reported above is done, and the same command continues a video", file=sys.stderr)
         return 130
@@ -254,4 +256,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

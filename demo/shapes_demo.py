@@ -21,7 +21,6 @@ from typing import Any
 
 import skimage.data
 from detectron2.data import DatasetCatalog
-from detectron2.utils.logger import setup_logger
 from numpy.typing import NDArray
 from tabulate import tabulate
 
@@ -32,9 +31,10 @@ from mask2former.data.image_io import read_image, read_panoptic_ids
 from mask2former.engine import available_device
 from mask2former.prediction.drawing import contact_sheet, draw_panoptic, side_by_side
 from mask2former.prediction.predictor import Predictor
-from mask2former.utils.errors import UserError, report_errors
-from mask2former.utils.files import atomic_write, user_path, write_json
+from mask2former.utils.errors import UserError, report_errors, run_script
+from mask2former.utils.files import atomic_write, check_folder, make_folder, user_path, write_json
 from mask2former.utils.label_images import write_png
+from mask2former.utils.logs import set_up_logs
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING_CONFIG = "configs/shapes/panoptic-segmentation/dinat/maskformer2_dinat_pico_shapes.yaml"
@@ -163,7 +163,7 @@ def comparison(record: Mapping[str, Any], predictor: Predictor, classes: ClassTa
 
 def run_full_size(folder: Path) -> None:
     """Run DiNAT-L for COCO panoptic on a photograph, with a temporary checkpoint of weights made from their names."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     photo = folder / "astronaut.png"
     write_png(photo, skimage.data.astronaut())
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -192,6 +192,7 @@ def demo(options: argparse.Namespace) -> list[str]:
     """
     start = time.monotonic()
     folder: Path = options.output
+    check_folder(folder)
     say("1/4  drawing the data set")
     run("datasets/prepare_shapes.py")
     say("2/4  training from scratch, then evaluating")
@@ -222,8 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--skip-full-size", action="store_true", help="skip the full-size model")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys for the training")
     options = parser.parse_intermixed_args(arguments)
-    options.output = options.output.resolve()
-    setup_logger(name="mask2former")
+    options.output = options.output.absolute()
+    set_up_logs(["mask2former"])
     os.chdir(ROOT)  # the commands run here, and the folder of the data sets is relative to it
     try:
         with report_errors():
@@ -238,4 +239,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -9,6 +9,7 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 
 from mask2former.data.datasets.shapes import CATEGORIES, Thing, paint_thing, stuff_texture, vivid_color
+from mask2former.utils.errors import run_script
 from mask2former.video import write_video
 
 # Class, start, movement per frame and radius, as fractions of the side: two of one class, and a pair that crosses.
@@ -47,5 +48,10 @@ def write_moving_shapes(path: Path, frames: int, size: int = 192, rate: float = 
             write(frame)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command line."""
     write_moving_shapes(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 100)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -12,7 +12,6 @@ they come from (setting, source, SHA-256 of the source). It is read again and co
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ from mask2former.checkpoint import (
 )
 from mask2former.config import setup_cfg
 from mask2former.model_zoo import SETTINGS
-from mask2former.utils.errors import UserError, report_errors
-from mask2former.utils.files import atomic_write, sha256_of, user_path
+from mask2former.utils.errors import UserError, report_errors, run_script
+from mask2former.utils.files import atomic_write, check_file, sha256_of, user_path
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = (".safetensors", ".pth")
@@ -117,6 +116,7 @@ def convert(options: argparse.Namespace) -> None:
     output: Path = options.output
     if output.exists() and not options.overwrite:
         raise ConversionError(f"{output} exists; --overwrite replaces it")
+    check_file(output)
     source = fetch(options.input) if is_url(options.input) else user_path(options.input)
     content = read_checkpoint(source, allow_pickle=options.allow_pickle)
     state, earlier = content.pop("model"), content.pop("metadata", {})
@@ -178,4 +178,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

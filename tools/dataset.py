@@ -35,8 +35,8 @@ from mask2former.data.custom.training_files import derive, write_config
 from mask2former.data.datasets.pairs import Names
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.photographs import checked_range
-from mask2former.utils.errors import report_errors, report_interrupt
-from mask2former.utils.files import user_path
+from mask2former.utils.errors import report_errors, report_interrupt, run_script
+from mask2former.utils.files import check_folder, user_path
 from mask2former.utils.parallel import default_workers
 
 BASES = Path(__file__).resolve().parents[1] / "configs" / "_base_"
@@ -213,6 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "split" and len(sources) > 1:
             raise SourceError("split divides a single data set; remove the --val- options")
     with report_interrupt("run the command again to continue"), report_errors():
+        if options.command != "inspect":
+            check_folder(options.output)
         inspection = inspect_sources(sources, options.workers)
         print(render(inspection))
         written = _RUN[options.command](inspection, options)
@@ -288,4 +290,4 @@ _RUN: Mapping[str, Callable[[Inspection, argparse.Namespace], Sequence[str]]] = 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -9,7 +9,6 @@ never to change, seeded by the CRC-32 of a name. Tests use these functions as we
 
 import argparse
 import math
-import sys
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -93,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
     from mask2former.config import setup_cfg
     from mask2former.utils.errors import report_errors
+    from mask2former.utils.files import check_file
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="F", help="a file of configs/")
@@ -110,15 +110,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--output {options.output}: expected a name ending in .safetensors")
     with report_errors(status=2):
         cfg = setup_cfg(options.config_file, options.opts)
+        check_file(options.output)
     cfg.MODEL.DEVICE = "cpu"
     model = load_weights(build_model(cfg))
     with torch.no_grad():
         model.get_parameter(CLASS_EMBED).mul_(options.class_embed_scale)
-    save(model, options.output)
+    with report_errors():
+        save(model, options.output)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{options.output}: {parameters / 1e6:.1f} million parameters, {options.output.stat().st_size / 1e6:.0f} MB")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from mask2former.utils.errors import run_script
+
+    run_script(main)

@@ -13,7 +13,6 @@ file on images. Exit status: 0 exported and equal to the model; 1 not; 2 wrong c
 import argparse
 import itertools
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,8 +35,8 @@ from mask2former.export import describe, export_network, save_onnx, save_torch_e
 from mask2former.export.network import side_step
 from mask2former.export.numpy_postprocessing import image_sizes
 from mask2former.export.verification import MARGIN, ImageComparison, verify
-from mask2former.utils.errors import report_errors
-from mask2former.utils.files import user_path
+from mask2former.utils.errors import report_errors, run_script
+from mask2former.utils.files import check_file, user_path
 
 SAVERS = {"onnx": save_onnx, "torch-export": save_torch_export}
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -73,6 +72,7 @@ def read_config(options: argparse.Namespace) -> CfgNode:
 
 def export(options: argparse.Namespace) -> bool:
     """Export as the command line says, and return whether the file is equal to the model."""
+    check_file(options.output)
     cfg = read_config(options)
     values = configured_range(cfg)
     chosen = {
@@ -85,6 +85,7 @@ def export(options: argparse.Namespace) -> bool:
     limits = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, side_step(model))
     size = options.size or image_sizes(PHOTOGRAPH, *limits).padded
     description = describe(cfg, model, predicted_metadata(cfg), options.free)
+    check_file(options.output, sum(value.nbytes for value in model.state_dict().values()))
     start = time.perf_counter()
     print(f"tracing the model at {size[0]} x {size[1]}, free: {options.free}; this takes minutes ...", flush=True)
     program = export_network(model, size, options.free)
@@ -187,4 +188,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -33,8 +33,8 @@ from mask2former.checkpoint import CheckpointError, build_empty_state, compare, 
 from mask2former.config import setup_cfg
 from mask2former.evaluation.reproduction import Plan, Record, plan_settings, read_records, read_results, write_report
 from mask2former.model_zoo import SETTINGS
-from mask2former.utils.errors import report_errors, report_interrupt
-from mask2former.utils.files import sha256_of, user_path
+from mask2former.utils.errors import report_errors, report_interrupt, run_script
+from mask2former.utils.files import check_folder, sha256_of, user_path
 
 ROOT = Path(__file__).resolve().parents[1]
 SET_HERE = ("MODEL.WEIGHTS", "OUTPUT_DIR")
@@ -174,6 +174,8 @@ def reproduce(options: argparse.Namespace) -> bool:
     Raises:
         ConfigError: The overrides do not fit a setting.
     """
+    if not options.dry_run:
+        check_folder(options.output)
     print("Checking data and weights")
     earlier = read_records(options.output)
     plans = plan_settings([SETTINGS[name] for name in options.settings], options.weights)
@@ -245,11 +247,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = parse_arguments(arguments)
     os.environ["DETECTRON2_DATASETS"] = str(options.datasets.resolve())
-    options.weights, options.output = options.weights.resolve(), options.output.resolve()
+    options.weights, options.output = options.weights.resolve(), options.output.absolute()
     interrupted = report_interrupt(f"the same command continues; finished results are in {options.output}")
     with interrupted, report_errors():
         return 0 if reproduce(options) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

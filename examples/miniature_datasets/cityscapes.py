@@ -1,11 +1,12 @@
 """Cityscapes with fine annotations: PNG images of one size, polygons, and the three label images beside them."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 from cityscapesscripts.helpers.labels import name2label
 from PIL import Image, ImageDraw
+
+from mask2former.utils.files import write_json
 
 from .scene import SPLITS, Item, LayeredScene, Size, compose, paint, save, stream
 
@@ -31,9 +32,8 @@ def _draw_image(folder: Path, split: str, index: int, size: Size, seed: int) -> 
     save(paint(rng, scene), folder / f"leftImg8bit/{split}/{city}/{image_id}_leftImg8bit.png")
     stem = folder / f"gtFine/{split}/{city}/{image_id}_gtFine"
     objects = _objects(scene)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     content = {"imgHeight": size[0], "imgWidth": size[1], "objects": objects}
-    stem.with_name(f"{stem.name}_polygons.json").write_text(json.dumps(content, indent=4))
+    write_json(stem.with_name(f"{stem.name}_polygons.json"), content, indent=4)
     instances = _draw(size, objects)
     # The id of an instance is 1000 times its class plus a number.
     labels = np.where(instances >= 1000, instances // 1000, instances)

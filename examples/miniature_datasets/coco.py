@@ -1,6 +1,5 @@
 """COCO 2017: JPEGs with numeric names, instances as polygons and run lengths, panoptic PNGs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_util
 
 from mask2former.data.coco_format import encode_rle, encode_runs, tight_box
+from mask2former.utils.files import write_json
 from mask2former.utils.label_images import ids_to_colors
 
 from .scene import SPLITS, Item, LayeredScene, Size, compose, paint, save, size_of, stream
@@ -45,9 +45,8 @@ def draw_coco(root: Path, images: int, size: Size | None, seed: int) -> None:
                 for c in COCO_CATEGORIES
             ],
         }
-        (folder / "annotations").mkdir(parents=True, exist_ok=True)
-        (folder / f"annotations/instances_{split}2017.json").write_text(json.dumps(instances))
-        (folder / f"annotations/panoptic_{split}2017.json").write_text(json.dumps(panoptic))
+        write_json(folder / f"annotations/instances_{split}2017.json", instances)
+        write_json(folder / f"annotations/panoptic_{split}2017.json", panoptic)
 
 
 def _draw_image(folder: Path, split: str, index: int, size: Size, seed: int) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from mask2former.utils.files import atomic_write
+
 Size = tuple[int, int]
 Kind = Literal["stuff", "thing", "crowd", "void"]
 
@@ -105,9 +107,9 @@ def size_of(index: int, size: Size | None) -> Size:
 
 
 def save(pixels: NDArray[Any], path: Path, **options: Any) -> None:
-    """Write an image file and its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **options)
+    """Write a JPEG or PNG file and its folder."""
+    with atomic_write(path, "wb") as file:
+        Image.fromarray(pixels).save(file, "JPEG" if path.suffix == ".jpg" else "PNG", **options)
 
 
 def _background(rng: np.random.RandomState, size: Size, stuff: int, parts: int) -> list[Item]:

@@ -19,7 +19,7 @@ from mask2former.checkpoint.reading import (
     StateDict,
     read_checkpoint,
 )
-from mask2former.utils.files import atomic_write, user_path
+from mask2former.utils.files import atomic_write, check_folder, user_path
 
 # Key under which a checkpoint keeps the state of `torch.optim.swa_utils.AveragedModel` (SOLVER.EMA).
 AVERAGE_KEY = "ema"
@@ -66,6 +66,25 @@ class Checkpointer(DetectionCheckpointer):
         self.starts_training = starts_training
         self.prefer_average = prefer_average
         self.report: LoadReport | None = None
+
+    def check_space(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check before a training that the folder has space for one more checkpoint.
+
+        Args:
+            optimizer: Optimiser of the training, whose state is part of checkpoints.
+
+        Raises:
+            WriteError: The folder can't be written, or has less space.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        copies = 2 if AVERAGE_KEY in self.checkpointables else 1
+        size = copies * sum(value.nbytes for value in self.model.state_dict().values())
+        for group in optimizer.param_groups:
+            # Running means of gradients and of their squares, or one momentum.
+            states = 2 if "betas" in group else int(bool(group.get("momentum")))
+            size += states * sum(weight.nbytes for weight in group["params"])
+        check_folder(self.save_dir, size)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `save_dir/name.pth` and make it the last checkpoint.

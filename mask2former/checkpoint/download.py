@@ -17,7 +17,7 @@ from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
 from mask2former.checkpoint.reading import CheckpointError
-from mask2former.utils.files import atomic_write, sha256_of, user_path, write_json
+from mask2former.utils.files import WriteError, atomic_write, make_folder, sha256_of, user_path, write_json, writing
 
 _ATTEMPTS = 4
 PAUSE = 2.0  # seconds before the second attempt, doubled before each further one
@@ -62,6 +62,7 @@ def fetch(url: str) -> Path:
 
     Raises:
         DownloadError: The URL is not valid, the server does not deliver the file, or its checksum is wrong.
+        WriteError: The file can't be written; what has arrived is kept.
     """
     address, expected = _parse(url)
     name = unquote(urlsplit(address).path).rsplit("/", 1)[-1]
@@ -71,7 +72,7 @@ def fetch(url: str) -> Path:
         )
     # One folder per address keeps apart files of the same name.
     path = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16] / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with file_lock(str(path)):
         checksum = _intact(path)
         if checksum is None:
@@ -122,6 +123,8 @@ def _download(address: str, path: Path, expected: str | None) -> str:
         try:
             _transfer(address, partial)
             break
+        except WriteError:
+            raise
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise DownloadError(f"{address}: the server answered {error.code} {error.reason}") from error
@@ -187,8 +190,13 @@ def _read_state(state_file: Path, partial: Path) -> dict[str, Any]:
 
 def _write(response: HTTPResponse, partial: Path, total: int | None, start: int) -> None:
     progress = tqdm(total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024, desc=partial.stem)
-    with progress, open(partial, "r+b" if start else "wb") as file:
+    with writing(partial):
+        opened = open(partial, "r+b" if start else "wb", buffering=0)  # noqa: SIM115 - closed below
+    with progress, opened as file:
         file.seek(start)
         while block := response.read(BLOCK):
-            file.write(block)
+            with writing(partial):
+                rest = memoryview(block)
+                while rest:
+                    rest = rest[file.write(rest) :]
             progress.update(len(block))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -10,12 +11,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
 
 from mask2former.config import load_extensions
 from mask2former.data.datasets import register_custom_datasets
 from mask2former.utils.errors import UserError
 from mask2former.utils.files import atomic_write
+from mask2former.utils.logs import set_up_logs
 
 
 class DeviceError(UserError):
@@ -66,13 +67,16 @@ def set_up_run(cfg: CfgNode, command: str) -> None:
     Args:
         cfg: Config of the run; paths in DATASETS.CUSTOM are absolute.
         command: Command that started the run, for the log.
+
+    Raises:
+        WriteError: OUTPUT_DIR can't be written.
     """
     # A process that another one started has registered nothing yet.
     load_extensions()
     register_custom_datasets(cfg.DATASETS.CUSTOM, "")
     rank = comm.get_rank()
-    for name in ("fvcore", "detectron2", "mask2former", "dinat_backbone"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    threading.excepthook = _report_thread
+    set_up_logs(("fvcore", "detectron2", "mask2former", "dinat_backbone"), cfg.OUTPUT_DIR, rank)
     if comm.is_main_process():
         config_file = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
         with atomic_write(config_file) as file:
@@ -88,3 +92,9 @@ def set_up_run(cfg: CfgNode, command: str) -> None:
         )
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread that failed, except for TensorBoard's, whose errors reach the main thread."""
+    if not type(failure.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(failure)

@@ -203,6 +203,7 @@ class Trainer(DefaultTrainer):
                 self.before_train()
                 self.after_train()
         else:
+            self.checkpointer.check_space(self._trainer.optimizer)
             super().train()
         return self._last_eval_results
 

@@ -36,7 +36,7 @@ from mask2former.evaluation.metric import (
     require_same_images,
     result_name,
 )
-from mask2former.utils.files import atomic_write, write_json
+from mask2former.utils.files import WriteError, atomic_write, write_json
 from mask2former.utils.journal import Key
 from mask2former.utils.label_images import encode_masks, ids_to_colors, write_png
 
@@ -374,7 +374,7 @@ def _reading(path: str) -> Generator[None, None, None]:
     """Report what is wrong with an annotation file."""
     try:
         yield
-    except EvaluationError:
+    except (EvaluationError, WriteError):
         raise
     except OSError as error:
         raise EvaluationError(f"{path}: no ground truth: {error.strerror}") from error

@@ -27,6 +27,7 @@ from mask2former.maskformer_model import MaskFormer
 from mask2former.modeling import inference
 from mask2former.modeling.inference import InferenceSettings, Queries
 from mask2former.tasks import TASKS
+from mask2former.utils.files import writing
 
 from . import exported_model
 from . import numpy_postprocessing as portable
@@ -110,8 +111,9 @@ def verify(
         )
     with tempfile.TemporaryDirectory() as folder:
         config_file = Path(folder, "config.yaml")
-        config_file.write_text(cfg.dump(), encoding="utf-8")
-        np.savez(Path(folder, "inputs.npz"), **inputs)
+        with writing(folder):
+            config_file.write_text(cfg.dump(), encoding="utf-8")
+            np.savez(Path(folder, "inputs.npz"), **inputs)
         original = measure_in_process(["-m", __name__, str(config_file)], folder)
         exported = measure_in_process([exported_model.__file__, str(path)], folder)
     comparisons = []

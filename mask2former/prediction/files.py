@@ -11,7 +11,7 @@ from mask2former.data.image_io import read_image
 from mask2former.prediction.predictor import Predictor
 from mask2former.prediction.results import Prediction, Rgb
 from mask2former.utils.errors import UserError
-from mask2former.utils.files import write_json
+from mask2former.utils.files import WriteError, write_json
 from mask2former.utils.input_files import find_images, output_stems
 from mask2former.utils.label_images import write_png
 
@@ -99,6 +99,9 @@ def predict_files(
 
     Yields:
         The outcome of each image, in order.
+
+    Raises:
+        WriteError: The disk is full, so that no further result can be written either.
     """
     stems = output_stems(images, output, predictor.task)
     for start in range(0, len(images), batch_size):
@@ -120,6 +123,8 @@ def predict_files(
                 if with_json:
                     write_json(stem.with_name(f"{stem.name}.json"), result.to_json(str(image)), indent=1)
             except ERRORS_OF_ONE_INPUT as error:
+                if isinstance(error, WriteError) and error.disk_is_full:
+                    raise
                 yield FileFailed(image, f"{image}: {described(error)}")
             else:
                 yield FileDone(image, result.size, picture, seconds)

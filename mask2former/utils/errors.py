@@ -1,9 +1,13 @@
 """Errors that the user can fix, and how a command line reports them."""
 
+import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
+
+# Exit codes that shells give to processes ended by SIGINT and SIGPIPE.
+_INTERRUPTED, _NO_READER = 130, 141
 
 
 class UserError(ValueError):
@@ -61,6 +65,8 @@ def checked_fraction(value: Any, name: str) -> float:
 def report_errors(*, debug: bool = False, status: int = 1) -> Generator[None, None, None]:
     """Print errors caused by the user, and `OSError`, as a message on stderr and exit; others keep their traceback.
 
+    If the reader of stdout has ended (`| head`), the process exits with code 141 and without a message.
+
     Args:
         debug: Whether all errors keep their traceback.
         status: Exit code of the process.
@@ -68,10 +74,37 @@ def report_errors(*, debug: bool = False, status: int = 1) -> Generator[None, No
     try:
         yield
     except Exception as error:
-        if debug or not (isinstance(error, OSError) or getattr(error, "caused_by_user", False)):
+        lost = _lost_output()
+        if isinstance(error, BrokenPipeError) or isinstance(lost, BrokenPipeError):
+            sys.exit(_NO_READER)
+        if debug or not is_expected(error):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        unnamed = isinstance(error, OSError) and error.filename is None
+        message = f"standard output: can't be written: {lost.strerror}" if lost and unnamed else message_of(error)
+        sys.stderr.write(f"error: {message}\n")
         sys.exit(status)
+
+
+def is_expected(error: BaseException | None) -> bool:
+    """Whether an error is reported without a traceback: one that the user or the system has caused."""
+    return isinstance(error, OSError) or getattr(error, "caused_by_user", False)
+
+
+def message_of(error: BaseException) -> str:
+    """The message of an error; without the number that Python adds to errors of the system."""
+    if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return str(error)
+
+
+def _lost_output() -> OSError | None:
+    """The error of writing what stdout still holds. It is then discarded: Python would complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
 
 
 @contextmanager
@@ -81,4 +114,21 @@ def report_interrupt(message: str) -> Generator[None, None, None]:
         yield
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted: {message}\n")
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
+
+
+def run_script(main: Callable[[], Any]) -> NoReturn:
+    """Run the command line of a script, and exit with the code that `main` returns.
+
+    Interruptions (Ctrl-C) end the process with code 130, output without a reader with 141, and output that can't be
+    written, as on a full disk, with 1; all without a traceback.
+    """
+    status: object = 0
+    with report_interrupt("unfinished files were removed"), report_errors():
+        try:
+            status = main()
+        except SystemExit as end:
+            status = end.code
+        # At its end, Python would report a failure with a traceback.
+        sys.stdout.flush()
+    sys.exit(status)  # type: ignore[arg-type]

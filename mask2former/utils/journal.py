@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+from mask2former.utils.files import AppendedFile, atomic_write
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -45,7 +47,8 @@ class Journal(Mapping[Key, Any]):
         self.differing: list[str] = []
         self._header = {"fingerprint": json.loads(json.dumps(fingerprint))}
         self._places: dict[Key, int] = {}  # positions of the lines in the file
-        self._file: IO[bytes] | None = None
+        self._file: IO[bytes] | None = None  # for reading
+        self._end: AppendedFile | None = None
         if path.is_file() and path.stat().st_size:
             self._scan()
         self.kept = len(self)
@@ -56,24 +59,28 @@ class Journal(Mapping[Key, Any]):
         Args:
             key: Name or number of the finished work.
             record: Its result; must be serializable as JSON without NaN and infinity.
+
+        Raises:
+            WriteError: The file can't be written; earlier records are kept.
         """
         line = _encode([key, record])
-        file = self._open(append=True)
-        self._places[key] = file.seek(0, 2)
-        file.write(line)
-        file.flush()
+        if self._end is None:
+            self._end = self._open_end()
+        self._places[key] = self._end.add(line)
 
     def close(self) -> None:
         """Close the file. The journal opens it again when it needs it."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        for file in (self._file, self._end):
+            if file is not None:
+                file.close()
+        self._file = self._end = None
 
     def __getitem__(self, key: Key) -> Any:
         position = self._places[key]
-        file = self._open()
-        file.seek(position)
-        return json.loads(file.readline()[9:])[1]
+        if self._file is None:
+            self._file = open(self.path, "rb")  # noqa: SIM115 - `close` closes it
+        self._file.seek(position)
+        return json.loads(self._file.readline()[9:])[1]
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._places)
@@ -106,22 +113,19 @@ class Journal(Mapping[Key, Any]):
                     self._places[entry[0]] = position
                 position += len(line)
 
-    def _open(self, *, append: bool = False) -> IO[bytes]:
-        """The file, open for reading and, if `append`, for writing at its end."""
-        if self._file is not None and (self._file.writable() or not append):
-            return self._file
-        self.close()
-        if not append:
-            self._file = open(self.path, "rb")  # noqa: SIM115 - `close` closes it
-            return self._file
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+    def _open_end(self) -> AppendedFile:
+        """Open the file for further lines. A file without records begins anew."""
         if not self._places:
-            self.path.write_bytes(_encode(self._header))
-        self._file = file = open(self.path, "ab+")  # noqa: SIM115 - `close` closes it
-        file.seek(-1, 2)
-        if file.read(1) != b"\n":
-            file.write(b"\n")  # ends a line that was cut off
-        return file
+            with atomic_write(self.path, "wb") as file:
+                file.write(_encode(self._header))
+            return AppendedFile(self.path)
+        with open(self.path, "rb") as file:
+            file.seek(-1, 2)
+            cut_off = file.read(1) != b"\n"
+        end = AppendedFile(self.path)
+        if cut_off:
+            end.add(b"\n")
+        return end
 
 
 def _encode(content: Any) -> bytes:

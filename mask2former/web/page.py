@@ -15,6 +15,7 @@ import torch
 from mask2former.prediction.predictor import Predictor
 from mask2former.tasks import TASKS, Task
 from mask2former.utils.errors import UserError
+from mask2former.utils.files import WriteError
 from mask2former.web.workbench import Choice, PhotoError, Upload, Workbench, segment_label, thumbnails
 
 
@@ -117,7 +118,7 @@ class Handlers:
     ) -> Path:
         try:
             return write(str(request.session_hash), upload, choice(*values))
-        except (PhotoError, MemoryError, torch.OutOfMemoryError) as error:
+        except (PhotoError, WriteError, MemoryError, torch.OutOfMemoryError) as error:
             raise gr.Error(html.escape(_explain(error)), print_exception=False) from error
 
     def left(self, request: gr.Request) -> None:
@@ -136,7 +137,7 @@ def status_html(text: str, *, error: bool = False) -> str:
 
 
 def _explain(error: Exception) -> str:
-    return str(error) if isinstance(error, PhotoError) else _NO_MEMORY
+    return str(error) if isinstance(error, PhotoError | WriteError) else _NO_MEMORY
 
 
 def build_page(bench: Workbench, samples: Sequence[Path]) -> gr.Blocks:

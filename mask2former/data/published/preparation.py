@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mask2former.data.datasets import MissingDatasetError, datasets_root
 from mask2former.data.image_io import ImageReadError, read_pixels
 from mask2former.utils.errors import UserError, report_errors, report_interrupt
-from mask2former.utils.files import user_path, write_json
+from mask2former.utils.files import WriteError, check_folder, user_path, write_json
 from mask2former.utils.journal import Journal
 from mask2former.utils.label_images import write_png
 from mask2former.utils.parallel import default_workers, processes, report_interval
@@ -102,6 +102,7 @@ def run_parts(folder: Path, parts: Sequence[Part], *, source: str, workers: int)
     Raises:
         MissingDatasetError: Source files are missing; the message lists those of all parts.
         PreparationError: Files are damaged. Everything else is finished, except for annotation files that need them.
+        WriteError: A file can't be written; what was finished before is kept.
     """
     missing = [path for part in parts for path in part.missing]
     sources = dict.fromkeys(path for part in parts for job in part.jobs for path in job.sources)
@@ -110,6 +111,7 @@ def run_parts(folder: Path, parts: Sequence[Part], *, source: str, workers: int)
     if missing:
         listed = "\n".join(f"  {line}" for line in _group(missing))
         raise MissingDatasetError(f"files needed to prepare {folder} are missing:\n{listed}\n{source}")
+    check_folder(folder / _JOURNAL_FOLDER)
     return [_run_part(folder / _JOURNAL_FOLDER, part, workers) for part in parts]
 
 
@@ -157,6 +159,8 @@ def _do(make: Make, job: Job, previous: Mapping[str, Any] | None) -> tuple[Liter
         for path, image in zip(job.outputs, pixels, strict=True):
             if not _holds(path, image):
                 write_png(path, image)
+    except WriteError:
+        raise
     except (ValueError, OSError) as error:
         return "failed", str(error)
     return "made", {"made_from": made_from, "checksums": [_checksum(path) for path in job.outputs], "entry": entry}
