@@ -15,6 +15,7 @@ can't be used; 130 after Ctrl-C.
 """
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -101,7 +102,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options.opts = [*keys, *more_keys, *options.opts]
     if options.output is None and options.webcam is None:
         parser.error("--output is required: the folder for the results")
-    if options.output is not None and options.output.exists() and not options.output.is_dir():
+    if options.output is not None and os.path.isfile(options.output):
         parser.error(f"--output {options.output} is a file, expected a folder")
     if options.json and options.webcam is not None:
         parser.error("--json is for images and videos")

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 from detectron2.config import CfgNode
 from detectron2.engine.hooks import PeriodicWriter
-from detectron2.utils.events import EventStorage, EventWriter, JSONWriter
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mask2former.utils.files import atomic_write
+from mask2former.utils.files import atomic_write, check_folder
 
 _logger = logging.getLogger(__name__)
 
@@ -23,6 +23,27 @@ _logger = logging.getLogger(__name__)
 _WINDOW = 20
 # Measurements of the machine, which a resumed run makes anew.
 _TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
+
+
+class EventsWriter(TensorboardXWriter):
+    """Detectron2's writer of TensorBoard's events, which looks first whether its folder can be written.
+
+    TensorBoard writes in a thread, which would print an error with a traceback.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Take the folder; the file is created by the first `write`."""
+        super().__init__(str(folder), window_size=_WINDOW)
+        self._folder = folder
+
+    def write(self) -> None:
+        """Write the new scalars.
+
+        Raises:
+            WriteError: The folder can't be written, or the disk is full.
+        """
+        check_folder(self._folder)
+        super().write()
 
 
 class MetricsWriter(JSONWriter):

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -75,7 +74,6 @@ def set_up_run(cfg: CfgNode, command: str) -> None:
     load_extensions()
     register_custom_datasets(cfg.DATASETS.CUSTOM, "")
     rank = comm.get_rank()
-    threading.excepthook = _report_thread
     set_up_logs(("fvcore", "detectron2", "mask2former", "dinat_backbone"), cfg.OUTPUT_DIR, rank)
     if comm.is_main_process():
         config_file = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
@@ -92,9 +90,3 @@ def set_up_run(cfg: CfgNode, command: str) -> None:
         )
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-
-
-def _report_thread(failure: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread that failed, except for TensorBoard's, whose errors reach the main thread."""
-    if not type(failure.thread).__module__.startswith("tensorboard."):
-        threading.__excepthook__(failure)

@@ -12,14 +12,14 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from mask2former.checkpoint import AVERAGE_KEY, Checkpointer
 from mask2former.data import build_test_loader, build_train_loader, build_validation_loader
 from mask2former.engine.hooks import AverageHook, BestWeights, build_average, validation_losses
-from mask2former.engine.metrics_log import MetricsLog, MetricsWriter
+from mask2former.engine.metrics_log import EventsWriter, MetricsLog, MetricsWriter
 from mask2former.engine.resuming import config_differences, fit_optimizer_state, parameter_names, set_iteration
 from mask2former.engine.run import reproducible_threads
 from mask2former.engine.train_loop import TrainLoop
@@ -160,7 +160,7 @@ class Trainer(DefaultTrainer):
         return [
             CommonMetricPrinter(self.max_iter),
             MetricsWriter(folder / "metrics.json"),
-            TensorboardXWriter(str(folder)),
+            EventsWriter(folder),
         ]
 
     def before_train(self) -> None:
@@ -181,6 +181,8 @@ class Trainer(DefaultTrainer):
 
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Evaluate during or after the training; test-time augmentation waits for the end."""
+        if self.iter + 1 == self.max_iter and not self._repeating:
+            return {}  # the last iteration failed, for example because its checkpoint could not be written
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.TEST.AUG.ENABLED = cfg.TEST.AUG.ENABLED and self.iter >= self.max_iter

@@ -1,6 +1,5 @@
 """Logs on the console and in a file, in Detectron2's format. A log that can't be written is an error."""
 
-import copy
 import logging
 import os
 import sys
@@ -22,9 +21,9 @@ class _Handler(logging.Handler):
         """Write a record; errors that are reported without a traceback are logged without one."""
         error = record.exc_info[1] if record.exc_info else None
         if error is not None and is_expected(error):
-            record = copy.copy(record)
-            record.msg, record.args = f"{record.getMessage()} {message_of(error)}", ()
-            record.exc_info = record.exc_text = None
+            message = f"{record.getMessage()} {message_of(error)}"
+            without = {"msg": message, "args": (), "exc_info": None, "exc_text": None}
+            record = logging.makeLogRecord({**vars(record), **without})
         try:
             return super().handle(record)
         except OSError:

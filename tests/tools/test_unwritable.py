@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -61,8 +63,11 @@ def run(data, capsys, monkeypatch, loggers_restored):
     """Run a command in this process; returns its exit status and what it has printed on stderr."""
     monkeypatch.chdir(data)
 
-    def start(*words, **options):
-        raise AssertionError(f"the work has begun: {words}")
+    real = subprocess.run
+
+    def start(words, **options):
+        assert words[0] != sys.executable, f"the work has begun: {words}"
+        return real(words, **options)
 
     # Nothing is started before the output is checked.
     monkeypatch.setattr("subprocess.run", start)
