@@ -4,10 +4,13 @@ This file imports nothing of this project, so that it can be copied: tools/onnx_
 """
 
 import glob
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+# Bytes of the name of an input in the names of its results.
+_LONGEST_NAME = 200
 # Endings of the files that a folder stands for; any file that Pillow reads can be named by itself.
 IMAGE_ENDINGS = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".pnm", ".ppm"}
@@ -25,15 +28,17 @@ def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     Returns:
         The images, each once, and the inputs that name none, with the reason if the system gives one.
     """
-    found: dict[Path, None] = {}
+    found: dict[tuple[str, str], Path] = {}
     empty = []
     for text in inputs:
         files = _named_by(Path(os.path.expanduser(text)))
         if isinstance(files, str) or not files:
             empty.append(f"{text} ({files})" if files else text)
         else:
-            found.update(dict.fromkeys(files))
-    return list(found), empty
+            for file in files:
+                # `**` follows links; one that leads to a folder above it gives each image many paths.
+                found.setdefault((os.path.realpath(file.parent), file.name), file)
+    return list(found.values()), empty
 
 
 def _named_by(path: Path) -> list[Path] | str:
@@ -65,7 +70,7 @@ def output_stems(inputs: Sequence[Path], output: Path, task: str, parts: Sequenc
     taken = {_key(path.with_suffix("")) for path in inputs}
     stems = []
     for path in inputs:
-        name = f"{path.stem}_{task}"
+        name = f"{_shortened(path.stem)}_{task}"
         stem, number = output / name, 1
         while taken & (keys := {_key(stem.with_name(f"{stem.name}{part}")) for part in parts}):
             number += 1
@@ -76,4 +81,14 @@ def output_stems(inputs: Sequence[Path], output: Path, task: str, parts: Sequenc
 
 
 def _key(path: Path) -> str:
-    return str(path.resolve()).casefold()
+    # Not Path.resolve(), which fails for a link that leads to itself.
+    return os.path.realpath(path).casefold()
+
+
+def _shortened(name: str) -> str:
+    """A name that leaves room for what is added to it: file systems allow 255 bytes. Long ones end with a checksum."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST_NAME:
+        return name
+    kept = encoded[: _LONGEST_NAME - 9].decode("utf-8", "ignore")
+    return f"{kept}~{hashlib.sha256(encoded).hexdigest()[:8]}"

@@ -304,7 +304,30 @@ def test_inputs_are_files_folders_and_globs_each_image_once(tmp_path):
     assert empty == [str(tmp_path / "none*")]
 
 
+def test_links_that_lead_into_themselves_end(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "up").symlink_to("..")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b.png").symlink_to("a.png")
+    images, empty = find_images([str(tmp_path / "**/*.png"), str(tmp_path / "sub/up"), str(tmp_path / "loop.png")])
+    assert images == [tmp_path / "a.png", tmp_path / "b.png"], "another name is another image"
+    assert empty == [str(tmp_path / "loop.png")]
+
+
 def test_results_never_share_a_name_nor_replace_an_input(tmp_path):
     images = [tmp_path / name for name in ("a/x.png", "b/x.png", "x.jpg", "x_panoptic.png")]
     stems = output_stems(images, tmp_path, "panoptic")
     assert [stem.name for stem in stems] == ["x_panoptic_2", "x_panoptic_3", "x_panoptic_4", "x_panoptic_panoptic"]
+
+
+def test_names_of_results_fit_the_file_system(tmp_path):
+    """Also with a suffix, a journal beside them, and several bytes for a letter; a link to itself is no obstacle."""
+    long = [tmp_path / f"{start}{160 * letter}.png" for letter in ("a", "猫") for start in "xy"]
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    inputs = [tmp_path / f"{250 * 'b'}.png", tmp_path / f"{250 * 'b'}c.png", *long, tmp_path / "loop.png"]
+    stems = output_stems(inputs, tmp_path, "panoptic")
+    assert len(set(stems)) == len(inputs) and stems[2].name == f"x{160 * 'a'}_panoptic"
+    assert max(len(stem.name.encode()) for stem in stems) <= 220
+    for stem in stems:
+        stem.with_name(f".{stem.name}.unfinished.json").touch()
