@@ -211,6 +211,68 @@ def test_onnx_infer_finds_what_the_predictor_finds(onnx_file, photo, cfg, task, 
     assert np.array(Image.open(tmp_path / f"photo_{task}.png")).shape == (*SIZE, 3)
 
 
+def test_onnx_infer_keeps_all_results_and_survives_bad_images(onnx_file, photo, tmp_path, monkeypatch, capsys):
+    script, out = load_script("tools/onnx_infer.py"), tmp_path / "out"
+    picture = Image.open(photo)
+    for name in ("a/x.png", "b/x.png", "b/x.bmp", "b/X.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture.save(tmp_path / name)
+    (tmp_path / "a" / "bad.png").write_bytes(b"no image")
+    picture.save(tmp_path / "a" / "fatal.png")
+    predict = script.predict
+
+    def fail_once(model, image, *options):
+        monkeypatch.setattr(script, "predict", predict)
+        raise KeyError("unexpected")
+
+    monkeypatch.setattr(script, "predict", fail_once)
+    inputs = [str(tmp_path / name) for name in ("a/fatal.png", "a/bad.png", "a/x.png", "b", "none.png")]
+    assert script.main([str(onnx_file), *inputs, "--output", str(out)]) == 1
+    skipped = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[0].split("/")[-1] for line in skipped] == ["none.png", "fatal.png", "bad.png"]
+    named = {json.loads(path.read_text())["file_name"] for path in out.glob("*.json")}
+    assert named == {str(tmp_path / name) for name in ("a/x.png", "b/x.png", "b/x.bmp", "b/X.png")}
+    assert len(list(out.iterdir())) == 3 * len(named)
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (1, 1)])
+def test_onnx_infer_takes_images_of_any_shape(onnx_file, tmp_path, shape):
+    Image.fromarray(np.zeros((*shape, 3), np.uint8)).save(tmp_path / "line.png")
+    words = [str(onnx_file), str(tmp_path / "line.png"), "--output", str(tmp_path), "--task", "semantic"]
+    assert load_script("tools/onnx_infer.py").main(words) == 0
+    assert np.array(Image.open(tmp_path / "line_semantic_ids.png")).shape == shape
+
+
+def test_results_of_large_images_are_enlarged(onnx_file, photo, tmp_path, monkeypatch, cfg):
+    script = load_script("tools/onnx_infer.py")
+    monkeypatch.setattr(script, "MAX_PIXELS", 1000)
+    model = script.exported_model.OnnxModel(onnx_file)
+    ids, _ = script.predict(model, np.array(Image.open(photo)), "semantic", None)
+    predictor = Predictor.from_cfg(cfg, "semantic")
+    small = Predictor(
+        predictor.model,
+        predictor._metadata,
+        "semantic",
+        resize=predictor._resize,
+        max_pixels=1000,
+    )
+    np.testing.assert_array_equal(ids, small(photo).labels + 1)
+
+
+def test_onnx_infer_takes_the_range_of_the_training(onnx_file, description, photo, tmp_path, monkeypatch):
+    """A floating-point image with a range is the same image."""
+    script = load_script("tools/onnx_infer.py")
+    pixels = np.array(Image.open(photo).convert("L"))
+    Image.fromarray(pixels).save(tmp_path / "bytes.png")
+    Image.fromarray(pixels.astype(np.float32) / 255).save(tmp_path / "floats.tif")
+    words = [str(onnx_file), str(tmp_path / "bytes.png"), str(tmp_path / "floats.tif"), "--output", str(tmp_path)]
+    assert script.main([*words, "--task", "semantic"]) == 1
+    assert script.main([*words, "--task", "semantic", "--value-range", "0", "1"]) == 0
+    both = [np.array(Image.open(tmp_path / f"{name}_semantic_ids.png")) for name in ("bytes", "floats")]
+    np.testing.assert_array_equal(*both)
+    assert description["value_range"] == []
+
+
 def test_onnx_infer_runs_from_copied_files_without_pytorch(onnx_file, photo, tmp_path):
     for source in (
         "tools/onnx_infer.py",
