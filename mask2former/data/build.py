@@ -26,7 +26,7 @@ from mask2former.data.dataset_mapper import (
     large_scale_jitter,
     resize_and_crop,
 )
-from mask2former.data.datasets import dataset_metadata
+from mask2former.data.datasets import AnnotationError, dataset_metadata
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.image_io import configured_range
 from mask2former.data.label_maps import read_semantic_map
@@ -154,6 +154,7 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper | None = None) -> TrainingLo
     Raises:
         ConfigError: A data set is unknown, or INPUT, DATALOADER or IMS_PER_BATCH has a value that cannot be used.
         MissingDatasetError: Files of a data set are missing.
+        AnnotationError: No image has anything to learn.
     """
     for name in cfg.DATASETS.TRAIN:
         dataset_metadata(name)
@@ -167,7 +168,13 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper | None = None) -> TrainingLo
         )
     if not repeat and node.SAMPLER_TRAIN != "TrainingSampler":
         return build_detection_train_loader(cfg, mapper=mapper)
-    dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=node.FILTER_EMPTY_ANNOTATIONS)
+    try:
+        dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=node.FILTER_EMPTY_ANNOTATIONS)
+    except AssertionError as error:
+        names = ", ".join(cfg.DATASETS.TRAIN)
+        raise AnnotationError(
+            f"{names}: nothing to learn: no image has an annotation that is not a crowd ({error})"
+        ) from error
     if not isinstance(dicts, list):
         return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
     factors = None

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from PIL import Image
 
-from mask2former.data import problems, values
+from mask2former.data import build_train_loader, problems, values
 from mask2former.data.custom.inspection import inspect_sources
 from mask2former.data.custom.source import Source
 from mask2former.data.custom.split import split
@@ -291,3 +291,12 @@ def test_wrong_extras_are_notes(draw):
     inspection = inspected(root, "instances.json")
     assert inspection.usable
     assert problems.ODD_FIELD in inspection.findings["train"].counts
+
+
+def test_training_on_crowds_alone_is_one_line(draw, cfg, tmp_path, registered):
+    root = draw(2)
+    register_custom_dataset(derive(inspected(root, "instances.json").train, "forms_crowds", tmp_path, 1))
+    edit(root / "instances.json", each("annotations", lambda a: a.update(ignore=1)))
+    cfg.DATASETS.TRAIN, cfg.INPUT.DATASET_MAPPER_NAME = ("forms_crowds",), "coco_instance_lsj"
+    with pytest.raises(AnnotationError, match="forms_crowds: nothing to learn: no image has an annotation that is not"):
+        build_train_loader(cfg)
