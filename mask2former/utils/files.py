@@ -301,32 +301,6 @@ def read_text(path: str | Path) -> str:
         ) from error
 
 
-def files_below(folder: str | Path) -> list[Path]:
-    """Files in a folder and its subfolders, sorted by path. Links to folders are followed, but no folder counts twice.
-
-    A link to a folder that is also reached without links is left out, so links that lead into themselves end.
-    """
-    found: list[Path] = []
-    seen: set[str] = set()
-    links = [Path(folder)]
-    while links:
-        later = []
-        for link in links:
-            if os.path.realpath(link) in seen:
-                continue
-            for parent, folders, names in os.walk(link):
-                real = os.path.realpath(parent)
-                if real in seen:
-                    folders.clear()
-                    continue
-                seen.add(real)
-                found += [Path(parent, name) for name in names]
-                # `os.walk` lists links to folders, but does not enter them.
-                later += [path for name in sorted(folders) if (path := Path(parent, name)).is_symlink()]
-        links = later
-    return sorted(found)
-
-
 def user_path(path: str | Path) -> Path:
     """Path that a user gave, with `~` for the home folder, which shells leave as it is after an equals sign."""
     return Path(os.path.expanduser(path))

@@ -1,12 +1,13 @@
-"""Image files as inputs of a command: which files its arguments name, and names for the results.
+"""Image files as inputs of a command: which files folders and arguments name, and names for the results.
 
 This file imports nothing of this project, so that it can be copied: tools/onnx_infer.py loads it by its path.
 """
 
+import fnmatch
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # Bytes of the name of an input in the names of its results.
@@ -48,9 +49,59 @@ def _named_by(path: Path) -> list[Path] | str:
             return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in IMAGE_ENDINGS)
         if path.exists():
             return [path]
-        return sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        return sorted(match for match in _glob(path) if match.is_file())
     except OSError as error:
         return error.strerror or str(error)
+
+
+def _glob(pattern: Path) -> Iterator[Path]:
+    """Paths that match a pattern; `**` enters each folder once, so links that lead into themselves end."""
+    if "**" not in pattern.parts:
+        yield from map(Path, glob.glob(str(pattern)))
+        return
+    place = pattern.parts.index("**")
+    head, tail = Path(*pattern.parts[:place]), pattern.parts[place:]
+    for folder in map(Path, glob.glob(str(head))):
+        yield from (file for file in files_below(folder) if _matches(file.relative_to(folder).parts, tail))
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a pattern; as in a shell, wildcards match no hidden names."""
+    if not patterns:
+        return not parts
+    first, *rest = patterns
+    if first == "**":
+        hidden = next((i for i, part in enumerate(parts) if part.startswith(".")), len(parts))
+        return any(_matches(parts[i:], rest) for i in range(hidden + 1))
+    if not parts or (parts[0].startswith(".") and not first.startswith(".")):
+        return False
+    return fnmatch.fnmatchcase(parts[0], first) and _matches(parts[1:], rest)
+
+
+def files_below(folder: str | Path) -> list[Path]:
+    """Files in a folder and its subfolders, sorted by path. Links to folders are followed, but no folder counts twice.
+
+    A link to a folder that is also reached without links is left out, so links that lead into themselves end.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    links = [Path(folder)]
+    while links:
+        later = []
+        for link in links:
+            if os.path.realpath(link) in seen:
+                continue
+            for parent, folders, names in os.walk(link):
+                real = os.path.realpath(parent)
+                if real in seen:
+                    folders.clear()
+                    continue
+                seen.add(real)
+                found += [Path(parent, name) for name in names]
+                # `os.walk` lists links to folders, but does not enter them.
+                later += [path for name in sorted(folders) if (path := Path(parent, name)).is_symlink()]
+        links = later
+    return sorted(found)
 
 
 def output_stems(inputs: Sequence[Path], output: Path, task: str, parts: Sequence[str] = ("",)) -> list[Path]:

@@ -7,7 +7,7 @@ import pytest
 
 from mask2former.data.datasets import AnnotationError
 from mask2former.data.datasets.pairs import Names, explain_no_pairs, find_pairs, lossy_label, suggest_names
-from mask2former.utils.files import files_below
+from mask2former.utils.input_files import files_below
 
 
 def make(root, *names):

@@ -315,6 +315,28 @@ def test_links_that_lead_into_themselves_end(tmp_path):
     assert empty == [str(tmp_path / "loop.png")]
 
 
+def test_globs_end_where_links_lead_into_themselves(tmp_path, monkeypatch):
+    for name in ("a/1.jpg", "a/b/2.jpg", "a/b/.3.jpg", "a/.c/4.jpg", "5.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in (("a/loop", tmp_path), ("a/b/self", tmp_path / "a/b"), ("again", tmp_path / "a")):
+        (tmp_path / link).symlink_to(target)
+    expected = {
+        "**/*.jpg": ["a/1.jpg", "a/b/2.jpg"],
+        "**": ["5.png", "a/1.jpg", "a/b/2.jpg"],
+        "a/**/b/*": ["a/b/2.jpg"],
+        "**/.c/*.jpg": ["a/.c/4.jpg"],
+        "?/**/*.jpg": ["a/1.jpg", "a/b/2.jpg"],
+        "**/b/**/2.*": ["a/b/2.jpg"],
+        "**/*.gif": [],
+    }
+    monkeypatch.chdir(tmp_path)
+    for pattern, names in expected.items():
+        assert [str(path) for path in find_images([pattern])[0]] == names
+        found = find_images([str(tmp_path / pattern)])[0]
+        assert [path.relative_to(tmp_path).as_posix() for path in found] == names
+
+
 def test_results_never_share_a_name_nor_replace_an_input(tmp_path):
     images = [tmp_path / name for name in ("a/x.png", "b/x.png", "x.jpg", "x_panoptic.png")]
     stems = output_stems(images, tmp_path, "panoptic")

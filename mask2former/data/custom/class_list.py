@@ -18,7 +18,7 @@ from mask2former.utils.files import TextFileError, read_text
 
 # Keys under which files keep their list of classes.
 _LIST_KEYS = ("categories", "names", "classes", "labels", "id2label", "label2id")
-_NUMBERED = re.compile(r"(\d+)\s*[:;,.)=\s]\s*(\S.*)")
+_NUMBERED = re.compile(r"(\d+)(?:\s*[:;,=)]\s*|\.?\s+)([^\d\s].*)")
 _HEX_COLOR = re.compile(r"#([0-9a-fA-F]{6}|[0-9a-fA-F]{8})")
 _VOID_NAME = re.compile(r"void|ignored?|unlabell?ed|ignore label|(do not|don'?t) ?care|not labell?ed|no label")
 
@@ -88,7 +88,7 @@ def read_class_file(path: Path, first_id: int) -> ClassList:
     if isinstance(content, dict):
         content = _of_mapping(content, path)
     if isinstance(content, list):
-        content = [_known_keys(entry) for entry in content]
+        content = [known_keys(entry) for entry in content]
     try:
         classes = read_classes(content, str(path), first_id)
     except ConfigError as error:
@@ -132,18 +132,11 @@ def _of_mapping(content: Mapping[Any, Any], path: Path) -> list[dict[str, Any]]:
     )
 
 
-def _known_keys(category: Any) -> Any:
+def known_keys(category: Any) -> Any:
     """A category of a COCO file without `supercategory` and other keys that have no meaning here."""
     if not isinstance(category, dict):
         return category
-    return {key: _typed(category[key], key) for key in ("id", "name", "isthing", "color") if key in category}
-
-
-def _typed(value: Any, key: str) -> Any:
-    """A value of a YAML file that was read without types; names stay text."""
-    if isinstance(value, list):
-        return [_typed(item, key) for item in value]
-    return yaml.safe_load(value) if isinstance(value, str) and key != "name" and value[:1] != "#" else value
+    return {key: category[key] for key in ("id", "name", "isthing", "color") if key in category}
 
 
 def read_label_classes(path: Path, ignore_label: int | None, values: ValueMap) -> LabelClasses:

@@ -165,18 +165,17 @@ def choose_model(
     Raises:
         RecipeError: The model does not fit into the memory at any image size.
     """
-    sizes, reason = (size,) if size else (), "as requested"
-    if not size and (found := size_of_weights(weights, backbones)):
-        sizes, reason = (found,), f"the size of {Path(weights).name}"
-    if sizes == (PICO,) or not (sizes or machine.gpu_memory):
+    reason = "as requested"
+    if size is None and (size := size_of_weights(weights, backbones)):
+        reason = f"the size of {Path(weights).name}"
+    if size == PICO or (size is None and not machine.gpu_memory):
         return Choice(PICO, side, None, reason)
-    if not machine.gpu_memory:
-        return Choice(sizes[0], side, Fit(sizes[0], checkpoint=False, images=1), reason)
-    sizes, reasons = (sizes, {}) if sizes else _useful_sizes(images, pretrained=bool(weights))
+    if size and not machine.gpu_memory:
+        return Choice(size, side, Fit(size, checkpoint=False, images=1), reason)
+    sizes, reasons = ((size,), {size: reason}) if size else _useful_sizes(images, pretrained=bool(weights))
     for smaller in range(side, min(side - 1, 255), -128):
         if fit := largest_fit(machine.gpu_memory, smaller * smaller, batch // machine.gpus, sizes):
-            why = reasons.get(fit.size, "the largest that fits") if reasons else reason
-            return Choice(fit.size, smaller, fit, why)
+            return Choice(fit.size, smaller, fit, reasons.get(fit.size, "the largest that fits"))
     raise RecipeError(
         f"--gpu-memory {machine.gpu_memory:g}: too little to train DiNAT-{sizes[-1].title()} on images of 256 x 256; "
         f"--gpu-memory 0 chooses a model for CPUs, which fits any GPU"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mask2former.config import ConfigError
 from mask2former.data import problems, values
-from mask2former.data.custom.class_list import SourceError, read_class_file, read_label_classes
+from mask2former.data.custom.class_list import SourceError, known_keys, read_class_file, read_label_classes
 from mask2former.data.datasets.coco_json import (
     FileFinder,
     ImageIndex,
@@ -219,7 +219,7 @@ def _read_coco(source: Source, path: Path) -> SplitContent:
 
 def _categories(source: Source, found: list[Any], findings: Findings) -> tuple[Category, ...]:
     where = f"{source.annotations}: categories"
-    found = [_known_keys(category) if isinstance(category, dict) else {"name": category} for category in found]
+    found = [known_keys(category) if isinstance(category, dict) else {"name": category} for category in found]
     found = _with_listed(found, source, source.classes) if source.classes else found
     for index, category in enumerate(found):
         if category.get("id") is None:
@@ -296,10 +296,3 @@ def _read_label_maps(source: Source) -> SplitContent:
         classes.shifted,
         derive_things=source.format == "semantic_instance" and not listed.says_things,
     )
-
-
-def _known_keys(category: Any) -> Any:
-    """A category of a COCO file without `supercategory` and other keys that have no meaning here."""
-    if not isinstance(category, dict):
-        return category
-    return {key: category[key] for key in ("id", "name", "isthing", "color") if key in category}

@@ -10,7 +10,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from mask2former.data.datasets.registry import AnnotationError
-from mask2former.utils.files import files_below, read_text
+from mask2former.utils.files import read_text
+from mask2former.utils.input_files import files_below
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 LABEL_ENDINGS = frozenset({".png", ".tif", ".tiff", ".bmp", ".gif"})

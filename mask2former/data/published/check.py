@@ -23,6 +23,7 @@ from mask2former.data.published.preparation import SPLITS
 from mask2former.model_zoo import SETTINGS
 from mask2former.utils.errors import UserError
 from mask2former.utils.files import read_text
+from mask2former.utils.input_files import files_below
 from mask2former.utils.parallel import processes, report_interval
 
 # Number of images of the published data sets.
@@ -132,7 +133,7 @@ def _load(setting: str, split: str) -> _LoadedSplit:
     """Load a split, count its images, and look for all files that it names."""
     metadata = dataset_metadata(dataset_name(setting, split))
     folder = Path(metadata.get("image_root") or metadata.image_dir)
-    on_disk = sorted(str(path) for path in folder.rglob("*") if path.suffix in (".jpg", ".png"))
+    on_disk = [str(path) for path in files_below(folder) if path.suffix in (".jpg", ".png")]
     findings = Findings()
     try:
         loaded = _LoadedSplit(metadata, on_disk, DatasetCatalog.get(metadata.name), findings)
