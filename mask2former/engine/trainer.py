@@ -199,7 +199,8 @@ class Trainer(DefaultTrainer):
             Results of the last evaluation on the main process; see `test`.
         """
         if self.start_iter >= self.max_iter:
-            logging.getLogger(__name__).info("Already trained for %d iterations: evaluating only", self.max_iter)
+            done = f"Already trained for {self.max_iter} iterations" if self.max_iter else "SOLVER.MAX_ITER is 0"
+            logging.getLogger(__name__).info("%s: evaluating only", done)
             self.iter = self.max_iter
             with EventStorage(self.iter) as self.storage:
                 self.before_train()
