@@ -70,3 +70,63 @@ def test_what_the_model_finds_itself_is_reported_with_the_images():
     loop.iter = 7
     with pytest.raises(NonFiniteLossError, match=r"iteration 7: the dice cost is NaN; images of the batch: a\.jpg"):
         loop.run_step()
+
+
+class Drawing(Model):
+    """Draws a number in each step."""
+
+    def forward(self, batch):
+        self.seen.append(float(torch.rand(1)))
+        return {"loss": self.layer(torch.ones(4)).sum()}
+
+
+def drawing_loop(loader, **settings):
+    model = Drawing()
+    return TrainLoop(model, loader, torch.optim.SGD(model.parameters(), lr=0.1), **settings)
+
+
+def run(loop, iterations):
+    with EventStorage():
+        for loop.iter in iterations:
+            loop.run_step()
+            torch.rand(7)
+    return loop.model.seen
+
+
+def test_draws_of_a_step_follow_from_seed_and_iteration():
+    loader = [[sample("a.jpg")]] * 9
+    drawn = run(drawing_loop(loader, seed=3), range(4))
+    assert len(set(drawn)) == 4
+    assert run(drawing_loop(loader, seed=3), range(2, 4)) == drawn[2:]
+    assert run(drawing_loop(loader, seed=4), range(4)) != drawn
+    first, again = drawing_loop(loader), drawing_loop(loader)
+    again.load_state_dict(first.state_dict())
+    assert run(again, range(4)) == run(first, range(4))
+    # A seed that is given stays.
+    given = drawing_loop(loader, seed=3)
+    given.load_state_dict(first.state_dict())
+    assert run(given, range(4)) == drawn
+
+
+class Stateful(list):
+    """A loader of a user with a place."""
+
+    place = 0
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+
+def test_the_place_of_a_loader_is_restored_and_the_log_tells_of_what_is_lacking(caplog):
+    plain, stateful = drawing_loop([]), drawing_loop(Stateful())
+    stateful.data_loader.place = 5
+    again = drawing_loop(Stateful())
+    again.load_state_dict(stateful.state_dict())
+    assert again.data_loader.place == 5 and not caplog.text
+    again.load_state_dict(plain.state_dict())
+    assert "The checkpoint has no place in the order of images" in caplog.text
+    plain.load_state_dict(stateful.state_dict())
+    assert "The training loader (list) has no load_state_dict: it starts anew" in caplog.text
