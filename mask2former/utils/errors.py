@@ -74,12 +74,13 @@ def report_errors(*, debug: bool = False, status: int = 1) -> Generator[None, No
     try:
         yield
     except Exception as error:
-        lost = _lost_output()
+        unnamed = isinstance(error, OSError) and error.filename is None and bool(error.errno)
+        # What is lost may not be in the buffer any more: an empty line shows whether stdout is the cause.
+        lost = _lost_output("\n" if unnamed else "")
         if isinstance(error, BrokenPipeError) or isinstance(lost, BrokenPipeError):
             sys.exit(_NO_READER)
         if debug or not is_expected(error):
             raise
-        unnamed = isinstance(error, OSError) and error.filename is None
         message = f"standard output: can't be written: {lost.strerror}" if lost and unnamed else message_of(error)
         sys.stderr.write(f"error: {message}\n")
         sys.exit(status)
@@ -97,9 +98,10 @@ def message_of(error: BaseException) -> str:
     return str(error)
 
 
-def _lost_output() -> OSError | None:
-    """The error of writing what stdout still holds. It is then discarded: Python would complain at its end."""
+def _lost_output(text: str) -> OSError | None:
+    """The error of writing `text` and what stdout still holds, which is then discarded: Python would complain of it."""
     try:
+        sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
