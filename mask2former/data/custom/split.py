@@ -91,10 +91,10 @@ def _write(source: Source, part: Split, folder: Path, images: Sequence[LabelledI
     keys = [image.key for image in images]
     content, wanted = read_json(source.annotations), set(keys)
     path = folder / f"{part}.json"
-    images = read_images(content, source.annotations)
-    index, where = ImageIndex(images), str(source.annotations)
+    listed = read_images(content, source.annotations)
+    index, where = ImageIndex(listed), str(source.annotations)
     named = [index.find(annotation, where) for annotation in content["annotations"]]
-    pairs = zip(content["images"], images, strict=True)
+    pairs = zip(content["images"], listed, strict=True)
     kept = {
         "images": [entry for entry, image in pairs if image["id"] in wanted],
         "annotations": [
