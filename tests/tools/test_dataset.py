@@ -125,7 +125,7 @@ def test_config_makes_its_own_split(format, tmp_path, capsys):
     assert tool.main(["config", *files(root, format), "--gpu-memory", "24", "--output", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "- divided: 5 images for training, 1 for evaluation" in printed
-    assert "DiNAT-Large" in printed
+    assert "- DiNAT-Mini, 39 million parameters, because 5 images are few" in printed
     # A second run has the same result.
     before = (out / "config.yaml").read_bytes()
     assert tool.main(["config", *files(root, format), "--gpu-memory", "24", "--output", str(out)]) == 0
@@ -197,3 +197,33 @@ def test_train_and_val_are_inspected_together(tmp_path, capsys):
     assert tool.main(["inspect", *words]) == 1
     printed = capsys.readouterr().out
     assert re.search(r"val: images that are in both train and val +\| +1 \| \S+/002.jpg = 002.jpg", printed)
+
+
+def test_values_and_names_of_label_maps_reach_the_next_command_and_the_config(tmp_path, capsys):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for number in range(4):
+        picture, labels, _ = scene(number)
+        Image.fromarray(picture).save(tmp_path / f"images/{number}.jpg")
+        Image.fromarray((labels % 2 * 255).astype(np.uint8)).save(tmp_path / f"labels/{number}_mask.png")
+    (tmp_path / "classes.txt").write_text("grass\nrest\n")
+    words = [f"--{name}={tmp_path / name}" for name in ("images", "labels")] + ["--workers", "1"]
+    words.append(f"--classes={tmp_path / 'classes.txt'}")
+    with pytest.raises(SystemExit):
+        tool.main(["inspect", *words])
+    assert "0.jpg and 0_mask.png; these join them: --label-suffix _mask" in capsys.readouterr().err
+    words += ["--label-suffix", "_mask"]
+    assert tool.main(["inspect", *words]) == 1
+    assert "--map 255=1" in capsys.readouterr().out
+    words += ["--map", "255=1", "0=0"]
+    assert tool.main(["split", *words, "--output", str(tmp_path / "split")]) == 0
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python tools/dataset.py")]
+    assert "--map 255=1 0=0" in command and "--label-suffix=_mask" in command
+    command = command.replace("GB", "0").replace("DIR", shlex.quote(str(tmp_path / "run")))
+    assert tool.main(shlex.split(command)[2:]) == 0
+    for entry in load_script("train_net.py").get_config(tmp_path / "run/config.yaml").DATASETS.CUSTOM:
+        assert (entry["map"], entry["label_suffix"]) == ({255: 1, 0: 0}, "_mask")
+    for wrong in (["--map", "white=1"], ["--map", "255=1", "255=0"]):
+        with pytest.raises(SystemExit) as stop:
+            tool.main(["inspect", *words[:3], *wrong])
+        assert stop.value.code == 2

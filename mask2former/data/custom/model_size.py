@@ -128,7 +128,7 @@ class Choice:
     Attributes:
         size: Size of the DiNAT.
         side: Side of training images in pixels.
-        fit: How the model fits into the memory; None for the model for CPUs.
+        fit: Fit of the model into the memory; None for the model for CPUs.
         reason: Reason for the size.
     """
 
