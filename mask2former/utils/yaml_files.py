@@ -47,14 +47,24 @@ class _Loader(yaml.SafeLoader):
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    _lists = 0  # lists around the current place
+
+    def construct_sequence(self, node: yaml.SequenceNode, deep: bool = False) -> list[Any]:
+        """Construct a list."""
+        self._lists += 1
+        try:
+            return super().construct_sequence(node, deep)
+        finally:
+            self._lists -= 1
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Construct a dict whose keys are texts, each of which is given once."""
-        seen: set[str] = set()
+        """Construct a dict whose keys are texts, or whole numbers in entries of lists; each is given once."""
+        seen: set[str | int] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
+            if not isinstance(key, str) and not (self._lists and type(key) is int):
                 raise ConstructorError(None, None, f"the key {key!r} is not a text", key_node.start_mark)
             if key in seen:
                 raise ConstructorError(None, None, f"{key} is given twice; join both", key_node.start_mark)
