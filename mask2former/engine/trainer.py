@@ -97,7 +97,12 @@ class Trainer(DefaultTrainer):
         self._plain_model = model  # without DistributedDataParallel
         on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
         device_ids = [comm.get_local_rank()] if on_gpu else None
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        # Without this, DistributedDataParallel arranges gradients anew after the first step, and sums of more than two
+        # differ in the last bits between the first step after a start and later ones.
+        fixed_sums = not on_gpu and comm.get_world_size() > 2
+        model = create_ddp_model(
+            model, broadcast_buffers=False, device_ids=device_ids, find_unused_parameters=fixed_sums
+        )
         accumulate = cfg.SOLVER.ACCUMULATE_STEPS
         self._trainer = TrainLoop(
             model,
