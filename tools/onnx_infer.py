@@ -3,12 +3,13 @@
 
     python tools/onnx_infer.py model.onnx PHOTO ... --output OUT [--task panoptic] [--confidence-threshold 0.5]
 
-Needs onnxruntime, NumPy and Pillow, and four files of this project, in their place or copied beside this one:
-mask2former/export/exported_model.py, mask2former/export/numpy_postprocessing.py, mask2former/data/photographs.py and
-mask2former/utils/input_files.py. PHOTO is an image, a folder of images or a glob. Writes to OUT: NAME_TASK.png, an
-overlay; NAME_TASK_ids.png, the segment (or class) of each pixel; NAME_TASK.json, the segments with class, score, area
-and box. Images of one name get numbers (NAME_TASK_2.png, ...). Exit status: 0 all images done; 1 some failed; 2 wrong
-command line.
+Needs onnxruntime, NumPy and Pillow, and five files of this project, in their place or copied beside this one:
+mask2former/export/exported_model.py, mask2former/export/numpy_postprocessing.py, mask2former/data/photograph_files.py,
+mask2former/data/photographs.py and mask2former/utils/input_files.py. Colours with 16 bits per channel and some TIFF
+files need OpenCV, too (pip install opencv-python-headless). PHOTO is an image, a folder of images or a glob. Writes to
+OUT: NAME_TASK.png, an overlay; NAME_TASK_ids.png, the segment (or class) of each pixel; NAME_TASK.json, the segments
+with class, score, area and box. Images of one name get numbers (NAME_TASK_2.png, ...). Exit status: 0 all images done;
+1 some failed; 2 wrong command line.
 """
 
 import argparse
@@ -39,13 +40,14 @@ ROWS = 512
 def load(name: str, folder: str) -> ModuleType:
     """Import a file of this project by its path, because its package imports PyTorch."""
     here = Path(__file__).resolve().parent
+    full_name = f"{folder}/{name}".replace("/", ".")
     for place in (here, here.parent / folder):
         path = place / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
+        spec = importlib.util.spec_from_file_location(full_name, path) if path.is_file() else None
         if spec is not None and spec.loader is not None:
             module = importlib.util.module_from_spec(spec)
-            # Data classes look their module up.
-            sys.modules.setdefault(name, module)
+            # Data classes look their module up, and files that are loaded later import it.
+            sys.modules.setdefault(full_name, module)
             spec.loader.exec_module(module)
             return module
     sys.exit(f"error: {name}.py is missing; copy it from {folder} to {here}")
@@ -53,6 +55,7 @@ def load(name: str, folder: str) -> ModuleType:
 
 post = load("numpy_postprocessing", "mask2former/export")
 exported_model = load("exported_model", "mask2former/export")
+load("photograph_files", "mask2former/data")
 photographs = load("photographs", "mask2former/data")
 input_files = load("input_files", "mask2former/utils")
 

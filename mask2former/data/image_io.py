@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mask2former.data import photographs
-from mask2former.data.photographs import DECODING_ERRORS, Photograph, PhotographError, ValueRange
+from mask2former.data.photograph_files import DECODING_ERRORS, Photograph, PhotographError
+from mask2former.data.photographs import ValueRange
 from mask2former.utils.errors import ConfigError, UserError
 from mask2former.utils.label_images import colors_to_ids
 

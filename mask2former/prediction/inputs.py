@@ -20,7 +20,8 @@ from PIL import Image
 
 from mask2former.data import photographs
 from mask2former.data.image_io import ImageReadError, to_rgb
-from mask2former.data.photographs import PhotographError, ValueRange
+from mask2former.data.photograph_files import PhotographError, open_photograph
+from mask2former.data.photographs import ValueRange
 from mask2former.prediction.drawing import Rgb
 
 _CHANNELS = (1, 3, 4)
@@ -126,7 +127,7 @@ def _decoded(file: Any, value_range: ValueRange | None) -> Rgb:
             file = file.read()
         if isinstance(file, str):
             raise ImageReadError(f"{name}: opened as text; open it with mode 'rb'")
-        return photographs.to_rgb(photographs.open_photograph(io.BytesIO(file), name), value_range)
+        return photographs.to_rgb(open_photograph(io.BytesIO(file), name), value_range)
     except PhotographError as error:
         raise ImageReadError(str(error)) from error
     except ImageReadError:

@@ -1,9 +1,11 @@
 """Photographs of many kinds: the orientation as OpenCV reads it, 8-bit values by one rule, limits and refusals."""
 
 import io
+import itertools
 import logging
 import random
 import struct
+import sys
 import zlib
 
 import cv2
@@ -277,10 +279,91 @@ def test_tiff_values_of_all_types(tmp_path, kind, stored, channels):
             read_image(path)
 
 
+def tiff(values, order="<", *, big=False, compressed=False, meaning=None, planes=1, orientation=()):
+    """A TIFF or BigTIFF file of values [H, W, C]; an orientation is (type, count, value)."""
+    height, width, channels = values.shape
+    word, number, header = ("Q", "Q", "HHHQ") if big else ("I", "H", "HI")
+    values = (values if planes == 1 else values.transpose(2, 0, 1)).astype(values.dtype.newbyteorder(order))
+    stored = zlib.compress(values) if compressed else values.tobytes()
+    tags = {256: [width], 257: [height], 258: [8 * values.dtype.itemsize] * channels, 259: [8 if compressed else 1]}
+    tags |= {262: [(1 if channels < 3 else 2) if meaning is None else meaning], 273: [0], 277: [channels]}
+    tags |= {278: [height], 279: [len(stored)], 284: [planes], 339: ["uif".index(values.dtype.kind) + 1] * channels}
+    tags |= {338: [2]} if channels in (2, 4) else {}
+    start, size = struct.calcsize(f"=2s{header}"), struct.calcsize(f"=HH{word}{word}")
+    end = start + struct.calcsize(f"={number}{word}") + size * (len(tags) + bool(orientation))
+    tags[273] = [end]
+    entries = {tag: (4, len(held), struct.pack(f"{order}{len(held)}I", *held)) for tag, held in tags.items()}
+    if orientation:
+        kind, count, value = orientation
+        entries[ORIENTATION] = kind, count, struct.pack(order + {1: "B", 4: "I"}.get(kind, "H"), value)
+    directory = b""
+    for tag, (kind, count, held) in sorted(entries.items()):
+        if len(held) > struct.calcsize(word):
+            held, stored = struct.pack(order + word, end + len(stored)), stored + held
+        directory += struct.pack(f"{order}HH{word}", tag, kind, count) + held.ljust(struct.calcsize(word), b"\0")
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + header, *((43, 8, 0) if big else (42,)), start)
+    return head + struct.pack(order + number, len(entries)) + directory + bytes(struct.calcsize(word)) + stored
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("kind", ["uint16", "int16", "int32", "float32", "float64"])
+def test_tiff_of_all_byte_orders_and_sizes(kind, channels):
+    """Pillow mixes up the bytes of some of these."""
+    values = np.random.default_rng(4).uniform(0, 30000, (9, 13, channels)).astype(kind)
+    expected = np.rint(values.astype(np.float64) * (255 / 30000)).astype(np.uint8)
+    expected = np.repeat(expected, 3, axis=2) if channels == 1 else expected[:, :, :3]
+    for order, big, compressed in itertools.product("<>", (False, True), (False, True)):
+        data = tiff(values, order, big=big, compressed=compressed)
+        np.testing.assert_array_equal(read_bytes(data, (0, 30000)), expected)
+        if channels == 1:
+            white_is_zero = tiff(values, order, big=big, compressed=compressed, meaning=0)
+            np.testing.assert_array_equal(read_bytes(white_is_zero, (0, 30000)), 255 - expected)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [1, 3, 4, 8, 2, 5, 7, 11, 0])
+def test_orientation_of_tiff_is_read_as_opencv_reads_it(corner, order, kind, capfd):
+    for pixels, count, value in itertools.product((corner, corner.astype(np.uint16) * 257), (0, 1, 2), (0, 1, 3, 6, 9)):
+        data = tiff(pixels, order, orientation=(kind, count, value))
+        np.testing.assert_array_equal(read_bytes(data), by_opencv(data))
+    capfd.readouterr()  # libtiff's warnings
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "reason"),
+    [
+        (np.zeros((4, 5, 3), np.float16), {}, r"OpenCV .* doesn't know this kind of float16 image"),
+        (np.zeros((4, 5, 2), np.uint16), {}, r"OpenCV .* doesn't know this kind of uint16 image"),
+        (np.zeros((4, 5, 3), np.uint16), {"planes": 2}, "separate planes"),
+    ],
+)
+def test_kinds_that_no_library_reads_are_refused(tmp_path, values, options, reason, capfd):
+    (tmp_path / "odd.tif").write_bytes(tiff(values, **options))
+    with pytest.raises(ImageReadError, match=rf"odd\.tif: can't be read as an image \(.*{reason}"):
+        read_image(tmp_path / "odd.tif", value_range=(0, 1))
+    assert capfd.readouterr().err == ""
+
+
+def test_only_colours_of_16_bits_need_opencv(photo, tmp_path, monkeypatch):
+    wide = photo.astype(np.uint16) * 257
+    for name, values in (("colour.png", wide), ("grey.png", wide[:, :, 0]), ("grey.tif", wide[:, :, 0])):
+        cv2.imwrite(str(tmp_path / name), values)
+    Image.fromarray(photo).save(tmp_path / "bytes.tif")
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    for name in ("grey.png", "grey.tif"):
+        np.testing.assert_array_equal(read_image(tmp_path / name)[:, :, 0], photo[:, :, 0])
+    np.testing.assert_array_equal(read_image(tmp_path / "bytes.tif"), photo)
+    assert image_size(tmp_path / "colour.png") == photo.shape[:2]
+    with pytest.raises(ImageReadError, match=r"colour\.png: this kind of image needs OpenCV: pip install"):
+        read_image(tmp_path / "colour.png")
+
+
 def test_kinds_that_pillow_knows(photo, tmp_path):
     image = Image.fromarray(photo)
     image.convert("YCbCr").save(tmp_path / "ycbcr.tif")
     assert np.abs(read_image(tmp_path / "ycbcr.tif").astype(int) - photo).max() <= 3
+    wide = photo[:, :, 0].astype(">u2") * 257
+    np.testing.assert_array_equal(to_rgb(Image.frombytes("I;16B", (14, 10), wide.tobytes()))[:, :, 0], photo[:, :, 0])
     image.convert("CMYK").save(tmp_path / "cmyk.tif")
     np.testing.assert_array_equal(read_image(tmp_path / "cmyk.tif"), image.convert("CMYK").convert("RGB"))
     frames = [Image.fromarray(np.roll(photo, shift, axis=1)) for shift in range(3)]

@@ -277,7 +277,7 @@ def test_onnx_infer_runs_from_copied_files_without_pytorch(onnx_file, photo, tmp
     for source in (
         "tools/onnx_infer.py",
         *(f"mask2former/export/{n}.py" for n in ("exported_model", "numpy_postprocessing")),
-        "mask2former/data/photographs.py",
+        *(f"mask2former/data/{n}.py" for n in ("photograph_files", "photographs")),
         "mask2former/utils/input_files.py",
     ):
         shutil.copy(ROOT / source, tmp_path)
