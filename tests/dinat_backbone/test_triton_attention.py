@@ -42,9 +42,9 @@ def test_kernels_in_the_interpreter():
 @pytest.mark.parametrize(
     ("dtype", "channels", "names"),
     [
-        (torch.bfloat16, 32, {"expand", "forward", "query_gradient", "key_gradient", "bias_gradient"}),
-        (torch.float32, 32, {"key_gradient"}),
-        (torch.float16, 128, {"forward"}),
+        (torch.bfloat16, 32, ("expand", "forward", "query_gradient", "key_gradient", "bias_gradient")),
+        (torch.float32, 32, ("key_gradient",)),
+        (torch.float16, 128, ("forward",)),
     ],
     ids=str,
 )
