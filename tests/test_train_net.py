@@ -126,6 +126,7 @@ def test_an_evaluation_that_was_killed_goes_on_with_the_same_weights(trained, ru
     assert 0 < left < 5
 
 
+@pytest.mark.slow
 def test_two_processes_under_torchrun_measure_what_one_does(trained, tmp_path):
     words = options(tmp_path, ["--eval-only"], MODEL__WEIGHTS=trained[0] / "model_final.pth")
     finish(start(*TORCHRUN, "train_net.py", *words))
@@ -134,6 +135,7 @@ def test_two_processes_under_torchrun_measure_what_one_does(trained, tmp_path):
         assert (tmp_path / "inference" / kind).read_bytes() == (trained[0] / "inference" / kind).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_train_in_bfloat16_and_one_measures_the_same(run, tmp_path):
     words = options(tmp_path / "two", ["--num-gpus", "2"], SOLVER__AMP__ENABLED=True, SOLVER__MAX_ITER=6)
     printed = finish(start("train_net.py", *words))
@@ -156,6 +158,7 @@ def wait_for(condition, seconds=120):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(run, tmp_path):
     changes = {"SOLVER__MAX_ITER": 100_000, "SOLVER__CHECKPOINT_PERIOD": 2}
     process = start("train_net.py", *options(tmp_path, ["--num-gpus", "2"], **changes))

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_saves_table_numbers_and_chart(load_benchmark, monkeypatch, tmp_path):
     script = load_benchmark("deformable_attention")

@@ -54,6 +54,7 @@ def test_equals_the_reference_for_any_size(kernel_size, dilation, extra, batch, 
     compare(inputs, kernel_size, dilation, threads)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="disables instructions of x86")
 @pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
@@ -169,6 +170,7 @@ def test_without_a_compiler(variable, value, reason, monkeypatch, caplog, nothin
     assert "plain PyTorch" in caplog.text
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_simultaneous_builds_do_not_collide(nothing_built):
     # Threads stand in for processes, which share only files.

@@ -20,6 +20,7 @@ needs_triton = pytest.mark.skipif(util.find_spec("triton") is None, reason="Trit
 SHARED_MEMORY = 99 * 1024
 
 
+@pytest.mark.slow
 @needs_triton
 def test_kernels_in_the_interpreter():
     """This takes a process of its own, because Triton reads TRITON_INTERPRET when it is imported."""

@@ -57,6 +57,7 @@ def test_a_loss_that_is_not_finite_in_a_later_batch_stops_before_the_weights_cha
     assert all(torch.equal(a, b) for a, b in zip(kept[0].parameters(), start.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_two_processes_accumulate_as_they_would_share_a_large_batch(tmp_path):
     """With activation checkpointing and a frozen first level, whose parameters have no gradients to add up."""
     subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.engine.accumulating", tmp_path], cwd=ROOT, check=True)

@@ -49,6 +49,7 @@ def test_processes_of_a_machine_share_its_threads_and_hand_over_errors(tmp_path)
     assert (tmp_path / "gpus.txt").read_text() == os.environ.get("CUDA_VISIBLE_DEVICES", "all")
 
 
+@pytest.mark.slow
 def test_machines_find_each_other(tmp_path):
     options = ("--num-machines", "2", "--dist-url", f"file://{tmp_path}/meeting")
     finish(*(start(SCRIPT, tmp_path, *options, "--machine-rank", rank) for rank in range(2)))

@@ -13,6 +13,8 @@ from ..conftest import ROOT
 from .predictions import predict
 from .test_build import config
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("ade20k_panoptic_val", "cityscapes_fine_panoptic_val")
 
 

@@ -129,6 +129,7 @@ def test_other_settings_are_described_too(setting, tasks, names, things):
     assert about["resize_masks_first"] == (tasks != ["semantic"])
 
 
+@pytest.mark.slow
 def test_torch_export_is_run_without_our_packages(program, description, model, tmp_path, deterministic):
     save_torch_export(program, tmp_path / "tiny.pt2", description)
     with ZipFile(tmp_path / "tiny.pt2") as archive:

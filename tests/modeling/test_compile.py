@@ -22,6 +22,7 @@ def compiled(train_cfg, monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_compiled_model_predicts_and_learns_the_same(compiled, train_cfg):
     train_cfg.MODEL.COMPILE = False
     plain = build_model(train_cfg)

@@ -158,6 +158,7 @@ def test_backends_refuse_what_they_cannot_serve(monkeypatch):
         run(Case(), tensors, "triton")
 
 
+@pytest.mark.slow
 def test_triton_kernels_agree_with_the_reference_in_the_interpreter():
     pytest.importorskip("triton", reason="Triton is not installed")
     command = [sys.executable, "-W", "ignore", "-m", "tests.modeling.deformable", "triton"]

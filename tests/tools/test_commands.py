@@ -26,7 +26,7 @@ def test_help_is_the_default_and_lists_every_target():
     assert {"setup", "test", "lint", "demo", "clean"} < set(targets)
 
 
-@pytest.mark.parametrize("target", ["test", "lint", "demo"])
+@pytest.mark.parametrize("target", ["test", "test-all", "lint", "demo"])
 def test_targets_set_up_first(target):
     lines = command("make", "--dry-run", target).stdout.splitlines()
     assert "tools/setup_env.py" in lines[0] and ".venv/bin/python" in lines[1]
@@ -55,5 +55,5 @@ def test_ci_runs_everything_and_fails_if_anything_fails(tmp_path, failing, statu
         stand_in.chmod(0o755)
     result = command("bash", ".ci/run", PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert result.returncode == status
-    assert "+ make lint\nran lint\n+ make test\nran test\n" in result.stdout
+    assert '+ make lint\nran lint\n+ make test\nran test\n+ make test ARGS="-m slow"\nran test\n' in result.stdout
     assert (f"failed: {failing}" in result.stderr) == bool(status)

@@ -258,6 +258,7 @@ def test_wrong_calls_are_explained(tmp_path, data, capsys, words, status, messag
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_miniature_data_and_tiny_models_run_end_to_end(tmp_path, trees, deterministic, monkeypatch, capfd):
     """Real evaluations of two settings, one of them multi-scale; the others' weights are missing."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(trees))
