@@ -27,7 +27,7 @@ help: ## list the targets
 setup: ## create or update .venv from PyPI (immediate if nothing changed)
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" $(if $(filter file,$(origin PYTHON)),,--chosen-python)
 
-PYTEST := $(RUN) -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 16 --dist worksteal
+PYTEST := $(RUN) -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 16 --dist loadfile --no-loadscope-reorder
 
 test: setup ## run the tests, in one process per core
 	$(PYTEST) $(ARGS)
