@@ -8,6 +8,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from mask2former.data.datasets.shapes import CATEGORIES, ShapesSegment, draw_sce
 from mask2former.utils.errors import UserError, report_errors, run_script
 from mask2former.utils.files import atomic_write, check_folder, user_path, write_json, writing
 from mask2former.utils.label_images import ids_to_colors
-from mask2former.utils.parallel import report_interval
+from mask2former.utils.parallel import default_workers, processes, report_interval
 
 # To be increased when the same options draw other files than before.
 VERSION = 4
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
 MIN_SIZE = 48
+# So many images are drawn before other processes have started.
+_FEW = 100
 
 
 class ShapesError(UserError):
@@ -64,14 +67,14 @@ def prepare(root: str | Path, *, train: int = 1200, val: int = 150, size: int = 
         raise ShapesError(
             f"{folder} was not written by this script (it has no {MANIFEST}) and is left unchanged: please move it"
         )
-    partial = folder.with_name("shapes.partial")
-    check_folder(partial)
-    if _read_manifest(partial) != manifest:
-        shutil.rmtree(partial, ignore_errors=True)
-        write_json(partial / MANIFEST, manifest)
+    unfinished = folder.with_name("shapes.partial")
+    check_folder(unfinished)
+    if _read_manifest(unfinished) != manifest:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write_json(unfinished / MANIFEST, manifest)
     for split in SPLITS:
-        _draw_split(partial, split, manifest)
-    _move_into_place(partial, folder)
+        _draw_split(unfinished, split, manifest)
+    _move_into_place(unfinished, folder)
     print(f"{folder}: {train} + {val} images of {size} x {size} pixels")
     return folder
 
@@ -81,13 +84,12 @@ def _draw_split(folder: Path, split: str, manifest: dict[str, int]) -> None:
     records = folder / "records" / split
     # As in COCO, no image id is in both splits.
     first_id = 1 + 1_000_000 * SPLITS.index(split)
-    progress = tqdm(range(manifest[split]), desc=f"shapes {split}", unit="image", mininterval=report_interval())
-    for index in progress:
-        record = records / f"{index}.json"
-        if not record.exists():
-            rng = RandomState([manifest["seed"], SPLITS.index(split), index])
-            # Written last: an image with a record is complete.
-            write_json(record, _draw_image(folder, split, first_id + index, rng, manifest["size"]))
+    lacking = [index for index in range(manifest[split]) if not (records / f"{index}.json").exists()]
+    draw_index = partial(_draw_and_record, folder, split, first_id, manifest)
+    with processes(default_workers() if len(lacking) > _FEW else 1) as parallel:
+        drawings = parallel(draw_index, lacking)
+        for _ in tqdm(drawings, f"shapes {split}", len(lacking), unit="image", mininterval=report_interval()):
+            pass
     drawn = [json.loads((records / f"{index}.json").read_text()) for index in range(manifest[split])]
     images = [record["image"] for record in drawn]
     categories = [
@@ -102,6 +104,13 @@ def _draw_split(folder: Path, split: str, manifest: dict[str, int]) -> None:
     }
     write_json(folder / "annotations" / f"panoptic_{split}.json", panoptic)
     write_json(folder / "annotations" / f"instances_{split}.json", instances)
+
+
+def _draw_and_record(folder: Path, split: str, first_id: int, manifest: dict[str, int], index: int) -> None:
+    """Draw an image, and write its record last: an image with a record is complete."""
+    rng = RandomState([manifest["seed"], SPLITS.index(split), index])
+    record = _draw_image(folder, split, first_id + index, rng, manifest["size"])
+    write_json(folder / "records" / split / f"{index}.json", record)
 
 
 def _draw_image(folder: Path, split: str, image_id: int, rng: RandomState, size: int) -> dict[str, Any]:

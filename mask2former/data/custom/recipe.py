@@ -33,7 +33,8 @@ _STEPS = (0.889, 0.963)
 _LEAST_ITERATIONS = 500
 _EVALUATIONS = 10
 
-# Batch of configs/_base_/shapes.yaml, whose learning rate it uses, and images seen in that training.
+# Batch of configs/_base_/shapes.yaml, whose learning rate it uses, and images seen in a training from scratch: 2.5
+# times those of that training, which stops when its targets are reached.
 _PICO_BATCH = 8
 _PICO_IMAGES = 12800
 # Epochs on a large data set; a CPU is slow.
@@ -218,7 +219,8 @@ def _set_batch(recipe: Recipe, batch: int, fitting: int, machine: Machine, image
 def _set_length(recipe: Recipe, images: int, batch: int, task: Task, *, pretrained: bool) -> None:
     """Choose iterations, learning rate and evaluation period."""
     if recipe.size == PICO:
-        epochs, like = max(_PICO_EPOCHS, _PICO_IMAGES / images), f"`make demo`: {_PICO_IMAGES} images in total"
+        epochs = max(_PICO_EPOCHS, _PICO_IMAGES / images)
+        like = f"{_PICO_IMAGES} images in total, 2.5 times `make demo`"
     else:
         epochs = float(np.interp(math.log(images), *np.transpose([(math.log(n), e) for n, e in _EPOCHS])))
         like = "published settings: 100 times for COCO, 127 for ADE20K, 484 for Cityscapes"
