@@ -195,7 +195,11 @@ class TrainingLoader:
         )
         names = [Path(str(image.get("file_name", ""))).name for image in images]
         contents = zlib.crc32("\n".join(names).encode(), zlib.crc32(factors.numpy().tobytes()))
-        self._layout = {"processes": processes, "batch_size": batch_size, "images": [len(images), contents]}
+        self._layout: dict[str, Any] = {
+            "processes": processes,
+            "batch_size": batch_size,
+            "images": [len(images), contents],
+        }
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         images = _AugmentedImages(self._images, self._mapper, self._order.seed)
@@ -258,13 +262,13 @@ class _Batches:
 class _AugmentedImages(Dataset):
     """Mapped images by their place in the order, which alone decides the random draws of the mapper."""
 
-    def __init__(self, images: Sequence[dict[str, Any]], mapper: Mapper, seed: int):
+    def __init__(self, images: DatasetFromList, mapper: Mapper, seed: int):
         self._images = images
         self._mapper = mapper
         self._seed = seed
 
-    def __getitem__(self, place: Place) -> dict[str, Any]:
-        epoch, offset, image = place
+    def __getitem__(self, index: Place) -> dict[str, Any]:
+        epoch, offset, image = index
         with draws_of(self._seed, epoch, offset):
             for _ in range(_ATTEMPTS):
                 mapped = self._mapper(self._images[image])

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-_OWN = np.random.MT19937(0)
-
 
 def seed_generators(*key: int) -> None:
     """Seed the global generators of Python, NumPy and PyTorch (CPU and GPUs) with a key.
@@ -35,17 +33,15 @@ def draws_of(*key: int) -> Generator[None, None, None]:
         key: Integers, see `seed_generators`.
     """
     of_python, of_numpy, of_torch = _seeds(key)
-    before = random.getstate(), np.random.get_bit_generator(), torch.default_generator.get_state()
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(of_python)
-    # Another generator takes NumPy's place: copies of its state, and new generators, take a hundred times longer.
-    np.random.set_bit_generator(np.random.MT19937(0) if before[1] is _OWN else _OWN)
     np.random.seed(of_numpy)
     torch.default_generator.manual_seed(of_torch)
     try:
         yield
     finally:
         random.setstate(before[0])
-        np.random.set_bit_generator(before[1])
+        np.random.set_state(before[1])
         torch.default_generator.set_state(before[2])
 
 
