@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from dinat_common.errors import report_errors, report_interrupt, run_script
+from dinat_common.files import check_folder, writing_in
 from mask2former.checkpoint import Checkpointer
 from mask2former.config import setup_cfg
 from mask2former.data import check_agreement
 from mask2former.data.datasets import register_custom_datasets
 from mask2former.engine import Trainer, available_device, default_processes, launch, set_up_run
-from mask2former.utils.errors import report_errors, report_interrupt, run_script
-from mask2former.utils.files import check_folder, writing_in
 
 __all__ = ["Trainer", "get_config"]
 

@@ -26,10 +26,10 @@ from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 
 from dinat_backbone import add_dinat_config
+from dinat_common.files import write_json
 from mask2former.config import setup_cfg
 from mask2former.data import build_train_loader, build_train_mapper
 from mask2former.model_zoo import SETTINGS
-from mask2former.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_SETTINGS = ("coco-panoptic", "coco-instance", "ade20k-panoptic", "cityscapes-semantic")

@@ -10,11 +10,11 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from dinat_common.errors import report_interrupt, run_script
+from dinat_common.files import user_path
 from mask2former.data.datasets import datasets_root
 from mask2former.data.published import check_settings, render
 from mask2former.model_zoo import SETTINGS
-from mask2former.utils.errors import report_interrupt, run_script
-from mask2former.utils.files import user_path
 from mask2former.utils.parallel import default_workers
 
 

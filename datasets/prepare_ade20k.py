@@ -6,9 +6,9 @@ ADEChallengeData2016/. Finished files are checked and kept, so the same command 
 
 from collections.abc import Sequence
 
+from dinat_common.errors import run_script
 from mask2former.data.published.ade20k import PREPARED_TASKS, prepare_ade20k
 from mask2former.data.published.preparation import run_command
-from mask2former.utils.errors import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

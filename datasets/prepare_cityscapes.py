@@ -6,9 +6,9 @@ are checked and kept, so the same command continues an interrupted run.
 
 from collections.abc import Sequence
 
+from dinat_common.errors import run_script
 from mask2former.data.published.cityscapes import PREPARED_TASKS, prepare_cityscapes
 from mask2former.data.published.preparation import run_command
-from mask2former.utils.errors import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,9 +6,9 @@ interrupted run.
 
 from collections.abc import Sequence
 
+from dinat_common.errors import run_script
 from mask2former.data.published.coco import prepare_coco
 from mask2former.data.published.preparation import run_command
-from mask2former.utils.errors import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

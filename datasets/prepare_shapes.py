@@ -17,12 +17,12 @@ from numpy.random import RandomState
 from PIL import Image
 from tqdm import tqdm
 
+from dinat_common.errors import UserError, report_errors, run_script
+from dinat_common.files import atomic_write, check_folder, user_path, write_json, writing
 from mask2former.data.coco_format import instance_annotation, segment_info, unused_segment_id
 from mask2former.data.datasets import datasets_root
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.datasets.shapes import CATEGORIES, ShapesSegment, draw_scene
-from mask2former.utils.errors import UserError, report_errors, run_script
-from mask2former.utils.files import atomic_write, check_folder, user_path, write_json, writing
 from mask2former.utils.label_images import ids_to_colors
 from mask2former.utils.parallel import default_workers, processes, report_interval
 

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from dinat_common.errors import report_errors, run_script
+from dinat_common.files import check_folder
 from mask2former import Predictor
-from mask2former.utils.errors import report_errors, run_script
-from mask2former.utils.files import check_folder
 from mask2former.utils.logs import set_up_logs
 from mask2former.web import Limits, Workbench, find_samples
 

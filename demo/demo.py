@@ -24,6 +24,8 @@ from pathlib import Path
 
 import torch
 
+from dinat_common.errors import report_errors, run_script
+from dinat_common.files import check_folder, user_path
 from mask2former import ConfigError, Predictor
 from mask2former.evaluation import peak_memory
 from mask2former.prediction.files import (
@@ -37,8 +39,6 @@ from mask2former.prediction.files import (
 )
 from mask2former.prediction.results import InstancePrediction, Prediction
 from mask2former.tasks import TASKS
-from mask2former.utils.errors import report_errors, run_script
-from mask2former.utils.files import check_folder, user_path
 from mask2former.utils.logs import set_up_logs
 from mask2former.video import CODECS, predict_video, run_camera
 

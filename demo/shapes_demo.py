@@ -24,6 +24,8 @@ from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from dinat_common.errors import UserError, report_errors, run_script
+from dinat_common.files import atomic_write, check_folder, make_folder, user_path, write_json
 from mask2former.config import setup_cfg
 from mask2former.data.classes import ClassTable
 from mask2former.data.datasets import dataset_metadata
@@ -31,8 +33,6 @@ from mask2former.data.image_io import read_image, read_panoptic_ids
 from mask2former.engine import available_device
 from mask2former.prediction.drawing import contact_sheet, draw_panoptic, side_by_side
 from mask2former.prediction.predictor import Predictor
-from mask2former.utils.errors import UserError, report_errors, run_script
-from mask2former.utils.files import atomic_write, check_folder, make_folder, user_path, write_json
 from mask2former.utils.label_images import write_png
 from mask2former.utils.logs import set_up_logs
 

@@ -2,15 +2,11 @@
 
 from detectron2.config import CfgNode
 
+from dinat_common.errors import UserError
 
-class BackboneConfigError(ValueError):
-    """A setting of the backbone that can't be used; the message names the setting and what was expected.
 
-    Attributes:
-        caused_by_user: Mark for command lines, which print such errors without a traceback.
-    """
-
-    caused_by_user = True
+class BackboneConfigError(UserError):
+    """A setting of the backbone that can't be used; the message names the setting and what was expected."""
 
 
 def add_dinat_config(cfg: CfgNode) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
+from dinat_common.errors import run_script
 from mask2former.data.datasets.shapes import CATEGORIES, Thing, paint_thing, stuff_texture, vivid_color
-from mask2former.utils.errors import run_script
 from mask2former.video import write_video
 
 # Class, start, movement per frame and radius, as fractions of the side: two of one class, and a pair that crosses.

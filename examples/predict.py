@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from dinat_common.files import write_json
 from mask2former import Predictor
 from mask2former.data.image_io import ImageReadError, read_image
 from mask2former.prediction.drawing import contact_sheet
-from mask2former.utils.files import write_json
 from mask2former.utils.label_images import write_png
 from mask2former.video import Tracker
 

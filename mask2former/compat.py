@@ -11,6 +11,8 @@ from typing import Any
 
 # Old module -> the modules that hold its names now.
 MOVED: dict[str, tuple[str, ...]] = {
+    "mask2former.checkpoint.download": ("dinat_common.download",),
+    "mask2former.checkpoint.reading": ("dinat_common.weights",),
     "mask2former.data.agreement": ("mask2former.data.build",),
     "mask2former.data.augmentation": ("mask2former.data.dataset_mapper",),
     "mask2former.data.checking": ("mask2former.data.published",),
@@ -30,7 +32,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "mask2former.engine.validation": ("mask2former.engine.hooks",),
     "mask2former.engine.weights": ("mask2former.checkpoint",),
     "mask2former.engine.writing": ("mask2former.engine.metrics_log",),
-    "mask2former.files": ("mask2former.utils.files",),
+    "mask2former.files": ("dinat_common.files",),
     "mask2former.image_files": ("mask2former.prediction.files",),
     "mask2former.journal": ("mask2former.utils.journal",),
     "mask2former.modeling.build": ("mask2former.modeling.transformer_decoder",),
@@ -49,12 +51,14 @@ MOVED: dict[str, tuple[str, ...]] = {
     "mask2former.rle": ("mask2former.utils.label_images",),
     "mask2former.settings": ("mask2former.model_zoo", "mask2former.tasks"),
     "mask2former.staged_prediction": ("mask2former.prediction.predictor",),
+    "mask2former.utils.errors": ("dinat_common.errors",),
+    "mask2former.utils.files": ("dinat_common.files",),
     "mask2former.visualization": ("mask2former.prediction.drawing", "mask2former.data.classes"),
     "mask2former.visualization.classes": ("mask2former.data.classes", "mask2former.tasks"),
 }
 # Package -> the modules that hold names which used to be imported from it.
 MOVED_NAMES: dict[str, tuple[str, ...]] = {
-    "mask2former.engine": ("mask2former.checkpoint", "mask2former.engine.trainer", "mask2former.utils.errors"),
+    "mask2former.engine": ("mask2former.checkpoint", "mask2former.engine.trainer", "dinat_common.errors"),
     "mask2former.tasks": ("mask2former.data.datasets",),
 }
 # Old name -> new name of what was renamed or merged.

@@ -14,8 +14,8 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
+from dinat_common.errors import ConfigError
 from mask2former.utils.config_values import fit_value
-from mask2former.utils.errors import ConfigError
 from mask2former.utils.yaml_files import ConfigFile, read_config_file
 
 __all__ = ["ENTRY_POINTS", "ConfigError", "add_maskformer2_config", "flatten", "load_extensions", "setup_cfg"]

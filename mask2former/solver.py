@@ -11,7 +11,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from mask2former.utils.errors import ConfigError
+from dinat_common.errors import ConfigError
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "images_per_step", "scale_learning_rate"]
 

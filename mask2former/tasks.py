@@ -6,8 +6,8 @@ from typing import Literal
 
 from detectron2.data.catalog import Metadata
 
+from dinat_common.errors import checked_fraction
 from mask2former.config import ConfigError
-from mask2former.utils.errors import checked_fraction
 
 Task = Literal["panoptic", "instance", "semantic"]
 

@@ -68,7 +68,9 @@ def _seed() -> None:
 @pytest.fixture
 def loggers_restored() -> Iterator[None]:
     """For tests that run a script in this process: its logs go to a console that is gone when the test ends."""
-    loggers = [logging.getLogger(name) for name in ("fvcore", "detectron2", "mask2former", "dinat_backbone")]
+    loggers = [
+        logging.getLogger(name) for name in ("fvcore", "detectron2", "mask2former", "dinat_backbone", "dinat_common")
+    ]
     before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     yield
     for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):

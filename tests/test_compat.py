@@ -17,7 +17,7 @@ def fresh():
 
 @pytest.mark.parametrize("old", compat.MOVED)
 def test_an_old_path_gives_the_names_of_the_new_modules(old):
-    with pytest.warns(DeprecationWarning, match=f"{old} has moved to mask2former"):
+    with pytest.warns(DeprecationWarning, match=f"{old} has moved to (mask2former|dinat_common)"):
         module = importlib.import_module(old)
     for new in map(importlib.import_module, compat.MOVED[old]):
         public = [name for name in getattr(new, "__all__", vars(new)) if not name.startswith("_")]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mask2former.utils import files
+from dinat_common import files
 
 # A disk has its reason from the system, so that tests need no root.
 FULL = "No space left on device"

@@ -20,6 +20,8 @@ import torch
 from safetensors.torch import save
 
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
+from dinat_common.errors import UserError, report_errors, run_script
+from dinat_common.files import atomic_write, check_file, sha256_of, user_path
 from mask2former.checkpoint import (
     CheckpointMismatchError,
     build_empty_state,
@@ -33,8 +35,6 @@ from mask2former.checkpoint import (
 )
 from mask2former.config import setup_cfg
 from mask2former.model_zoo import SETTINGS
-from mask2former.utils.errors import UserError, report_errors, run_script
-from mask2former.utils.files import atomic_write, check_file, sha256_of, user_path
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = (".safetensors", ".pth")

@@ -24,6 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dinat_common.errors import report_errors, report_interrupt, run_script
+from dinat_common.files import check_folder, user_path
 from mask2former.data.custom.class_list import SourceError
 from mask2former.data.custom.inspection import Inspection, inspect_sources, render
 from mask2former.data.custom.model_size import SIZES, Machine, read_backbones
@@ -35,8 +37,6 @@ from mask2former.data.custom.training_files import derive, write_config
 from mask2former.data.datasets.pairs import Names
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.photographs import checked_range
-from mask2former.utils.errors import report_errors, report_interrupt, run_script
-from mask2former.utils.files import check_folder, user_path
 from mask2former.utils.parallel import default_workers
 
 BASES = Path(__file__).resolve().parents[1] / "configs" / "_base_"

@@ -78,7 +78,7 @@ def load_weights(model: nn.Module, skip: Collection[str] = FIXED_BUFFERS) -> nn.
 
 def save(model: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors, complete or not at all."""
-    from mask2former.utils.files import atomic_write
+    from dinat_common.files import atomic_write
 
     with atomic_write(path, "wb") as file:
         file.write(serialize({name: value.contiguous() for name, value in model.state_dict().items()}))
@@ -90,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from detectron2.modeling import build_model
 
     import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
+    from dinat_common.errors import report_errors
+    from dinat_common.files import check_file
     from mask2former.config import setup_cfg
-    from mask2former.utils.errors import report_errors
-    from mask2former.utils.files import check_file
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="F", help="a file of configs/")
@@ -123,6 +123,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from mask2former.utils.errors import run_script
+    from dinat_common.errors import run_script
 
     run_script(main)

@@ -25,6 +25,8 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from dinat_common.errors import report_errors, run_script
+from dinat_common.files import check_file, user_path
 from mask2former import ConfigError, setup_cfg
 from mask2former.checkpoint import Checkpointer, fetch, is_url
 from mask2former.data.datasets import predicted_metadata
@@ -35,8 +37,6 @@ from mask2former.export import describe, export_network, save_onnx, save_torch_e
 from mask2former.export.network import side_step
 from mask2former.export.numpy_postprocessing import image_sizes
 from mask2former.export.verification import MARGIN, ImageComparison, verify
-from mask2former.utils.errors import report_errors, run_script
-from mask2former.utils.files import check_file, user_path
 
 SAVERS = {"onnx": save_onnx, "torch-export": save_torch_export}
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}

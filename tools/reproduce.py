@@ -29,12 +29,12 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
+from dinat_common.errors import report_errors, report_interrupt, run_script
+from dinat_common.files import check_folder, sha256_of, user_path
 from mask2former.checkpoint import CheckpointError, build_empty_state, compare, read_checkpoint
 from mask2former.config import setup_cfg
 from mask2former.evaluation.reproduction import Plan, Record, plan_settings, read_records, read_results, write_report
 from mask2former.model_zoo import SETTINGS
-from mask2former.utils.errors import report_errors, report_interrupt, run_script
-from mask2former.utils.files import check_folder, sha256_of, user_path
 
 ROOT = Path(__file__).resolve().parents[1]
 SET_HERE = ("MODEL.WEIGHTS", "OUTPUT_DIR")

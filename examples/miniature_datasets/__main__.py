@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from mask2former.utils.errors import run_script
-from mask2former.utils.files import check_folder
+from dinat_common.errors import run_script
+from dinat_common.files import check_folder
 
 from . import DATASETS, draw_dataset
 

@@ -6,7 +6,7 @@ import numpy as np
 from cityscapesscripts.helpers.labels import name2label
 from PIL import Image, ImageDraw
 
-from mask2former.utils.files import write_json
+from dinat_common.files import write_json
 
 from .scene import SPLITS, Item, LayeredScene, Size, compose, paint, save, stream
 

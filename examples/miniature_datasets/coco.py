@@ -8,8 +8,8 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from numpy.typing import NDArray
 from pycocotools import mask as mask_util
 
+from dinat_common.files import write_json
 from mask2former.data.coco_format import encode_rle, encode_runs, tight_box
-from mask2former.utils.files import write_json
 from mask2former.utils.label_images import ids_to_colors
 
 from .scene import SPLITS, Item, LayeredScene, Size, compose, paint, save, size_of, stream

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mask2former.utils.files import atomic_write
+from dinat_common.files import atomic_write
 
 Size = tuple[int, int]
 Kind = Literal["stuff", "thing", "crowd", "void"]

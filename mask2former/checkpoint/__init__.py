@@ -1,7 +1,13 @@
 """Weights on disk: reading files, comparing names, saving and resuming, downloading."""
 
+from dinat_common.download import DownloadError, fetch, is_url
+from dinat_common.weights import (
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    read_checkpoint,
+)
 from mask2former.checkpoint.checkpointer import AVERAGE_KEY, Checkpointer
-from mask2former.checkpoint.download import DownloadError, fetch, is_url
 from mask2former.checkpoint.names import (
     LoadReport,
     build_empty_state,
@@ -9,12 +15,6 @@ from mask2former.checkpoint.names import (
     compare_backbone,
     from_transformers,
     holds_backbone_only,
-)
-from mask2former.checkpoint.reading import (
-    CheckpointError,
-    CheckpointMismatchError,
-    CheckpointNotFoundError,
-    read_checkpoint,
 )
 
 __all__ = [

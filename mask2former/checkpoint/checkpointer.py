@@ -10,16 +10,16 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from mask2former.checkpoint.download import fetch, is_url
-from mask2former.checkpoint.names import LoadReport, compare, compare_backbone, holds_backbone_only
-from mask2former.checkpoint.reading import (
+from dinat_common.download import fetch, is_url
+from dinat_common.files import atomic_write, check_folder, user_path
+from dinat_common.weights import (
     CheckpointError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
     StateDict,
     read_checkpoint,
 )
-from mask2former.utils.files import atomic_write, check_folder, user_path
+from mask2former.checkpoint.names import LoadReport, compare, compare_backbone, holds_backbone_only
 
 # Key under which a checkpoint keeps the state of `torch.optim.swa_utils.AveragedModel` (SOLVER.EMA).
 AVERAGE_KEY = "ema"

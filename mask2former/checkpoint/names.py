@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch.nn import functional as F
 
-from mask2former.checkpoint.reading import OUTER_WRAPPERS, WRAPPERS, CheckpointError, StateDict
+from dinat_common.weights import OUTER_WRAPPERS, WRAPPERS, CheckpointError, StateDict
 
 Shape = tuple[int, ...]
 

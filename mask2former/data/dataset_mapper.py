@@ -17,6 +17,7 @@ from detectron2.structures import Instances
 from fvcore.transforms.transform import NoOpTransform, TransformList
 from numpy.typing import NDArray
 
+from dinat_common.errors import UserError
 from mask2former.data.datasets import AnnotationError
 from mask2former.data.image_io import ChannelOrder, read_image, read_panoptic_png
 from mask2former.data.label_maps import read_semantic_map
@@ -30,7 +31,6 @@ from mask2former.data.targets import (
     semantic_targets,
 )
 from mask2former.tasks import TASKS, Task
-from mask2former.utils.errors import UserError
 from mask2former.utils.label_images import colors_to_ids
 
 Flip = Literal["none", "horizontal", "vertical"]

@@ -13,10 +13,10 @@ from detectron2.config import CfgNode
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinat_common.errors import ConfigError, UserError
 from mask2former.data import photographs
 from mask2former.data.photograph_files import DECODING_ERRORS, Photograph, PhotographError
 from mask2former.data.photographs import ValueRange
-from mask2former.utils.errors import ConfigError, UserError
 from mask2former.utils.label_images import colors_to_ids
 
 ChannelOrder = Literal["RGB", "BGR"]

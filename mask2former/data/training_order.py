@@ -20,8 +20,8 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dinat_common.errors import ConfigError
 from mask2former.data.image_io import ImageReadError, image_size
-from mask2former.utils.errors import ConfigError
 from mask2former.utils.randomness import drawn_seed, draws_of
 
 _logger = logging.getLogger(__name__)

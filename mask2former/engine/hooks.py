@@ -14,10 +14,10 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dinat_common.errors import ConfigError
 from mask2former.checkpoint import Checkpointer, read_checkpoint
 from mask2former.engine.train_loop import NonFiniteLossError
 from mask2former.maskformer_model import MaskFormer
-from mask2former.utils.errors import ConfigError
 
 _logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
-from mask2former.utils.errors import UserError
+from dinat_common.errors import UserError
 from mask2former.utils.parallel import available_cores, available_memory
 
 _PR_SET_PDEATHSIG = 1  # constant of Linux's prctl

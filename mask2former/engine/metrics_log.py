@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mask2former.utils.files import atomic_write, check_folder
+from dinat_common.files import atomic_write, check_folder
 
 _logger = logging.getLogger(__name__)
 

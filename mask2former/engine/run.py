@@ -11,10 +11,10 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from dinat_common.errors import UserError
+from dinat_common.files import atomic_write
 from mask2former.config import load_extensions
 from mask2former.data.datasets import register_custom_datasets
-from mask2former.utils.errors import UserError
-from mask2former.utils.files import atomic_write
 from mask2former.utils.logs import set_up_logs
 
 
@@ -74,7 +74,7 @@ def set_up_run(cfg: CfgNode, command: str) -> None:
     load_extensions()
     register_custom_datasets(cfg.DATASETS.CUSTOM, "")
     rank = comm.get_rank()
-    set_up_logs(("fvcore", "detectron2", "mask2former", "dinat_backbone"), cfg.OUTPUT_DIR, rank)
+    set_up_logs(("fvcore", "detectron2", "mask2former", "dinat_backbone", "dinat_common"), cfg.OUTPUT_DIR, rank)
     if comm.is_main_process():
         config_file = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
         with atomic_write(config_file) as file:

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mask2former.utils.errors import UserError
+from dinat_common.errors import UserError
 from mask2former.utils.randomness import seed_generators
 
 _logger = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWrit
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
+from dinat_common.files import write_json
 from mask2former.checkpoint import AVERAGE_KEY, Checkpointer
 from mask2former.data import build_test_loader, build_train_loader, build_validation_loader
 from mask2former.engine.hooks import AverageHook, BestWeights, build_average, validation_losses
@@ -37,7 +38,6 @@ from mask2former.evaluation import (
 from mask2former.maskformer_model import MaskFormer
 from mask2former.solver import build_lr_scheduler, build_optimizer, scale_learning_rate
 from mask2former.test_time_augmentation import ModelWithTTA, SemanticSegmentorWithTTA
-from mask2former.utils.files import write_json
 
 
 class Trainer(DefaultTrainer):

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dinat_common.files import atomic_write
 from mask2former.data.image_io import ImageReadError, read_label_map
 from mask2former.evaluation.coco import class_ids, count_pixels, mean_of_measured
 from mask2former.evaluation.metric import EvaluationError, Image, Metric, Records, require_same_images
-from mask2former.utils.files import atomic_write
 from mask2former.utils.label_images import write_png
 
 # Evaluated classes by group.

@@ -21,6 +21,7 @@ from hotcoco.semantic import SemanticEval
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dinat_common.files import WriteError, atomic_write, write_json
 from mask2former.data import values
 from mask2former.data.coco_format import mask_area
 from mask2former.data.datasets.coco_json import FileFinder, entries, read_instances, read_json, read_panoptic
@@ -36,7 +37,6 @@ from mask2former.evaluation.metric import (
     require_same_images,
     result_name,
 )
-from mask2former.utils.files import WriteError, atomic_write, write_json
 from mask2former.utils.journal import Key
 from mask2former.utils.label_images import encode_masks, ids_to_colors, write_png
 

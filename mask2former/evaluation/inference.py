@@ -21,7 +21,7 @@ from tabulate import tabulate
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mask2former.utils.files import read_text, write_json
+from dinat_common.files import read_text, write_json
 
 Batches: TypeAlias = DataLoader[list[dict[str, Any]]]
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, TypeAlias
 
 from detectron2.data import MetadataCatalog
 
+from dinat_common.errors import UserError
 from mask2former.tasks import Task
-from mask2former.utils.errors import UserError
 from mask2former.utils.journal import Key
 
 Image: TypeAlias = Mapping[str, Any]

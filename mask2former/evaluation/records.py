@@ -14,8 +14,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
+from dinat_common.files import atomic_write
 from mask2former.evaluation.metric import EvaluationError
-from mask2former.utils.files import atomic_write
 from mask2former.utils.journal import Journal, Key
 
 _FOLDER = "records"

@@ -10,10 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from dinat_common.files import atomic_write, read_text, write_json
 from mask2former.data.published import SettingCheck, check_settings
 from mask2former.evaluation.metric import EvaluationError
 from mask2former.model_zoo import SETTINGS, Setting
-from mask2former.utils.files import atomic_write, read_text, write_json
 
 JSON_NAME, MARKDOWN_NAME, CHART_NAME = "reproduction.json", "reproduction.md", "reproduction.png"
 _VERSION = 1

@@ -16,11 +16,11 @@ from detectron2.data.catalog import Metadata
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from dinat_common.errors import UserError
+from dinat_common.files import atomic_write
 from mask2former.data.classes import ClassTable
 from mask2former.data.image_io import configured_range
 from mask2former.maskformer_model import MaskFormer
-from mask2former.utils.errors import UserError
-from mask2former.utils.files import atomic_write
 
 # What may differ from call to call: nothing, the number of images, or also their height and width.
 Freedom = Literal["none", "batch", "size"]

@@ -20,6 +20,7 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinat_common.files import writing
 from mask2former.checkpoint import Checkpointer
 from mask2former.config import setup_cfg
 from mask2former.data.datasets.custom import register_custom_datasets
@@ -27,7 +28,6 @@ from mask2former.maskformer_model import MaskFormer
 from mask2former.modeling import inference
 from mask2former.modeling.inference import InferenceSettings, Queries
 from mask2former.tasks import TASKS
-from mask2former.utils.files import writing
 
 from . import exported_model
 from . import numpy_postprocessing as portable

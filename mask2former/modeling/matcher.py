@@ -13,7 +13,7 @@ from detectron2.projects.point_rend.point_features import point_sample
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from mask2former.utils.errors import UserError
+from dinat_common.errors import UserError
 
 
 class NonFiniteCostError(UserError, FloatingPointError):

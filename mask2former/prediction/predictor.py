@@ -25,6 +25,7 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinat_common.errors import checked_fraction
 from mask2former.checkpoint import Checkpointer
 from mask2former.config import ConfigError, setup_cfg
 from mask2former.data.classes import ClassTable
@@ -40,7 +41,6 @@ from mask2former.modeling.inference import InferenceSettings, Queries
 from mask2former.prediction.inputs import read_image, read_numbered, split
 from mask2former.prediction.results import Prediction, Rgb, from_model
 from mask2former.tasks import Task, checked_task, possible_tasks
-from mask2former.utils.errors import checked_fraction
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -19,11 +19,11 @@ import numpy as np
 from hotcoco import mask as mask_util
 from numpy.typing import NDArray
 
+from dinat_common.errors import ConfigError, checked_fraction
 from mask2former.data.classes import ClassTable
 from mask2former.data.coco_format import encode_rle, segment_info, tight_box
 from mask2former.prediction.drawing import Rgb, draw_instances, draw_panoptic, draw_semantic
 from mask2former.tasks import Task
-from mask2former.utils.errors import ConfigError, checked_fraction
 from mask2former.utils.label_images import ids_to_colors
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from mask2former.utils.files import AppendedFile, atomic_write
+from dinat_common.files import AppendedFile, atomic_write
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -10,7 +10,7 @@ import torch
 from hotcoco import mask as mask_util
 from numpy.typing import NDArray
 
-from mask2former.utils.files import atomic_write
+from dinat_common.files import atomic_write
 
 # Masks that are brought to the CPU at once.
 _PIXELS_AT_ONCE = 1 << 22

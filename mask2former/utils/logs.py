@@ -8,8 +8,8 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from mask2former.utils.errors import is_expected, message_of
-from mask2former.utils.files import AppendedFile, WriteError
+from dinat_common.errors import is_expected, message_of
+from dinat_common.files import AppendedFile, WriteError
 
 _FORMAT = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
 

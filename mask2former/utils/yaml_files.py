@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from mask2former.utils.errors import ConfigError
-from mask2former.utils.files import TextFileError, read_text, user_path
+from dinat_common.errors import ConfigError
+from dinat_common.files import TextFileError, read_text, user_path
 
 _BASE = "_BASE_"
 

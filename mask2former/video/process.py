@@ -11,10 +11,10 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from dinat_common.files import atomic_write
 from mask2former.prediction.files import ERRORS_OF_ONE_INPUT, Refine, described, predict_each
 from mask2former.prediction.predictor import Predictor
 from mask2former.prediction.results import Prediction, Rgb, from_segments
-from mask2former.utils.files import atomic_write
 from mask2former.utils.journal import Journal
 from mask2former.utils.parallel import report_interval
 from mask2former.video.files import CODECS, check_output, default_codec, possible_rate, write_video

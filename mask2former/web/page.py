@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from dinat_common.errors import UserError
+from dinat_common.files import WriteError
 from mask2former.prediction.predictor import Predictor
 from mask2former.tasks import TASKS, Task
-from mask2former.utils.errors import UserError
-from mask2former.utils.files import WriteError
 from mask2former.web.workbench import Choice, PhotoError, Upload, Workbench, segment_label, thumbnails
 
 

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dinat_common.errors import UserError
+from dinat_common.files import user_path, write_json
 from mask2former.data.coco_format import tight_box
 from mask2former.data.image_io import ImageReadError, image_size, read_image
 from mask2former.data.photographs import ValueRange
@@ -26,8 +28,6 @@ from mask2former.prediction.files import ERRORS_OF_ONE_INPUT
 from mask2former.prediction.predictor import Analysis, Predictor, shrunk
 from mask2former.prediction.results import Prediction, Rgb
 from mask2former.tasks import Task
-from mask2former.utils.errors import UserError
-from mask2former.utils.files import user_path, write_json
 from mask2former.utils.label_images import write_png
 
 _LOG = logging.getLogger(__name__)

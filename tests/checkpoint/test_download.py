@@ -4,7 +4,8 @@ import threading
 import pytest
 import torch
 
-from mask2former.checkpoint import Checkpointer, CheckpointError, DownloadError, download, fetch
+from dinat_common import download
+from mask2former.checkpoint import Checkpointer, CheckpointError, DownloadError, fetch
 
 from .test_checkpoint import Model, same
 from .web import Site, serve

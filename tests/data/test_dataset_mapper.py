@@ -8,10 +8,10 @@ from detectron2.data import DatasetCatalog, MapDataset
 from detectron2.data import transforms as T
 from PIL import Image
 
+from dinat_common.errors import UserError
 from mask2former.data.dataset_mapper import TestMapper, TrainingMapper, large_scale_jitter, resize_and_crop
 from mask2former.data.datasets import AnnotationError
 from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids
-from mask2former.utils.errors import UserError
 
 UNCHANGED = T.AugmentationList([])
 

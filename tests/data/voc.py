@@ -6,9 +6,9 @@ import imgviz
 import numpy as np
 from PIL import Image
 
+from dinat_common.files import write_json
 from mask2former.data.coco_format import instance_annotation, segment_info
 from mask2former.data.datasets import Category, CocoLayout, register_coco_layout
-from mask2former.utils.files import write_json
 from mask2former.utils.label_images import ids_to_colors
 
 # VOC's classes in their order: background is stuff, the others are things; in the layout their ids start at 1.

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinat_common.files import write_json
 from mask2former.data.classes import ClassTable
 from mask2former.prediction.results import PanopticPrediction
-from mask2former.utils.files import write_json
 from tests.conftest import load_script
 
 shapes_demo = load_script("demo/shapes_demo.py")

@@ -9,7 +9,7 @@ from dinat_backbone.ops.dispatch import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-PACKAGES = ("dinat_backbone", "mask2former")
+PACKAGES = ("dinat_backbone", "dinat_common", "mask2former")
 
 
 def folders() -> list[Path]:

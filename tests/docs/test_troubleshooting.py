@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = ("dinat_backbone", "mask2former", "train_net.py", "tools", "demo", "datasets")
+CODE = ("dinat_backbone", "dinat_common", "mask2former", "train_net.py", "tools", "demo", "datasets")
 OTHER_ERRORS = frozenset({"ArgumentTypeError", "MemoryError"})
 # Sections of a config, as they begin a key in a message.
 SECTIONS = ("DATALOADER.", "DATASETS", "INPUT.", "MODEL.", "SOLVER.", "TEST.")

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from mask2former.utils.errors import UserError
-from mask2former.utils.files import WriteError
+from dinat_common.errors import UserError
+from dinat_common.files import WriteError
 from mask2former.utils.logs import set_up_logs
 from tests.unwritable import FULL, full_disk
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
+from dinat_common.errors import UserError
+from dinat_common.files import TextFileError, read_text
 from mask2former.config import ConfigError
 from mask2former.data.datasets.custom import read_classes
 from mask2former.data.datasets.registry import Category
 from mask2former.data.label_maps import IGNORE_LABEL, ValueMap, unused_value
-from mask2former.utils.errors import UserError
-from mask2former.utils.files import TextFileError, read_text
 
 # Keys under which files keep their list of classes.
 _LIST_KEYS = ("categories", "names", "classes", "labels", "id2label", "label2id")

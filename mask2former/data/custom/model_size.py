@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from mask2former.checkpoint.reading import CheckpointError, read_checkpoint
-from mask2former.utils.errors import UserError
-from mask2former.utils.files import read_text
+from dinat_common.errors import UserError
+from dinat_common.files import read_text
+from dinat_common.weights import CheckpointError, read_checkpoint
 
 # The small model of configs/shapes, with its small head: for CPUs.
 PICO = "pico"

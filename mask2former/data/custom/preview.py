@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from numpy.typing import NDArray
 
+from dinat_common.files import atomic_write
 from mask2former.data.classes import ClassTable
 from mask2former.data.coco_format import to_rle
 from mask2former.data.custom.inspection import InspectedSplit, Inspection
@@ -21,7 +22,6 @@ from mask2former.data.custom.training_files import combine, contiguous_labels, v
 from mask2former.data.image_io import read_image, read_label_map, read_panoptic_ids
 from mask2former.prediction.drawing import contact_sheet, draw_instances, draw_panoptic, draw_semantic
 from mask2former.prediction.text import TextLine
-from mask2former.utils.files import atomic_write
 from mask2former.utils.label_images import write_png
 
 _COLORS: Mapping[Split, str] = {"train": "#2f6fb2", "val": "#c4432b"}

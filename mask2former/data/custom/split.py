@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from dinat_common.errors import UserError
+from dinat_common.files import atomic_write, write_json
 from mask2former.data.custom.inspection import InspectedSplit
 from mask2former.data.custom.source import LabelledImage, Source, Split
 from mask2former.data.datasets.coco_json import ImageIndex, read_images, read_json
 from mask2former.data.datasets.pairs import find_pairs
-from mask2former.utils.errors import UserError
-from mask2former.utils.files import atomic_write, write_json
 
 
 class SplitError(UserError):

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from dinat_common.files import atomic_write
 from mask2former.data.coco_format import instance_annotation, segment_info, unused_segment_id
 from mask2former.data.custom.inspection import InspectedSplit
 from mask2former.data.custom.model_size import PICO
@@ -24,7 +25,6 @@ from mask2former.data.datasets.registry import Category
 from mask2former.data.image_io import read_label_map, read_panoptic_ids
 from mask2former.data.label_maps import IGNORE_LABEL, LabelCode, unused_value
 from mask2former.data.published.preparation import Job, Made, Make, Part, run_parts, write_coco
-from mask2former.utils.files import atomic_write
 from mask2former.utils.label_images import ids_to_colors
 
 Categories = tuple[Category, ...]

@@ -15,6 +15,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detectron2.structures import BoxMode
 
+from dinat_common.files import read_text
 from mask2former.data.datasets.registry import (
     IGNORE_LABEL,
     AnnotationError,
@@ -26,7 +27,6 @@ from mask2former.data.datasets.registry import (
     register_dataset,
 )
 from mask2former.tasks import Task
-from mask2former.utils.files import read_text
 from mask2former.utils.parallel import default_workers, processes
 
 # Ids are those of the owners' labels; the order is that of the train ids.

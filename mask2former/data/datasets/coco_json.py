@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dinat_common.errors import UserError
+from dinat_common.files import TextFileError, read_text
 from mask2former.data import values
 from mask2former.data.values import described
-from mask2former.utils.errors import UserError
-from mask2former.utils.files import TextFileError, read_text
 from mask2former.utils.journal import Key
 
 _LOG = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
+from dinat_common.files import user_path
 from mask2former.config import ConfigError
 from mask2former.data import values
 from mask2former.data.classes import ClassTable
@@ -33,7 +34,6 @@ from mask2former.data.datasets.registry import (
 from mask2former.data.label_maps import ValueMap, unused_value
 from mask2former.data.values import described
 from mask2former.tasks import TASKS, Task
-from mask2former.utils.files import user_path
 
 _OTHER_KEYS = ("name", "format", "classes", "ignore_label")
 _CLASS_KEYS = ("id", "name", "isthing", "color")

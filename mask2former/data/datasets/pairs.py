@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from dinat_common.files import read_text
 from mask2former.data.datasets.registry import AnnotationError
-from mask2former.utils.files import read_text
 from mask2former.utils.input_files import files_below
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})

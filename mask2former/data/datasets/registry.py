@@ -19,6 +19,8 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.datasets.coco import load_sem_seg
 from detectron2.structures import BoxMode
 
+from dinat_common.errors import UserError
+from dinat_common.files import user_path
 from mask2former.config import ConfigError
 from mask2former.data.datasets.coco_json import (
     AnnotationError,
@@ -30,8 +32,6 @@ from mask2former.data.datasets.coco_json import (
 )
 from mask2former.data.label_maps import IGNORE_LABEL
 from mask2former.tasks import TASKS, Task
-from mask2former.utils.errors import UserError
-from mask2former.utils.files import user_path
 
 DatasetDict = dict[str, Any]
 

@@ -14,6 +14,8 @@ from detectron2.data.catalog import Metadata
 from tabulate import tabulate
 from tqdm import tqdm
 
+from dinat_common.errors import UserError
+from dinat_common.files import read_text
 from mask2former.data import problems
 from mask2former.data.datasets import MissingDatasetError, cityscapes, dataset_metadata
 from mask2former.data.datasets.registry import DatasetDict
@@ -21,8 +23,6 @@ from mask2former.data.image_io import ImageReadError, read_image, read_label_map
 from mask2former.data.problems import Findings, Found, Problem, compare_segments, few, segment_areas, size_text
 from mask2former.data.published.preparation import SPLITS
 from mask2former.model_zoo import SETTINGS
-from mask2former.utils.errors import UserError
-from mask2former.utils.files import read_text
 from mask2former.utils.input_files import files_below
 from mask2former.utils.parallel import processes, report_interval
 

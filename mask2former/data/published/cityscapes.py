@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from dinat_common.files import read_text
 from mask2former.data.coco_format import segment_info
 from mask2former.data.datasets import AnnotationError
 from mask2former.data.datasets.cityscapes import GROUP, SOURCE
@@ -16,7 +17,6 @@ from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.image_io import read_label_map
 from mask2former.data.published.preparation import SPLITS, Job, Made, Part, Summary, run_parts, write_coco
 from mask2former.tasks import Task
-from mask2former.utils.files import read_text
 from mask2former.utils.label_images import ids_to_colors
 
 PREPARED_TASKS: tuple[Task, ...] = ("semantic", "panoptic")

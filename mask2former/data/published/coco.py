@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dinat_common.files import read_text
 from mask2former.data.datasets.coco import CATEGORIES, SOURCE
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.image_io import read_panoptic_ids
 from mask2former.data.published.preparation import SPLITS, Job, Made, Part, PreparationError, Summary, run_parts
-from mask2former.utils.files import read_text
 
 _CONTIGUOUS = {category.id: i for i, category in enumerate(CATEGORIES)}
 

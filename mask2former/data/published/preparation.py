@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dinat_common.errors import UserError, report_errors, report_interrupt
+from dinat_common.files import WriteError, check_folder, user_path, write_json
 from mask2former.data.datasets import MissingDatasetError, datasets_root
 from mask2former.data.image_io import ImageReadError, read_pixels
-from mask2former.utils.errors import UserError, report_errors, report_interrupt
-from mask2former.utils.files import WriteError, check_folder, user_path, write_json
 from mask2former.utils.journal import Journal
 from mask2former.utils.label_images import write_png
 from mask2former.utils.parallel import default_workers, processes, report_interval

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from mask2former.utils.errors import UserError
+from dinat_common.errors import UserError
 
 StateDict = dict[str, torch.Tensor]
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import save
 
-from mask2former.utils.files import (
+from dinat_common.files import (
     AppendedFile,
     TextFileError,
     WriteError,

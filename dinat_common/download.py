@@ -16,8 +16,8 @@ from urllib.parse import unquote, urldefrag, urlsplit
 from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
-from mask2former.checkpoint.reading import CheckpointError
-from mask2former.utils.files import WriteError, atomic_write, make_folder, sha256_of, user_path, write_json, writing
+from dinat_common.files import WriteError, atomic_write, make_folder, sha256_of, user_path, write_json, writing
+from dinat_common.weights import CheckpointError
 
 _ATTEMPTS = 4
 PAUSE = 2.0  # seconds before the second attempt, doubled before each further one

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from mask2former.utils.errors import UserError
+from dinat_common.errors import UserError
 
 # Bytes of the longest name on common file systems.
 _LONGEST_NAME = 255

@@ -16,7 +16,7 @@ class UserError(ValueError):
     The message names the file, key or value and says what was expected. Command lines print it without a traceback.
 
     Attributes:
-        caused_by_user: Mark of such errors, also on those of packages that do not import this one.
+        caused_by_user: Mark of such errors, also on those of extensions that do not import this package.
     """
 
     caused_by_user = True

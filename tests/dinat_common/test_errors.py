@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from dinat_backbone import BackboneConfigError
+from dinat_common.errors import UserError, report_errors, report_interrupt, run_script
 from mask2former import ConfigError
 from mask2former.checkpoint import CheckpointError, DownloadError
 from mask2former.data.datasets import AnnotationError, MissingDatasetError
 from mask2former.data.image_io import ImageReadError
 from mask2former.engine import DeviceError, LaunchError, NonFiniteLossError
 from mask2former.evaluation import EvaluationError
-from mask2former.utils.errors import UserError, report_errors, report_interrupt, run_script
 from tests.conftest import ROOT
 
 OF_USERS = (
@@ -63,7 +63,7 @@ run_script(main)
 @pytest.fixture
 def script(tmp_path):
     (tmp_path / "s.py").write_text(SCRIPT)
-    return f"{sys.executable} -W ignore {tmp_path / 's.py'} {ROOT / 'mask2former' / 'utils'}"
+    return f"{sys.executable} -W ignore {tmp_path / 's.py'} {ROOT / 'dinat_common'}"
 
 
 @pytest.mark.parametrize(
