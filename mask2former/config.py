@@ -53,6 +53,9 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # Values that become 0 and 255 in images with more than 8 bits, such as (0, 4095) for 12 bits. Empty: 16-bit values
     # are divided by 257, and images without a fixed range (floating point, 32 bits) are refused.
     cfg.INPUT.VALUE_RANGE = ()
+    # Resizing of images for tests and in the mask_former_* inputs: pillow (Detectron2's rule), or opencv (the rule of
+    # models trained with OpenMMLab's libraries, such as the published UPerNets and detectors).
+    cfg.INPUT.RESIZE_WITH = "pillow"
     # Colour augmentation of SSD, in the mask_former_* inputs.
     cfg.INPUT.COLOR_AUG_SSD = False
     # Large-scale jittering: side of the square crop, and range of the random scale.

@@ -15,6 +15,7 @@ from .conftest import ROOT, config_path, golden
 OWN_KEYS = {
     "DATASETS.CUSTOM": [],
     "INPUT.DROP_EMPTY_TARGETS": False,
+    "INPUT.RESIZE_WITH": "pillow",
     "INPUT.VALUE_RANGE": [],
     "SOLVER.ACCUMULATE_STEPS": 1,
     "SOLVER.EMA.DECAY": 0.9999,

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from mask2former.config import ConfigError
 from mask2former.data.dataset_mapper import (
-    ResizeShortestEdge,
     TestMapper,
     TrainingMapper,
     large_scale_jitter,
@@ -30,6 +29,7 @@ from mask2former.data.datasets import AnnotationError, dataset_metadata
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.image_io import configured_range
 from mask2former.data.label_maps import read_semantic_map
+from mask2former.data.resizing import build_resize_kind, build_test_resize
 from mask2former.data.training_order import Mapper, TrainingLoader
 from mask2former.tasks import TASKS, Task
 from mask2former.utils.parallel import default_workers, report_interval
@@ -104,7 +104,8 @@ def build_train_mapper(cfg: CfgNode) -> TrainingMapper:
             )
     colors = node.FORMAT if node.COLOR_AUG_SSD else None
     edges = node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN, node.MIN_SIZE_TRAIN_SAMPLING
-    return _build_mapper(cfg, resize_and_crop(*edges, crop, colors, flip), augment_with_semantic_map=needs_semantic_map)
+    augmentations = resize_and_crop(*edges, crop, colors, flip, build_resize_kind(cfg))
+    return _build_mapper(cfg, augmentations, augment_with_semantic_map=needs_semantic_map)
 
 
 def _build_mapper(
@@ -275,5 +276,4 @@ def build_validation_loader(cfg: CfgNode) -> DataLoader:
 
 
 def _build_test_resizing(cfg: CfgNode) -> T.AugmentationList:
-    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
-    return T.AugmentationList([resize])
+    return T.AugmentationList([build_test_resize(cfg)])

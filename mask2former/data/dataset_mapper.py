@@ -22,6 +22,7 @@ from mask2former.data.datasets import AnnotationError
 from mask2former.data.image_io import ChannelOrder, read_image, read_panoptic_png
 from mask2former.data.label_maps import read_semantic_map
 from mask2former.data.photographs import ValueRange
+from mask2former.data.resizing import ResizeShortestEdge, at_least_one_pixel
 from mask2former.data.targets import (
     Targets,
     instance_targets,
@@ -65,6 +66,7 @@ def resize_and_crop(
     crop: T.Augmentation | None,
     color_format: ChannelOrder | None,
     flip: Flip,
+    resize: type[ResizeShortestEdge] = ResizeShortestEdge,
 ) -> T.AugmentationList:
     """The augmentation of ADE20K and Cityscapes: the shortest edge resized, a crop, SSD's colour changes, a flip.
 
@@ -75,8 +77,9 @@ def resize_and_crop(
         crop: Random crop; None for no crop.
         color_format: Channel order of the images; None for no changes of colour.
         flip: Direction of the random flip.
+        resize: Kind of resizing, one of `resizing.RESIZES`.
     """
-    augmentations: list[T.Augmentation | T.Transform] = [ResizeShortestEdge(list(short_edges), max_size, sampling)]
+    augmentations: list[T.Augmentation | T.Transform] = [resize(list(short_edges), max_size, sampling)]
     if crop is not None:
         augmentations.append(crop)
     if color_format is not None:
@@ -88,27 +91,12 @@ def _flips(flip: Flip) -> list[T.Augmentation]:
     return [] if flip == "none" else [T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
 
 
-class ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's, except that no side becomes shorter than one pixel, whatever the shape of the image."""
-
-    def get_transform(self, image: NDArray) -> T.Transform:
-        """Choose a size for an image [H, W, ...]."""
-        return _at_least_one_pixel(super().get_transform(image))
-
-
 class _ResizeScale(T.ResizeScale):
     """Detectron2's, except that no side becomes shorter than one pixel, whatever the shape of the image."""
 
     def get_transform(self, image: NDArray) -> T.Transform:
         """Choose a size for an image [H, W, ...]."""
-        return _at_least_one_pixel(super().get_transform(image))
-
-
-def _at_least_one_pixel(transform: Any) -> T.Transform:
-    if not isinstance(transform, T.ResizeTransform) or (transform.new_h and transform.new_w):
-        return transform
-    sides = max(1, transform.new_h), max(1, transform.new_w)
-    return T.ResizeTransform(transform.h, transform.w, *sides, transform.interp)
+        return at_least_one_pixel(super().get_transform(image))
 
 
 class _Contiguous(NoOpTransform):

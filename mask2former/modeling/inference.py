@@ -42,6 +42,49 @@ class Queries(NamedTuple):
             steps.append(Resize(crop=self.image_size, size=size))
         return ResizedMasks(self.masks, steps)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the output, on any device."""
+        return self.logits.nbytes + self.masks.nbytes
+
+    def results(self, size: Size, settings: "InferenceSettings") -> dict[str, Any]:
+        """Compute the results of `settings.tasks` at a size; see `run`."""
+        resized_last = "semantic" in settings.tasks and not settings.resize_masks_first
+        tasks = tuple(task for task in settings.tasks if task != "semantic" or not resized_last)
+        results = make_results(self.logits, self.resized(size), replace(settings, tasks=tasks))
+        if resized_last:
+            results["sem_seg"] = _semantic_resized_last(self, size, settings.semantic_scores)
+        return results
+
+
+class PixelScores(NamedTuple):
+    """Raw output of a network that classifies pixels, for one image.
+
+    Attributes:
+        logits: Class logits [K, h, w] at any resolution, over the whole input.
+        image_size: Height and width of the input.
+    """
+
+    logits: Tensor
+    image_size: Size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the output, on any device."""
+        return self.logits.nbytes
+
+    def resized(self, size: Size) -> ResizedMasks:
+        """Logits at the size of the input, and from there at `size`, as the published models resize them."""
+        whole = (self.logits.shape[-2], self.logits.shape[-1])
+        return ResizedMasks(self.logits, [Resize(whole, self.image_size), Resize(self.image_size, size)])
+
+    def results(self, size: Size, settings: "InferenceSettings") -> dict[str, Any]:
+        """Compute `sem_seg` at a size: class probabilities, or the most probable class; see `run`."""
+        strips = (strip.softmax(0) for _, strip in self.resized(size).strips())
+        if settings.semantic_scores:
+            return {"sem_seg": torch.cat(list(strips), 1)}
+        return {"sem_seg": torch.cat([first_largest(strip) for strip in strips])}
+
 
 @dataclass(frozen=True)
 class InferenceSettings:
@@ -68,27 +111,22 @@ class InferenceSettings:
     semantic_scores: bool = True
 
 
-def run(queries: Queries, size: Size, settings: InferenceSettings) -> dict[str, Any]:
+def run(output: Queries | PixelScores, size: Size, settings: InferenceSettings) -> dict[str, Any]:
     """Compute the results of `settings.tasks` for one image.
 
     Args:
-        queries: Raw output of the network.
+        output: Raw output of the network.
         size: Height and width of the results.
         settings: Tasks and thresholds.
 
     Returns:
         A dict with an entry per task:
 
-        * `sem_seg`: Class scores [K, H, W], or class ids int64 [H, W]; see `SemanticResult`.
+        * `sem_seg`: Class scores [K, H, W], or class ids int64 [H, W]; see `SemanticResult` and `PixelScores`.
         * `panoptic_seg`: Segment ids int32 [H, W] and a list of segments; see `PanopticResult`.
         * `instances`: Detectron2's `Instances`; see `InstanceResult`.
     """
-    resized_last = "semantic" in settings.tasks and not settings.resize_masks_first
-    tasks = tuple(task for task in settings.tasks if task != "semantic" or not resized_last)
-    results = make_results(queries.logits, queries.resized(size), replace(settings, tasks=tasks))
-    if resized_last:
-        results["sem_seg"] = _semantic_resized_last(queries, size, settings.semantic_scores)
-    return results
+    return output.results(size, settings)
 
 
 def make_results(logits: Tensor, masks: ResizedMasks, settings: InferenceSettings) -> dict[str, Any]:

@@ -29,10 +29,10 @@ from dinat_common.errors import checked_fraction
 from mask2former.checkpoint import Checkpointer
 from mask2former.config import ConfigError, setup_cfg
 from mask2former.data.classes import ClassTable
-from mask2former.data.dataset_mapper import ResizeShortestEdge
 from mask2former.data.datasets import predicted_metadata, register_custom_datasets
 from mask2former.data.image_io import configured_range
 from mask2former.data.photographs import ValueRange
+from mask2former.data.resizing import ResizeShortestEdge, build_test_resize
 from mask2former.engine import available_device
 from mask2former.evaluation import config_digest, weights_digest
 from mask2former.maskformer_model import MaskFormer
@@ -76,7 +76,7 @@ class Analysis:
     @property
     def nbytes(self) -> int:
         """Bytes of the image and of the raw output, on any device."""
-        return self.image.nbytes + self.queries.logits.nbytes + self.queries.masks.nbytes
+        return self.image.nbytes + self.queries.nbytes
 
     def within(self, longer_side: int) -> "Analysis":
         """The analysis of the image shrunk to at most `longer_side` pixels; its results take less time.
@@ -210,7 +210,7 @@ class Predictor:
             model,
             metadata,
             task,
-            resize=ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+            resize=build_test_resize(cfg),
             image_format=cfg.INPUT.FORMAT,
             confidence_threshold=confidence_threshold,
             value_range=configured_range(cfg),
