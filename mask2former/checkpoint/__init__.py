@@ -13,9 +13,9 @@ from mask2former.checkpoint.names import (
     build_empty_state,
     compare,
     compare_backbone,
-    from_transformers,
     holds_backbone_only,
 )
+from mask2former.checkpoint.transformers_names import from_transformers, to_transformers
 
 __all__ = [
     "AVERAGE_KEY",
@@ -33,4 +33,5 @@ __all__ = [
     "holds_backbone_only",
     "is_url",
     "read_checkpoint",
+    "to_transformers",
 ]

@@ -1,7 +1,5 @@
 """Which weights of a file a model takes: by exact name, with an account of every name on either side."""
 
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +9,7 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch.nn import functional as F
 
-from dinat_common.weights import OUTER_WRAPPERS, WRAPPERS, CheckpointError, StateDict
+from dinat_common.weights import OUTER_WRAPPERS, WRAPPERS, StateDict
 
 Shape = tuple[int, ...]
 
@@ -260,56 +258,3 @@ def _table(kinds: Iterable[Sequence[tuple[str, ...]]], headers: tuple[str, ...])
             more = f"... and {len(kind) - _ROWS_SHOWN} more"
             rows.append(tuple(more if header == "name" else "" for header in headers))
     return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
-
-
-# Modules of transformers' DinatForImageClassification, DinatModel and DinatBackbone, and their names in the authors'
-# classifiers. The norms of a backbone's outputs have their names in a detector.
-_LAYER = r"encoder\.levels\.(\d+)\.layers\.(\d+)\."
-_BLOCK = r"levels.\1.blocks.\2."
-_MODULES = (
-    (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"embeddings\.norm\.", "patch_embed.norm."),
-    (r"encoder\.levels\.(\d+)\.downsample\.", r"levels.\1.downsample."),
-    (_LAYER + r"layernorm_before\.", _BLOCK + "norm1."),
-    (_LAYER + r"layernorm_after\.", _BLOCK + "norm2."),
-    (_LAYER + r"attention\.self\.(?=rpb$)", _BLOCK + "attn."),
-    (_LAYER + r"attention\.output\.dense\.", _BLOCK + "attn.proj."),
-    (_LAYER + r"intermediate\.dense\.", _BLOCK + "mlp.fc1."),
-    (_LAYER + r"output\.dense\.", _BLOCK + "mlp.fc2."),
-    (r"layernorm\.", "norm."),
-    (r"classifier\.", "head."),
-)
-
-
-def from_transformers(state: StateDict) -> StateDict:
-    """Rename the weights of a DiNAT from the transformers library to its authors' names.
-
-    Query, key and value are joined into one projection, and a pair of layer scales is split; values do not change.
-
-    Raises:
-        CheckpointError: A name is not one of transformers' DiNAT, or a projection is incomplete.
-    """
-    renamed: StateDict = {}
-    projections: dict[str, StateDict] = defaultdict(dict)
-    for full_name, value in state.items():
-        name = full_name.removeprefix("dinat.")
-        if found := re.fullmatch(_LAYER + r"attention\.self\.(query|key|value)\.(weight|bias)", name):
-            level, index, part, kind = found.groups()
-            projections[f"levels.{level}.blocks.{index}.attn.qkv.{kind}"][part] = value
-        elif found := re.fullmatch(_LAYER + "layer_scale_parameters", name):
-            for number, gamma in enumerate(value, start=1):
-                renamed[f"levels.{found[1]}.blocks.{found[2]}.gamma{number}"] = gamma
-        elif found := re.fullmatch(r"hidden_states_norms\.stage(\d+)\.(weight|bias)", name):
-            renamed[f"norm{int(found[1]) - 1}.{found[2]}"] = value
-        else:
-            for pattern, replacement in _MODULES:
-                if found := re.match(pattern, name):
-                    renamed[found.expand(replacement) + name[found.end() :]] = value
-                    break
-            else:
-                raise CheckpointError(f"{full_name}: not a name in transformers' DiNAT")
-    for name, parts in projections.items():
-        if len(parts) < 3:
-            raise CheckpointError(f"{name}: expected query, key and value, found only {', '.join(parts)}")
-        renamed[name] = torch.cat([parts["query"], parts["key"], parts["value"]])
-    return renamed
