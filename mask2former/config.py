@@ -34,6 +34,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _add_solver_keys(cfg)
     _add_head_keys(cfg)
     _add_mask_former_keys(cfg)
+    _add_detection_keys(cfg)
     # Predict in bfloat16 autocast; SOLVER.AMP.ENABLED is for training.
     cfg.TEST.AMP = False
     # Metric whose best weights a training keeps as model_best.pth, for example panoptic_seg/PQ, sem_seg/mIoU or
@@ -98,6 +99,14 @@ def _add_head_keys(cfg: CfgNode) -> None:
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
     # Backend of deformable attention: auto, gather (CPU), triton (CUDA) or reference; see `ms_deform_attn`.
     head.DEFORMABLE_ATTENTION_BACKEND = "auto"
+
+
+def _add_detection_keys(cfg: CfgNode) -> None:
+    # Backbone under the feature pyramid of `build_dinat_fpn_backbone`. MaskRCNN builds the pyramid over
+    # MODEL.BACKBONE.NAME and does not read this key.
+    cfg.MODEL.FPN.BOTTOM_UP = "D2DiNAT"
+    # Weights of the losses of the stages of CascadeMaskRCNNHeads.
+    cfg.MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS = (1.0, 0.5, 0.25)
 
 
 def _add_mask_former_keys(cfg: CfgNode) -> None:

@@ -15,6 +15,7 @@ from mask2former.checkpoint.names import (
     compare_backbone,
     holds_backbone_only,
 )
+from mask2former.checkpoint.openmmlab_names import from_openmmlab, to_openmmlab
 from mask2former.checkpoint.transformers_names import from_transformers, to_transformers
 
 __all__ = [
@@ -29,9 +30,11 @@ __all__ = [
     "compare",
     "compare_backbone",
     "fetch",
+    "from_openmmlab",
     "from_transformers",
     "holds_backbone_only",
     "is_url",
     "read_checkpoint",
+    "to_openmmlab",
     "to_transformers",
 ]
