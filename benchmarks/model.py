@@ -32,7 +32,7 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import Tensor, nn
 
-import dinat_backbone.dinat as attention_module
+import dinat_backbone.blocks as attention_module
 from mask2former import MaskFormer
 from mask2former.data.dataset_mapper import TestMapper
 from mask2former.engine import available_device

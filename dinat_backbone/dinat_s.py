@@ -1,0 +1,70 @@
+"""DiNATs: DiNAT's attention in the shape of Swin, with patches of 4x4 pixels and patch merging.
+
+The models are the variant "DiNAT_s" of Hassani and Shi, "Dilated Neighborhood Attention Transformer" (arXiv
+2209.15001); the shape is that of Liu et al., "Swin Transformer" (arXiv 2103.14030), section 3.1.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from torch import Tensor, nn
+
+from .blocks import PatchTokenizer
+from .classifier import Classifier
+from .config import build_settings
+from .hierarchy import HierarchicalBackbone, Hierarchy, Parts
+
+
+class PatchMerging(nn.Module):
+    """Joins the channels of 2x2 neighbors, normalizes them, and halves them by a linear layer without bias.
+
+    Maps are padded with zeros at the bottom and right to even sides. The neighbors (row, column) are joined in the
+    order (0, 0), (1, 0), (0, 1), (1, 1).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(4 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, H, W, C] to [B, H/2, W/2, 2C], sides rounded up."""
+        height, width = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        neighbors = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return self.reduction(self.norm(torch.cat(neighbors, dim=-1)))
+
+
+_PARTS = Parts(partial(PatchTokenizer, patch_size=4), PatchMerging, levels="layers")
+
+
+class DiNATs(HierarchicalBackbone):
+    """DiNATs without its classifier: maps of strides 4, 8, 16, 32, each normalized by a LayerNorm."""
+
+    parts = _PARTS
+
+
+class DiNATsClassifier(Classifier, Hierarchy):
+    """DiNATs as an image classifier."""
+
+    parts = _PARTS
+
+
+@BACKBONE_REGISTRY.register()
+class D2DiNATs(DiNATs):
+    """`DiNATs` built from a Detectron2 config (`MODEL.DINAT`, `MODEL.BACKBONE.FREEZE_AT`)."""
+
+    @configurable
+    def __init__(self, **settings: Any) -> None:
+        """See `DiNATs`."""
+        super().__init__(**settings)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Pass each key of `MODEL.DINAT` to the argument of `DiNATs` with the same name in lower case."""
+        return build_settings(cfg, input_shape, unused=("PATCH_SIZE", "IMAGE_SIZE"))

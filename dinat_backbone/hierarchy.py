@@ -1,0 +1,212 @@
+"""Networks of levels at strides 4, 8, 16 and 32, as which NAT, DiNAT and DiNATs are built.
+
+Shapes:
+    B: images; H, W: height and width of an image or map; C: channels of a map, embed_dim at the first level
+    Maps are channels last, [B, H, W, C], between the tokenizer and the outputs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+
+from .blocks import Block, NeighborhoodAttention2D, Trunk, drop_path_rates, freeze, initialize, run_blocks
+from .config import BackboneConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_MOST_LEVELS = 4
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What differs between families of the same shape.
+
+    Attributes:
+        tokenizer: Function of the input channels and `embed_dim` that makes the module from image to first map.
+        downsampler: Function of C that makes the module from [B, H, W, C] to [B, H/2, W/2, 2C].
+        levels: Name of the list of levels in published checkpoints.
+    """
+
+    tokenizer: Callable[[int, int], nn.Module]
+    downsampler: Callable[[int], nn.Module]
+    levels: str
+
+
+class Level(nn.Module):
+    """Blocks of one resolution, followed by the step to the next level, except after the last one."""
+
+    def __init__(self, blocks: Sequence[Block], downsample: nn.Module | None, use_checkpoint: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.use_checkpoint = use_checkpoint
+
+    def set_checkpointing(self, enable: bool) -> None:
+        """Choose whether the backward pass recomputes the activations inside blocks."""
+        self.use_checkpoint = enable
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map [B, H, W, C] to the output of the level and the input of the next one (the output, after the last)."""
+        x = run_blocks(self.blocks, x, self.use_checkpoint)
+        return x, x if self.downsample is None else self.downsample(x)
+
+
+class Hierarchy(Trunk):
+    """A tokenizer and up to four levels; each level has half the resolution and twice the channels of the former.
+
+    Attributes:
+        parts: Modules of the family.
+    """
+
+    parts: ClassVar[Parts]
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        kernel_size: int = 7,
+        kernel_sizes: Sequence[int] = (),
+        dilations: Sequence[Sequence[int]] = (),
+        mlp_ratio: float = 3.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        rel_pos_bias: bool = True,
+        layer_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        in_channels: int = 3,
+        attention_backend: str = "auto",
+        use_checkpoint: bool = False,
+    ) -> None:
+        """Create the network; `MODEL.DINAT` in config.py describes the settings.
+
+        Raises:
+            BackboneConfigError: Settings contradict each other; the message names them.
+        """
+        super().__init__()
+        dilations = dilations or [[1] * depth for depth in depths]
+        kernel_sizes = kernel_sizes or [kernel_size] * len(depths)
+        _check_levels(depths, num_heads, kernel_sizes, dilations)
+        drop_paths = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        self.dims = [embed_dim * 2**level for level in range(len(depths))]
+        attention: dict[str, Any] = {"qkv_bias": qkv_bias, "qk_scale": qk_scale, "rel_pos_bias": rel_pos_bias}
+        attention |= {"attn_drop": attn_drop_rate, "proj_drop": drop_rate, "backend": attention_backend}
+
+        self.patch_embed = self.parts.tokenizer(in_channels, embed_dim)
+        self.pos_drop = nn.Dropout(drop_rate)
+        levels = nn.ModuleList()
+        for level, dim in enumerate(self.dims):
+            blocks = [
+                Block(
+                    NeighborhoodAttention2D(dim, num_heads[level], kernel_sizes[level], dilation, **attention),
+                    dim,
+                    mlp_ratio,
+                    drop=drop_rate,
+                    drop_path=next(drop_paths),
+                    layer_scale=layer_scale,
+                )
+                for dilation in dilations[level]
+            ]
+            downsample = self.parts.downsampler(dim) if level + 1 < len(self.dims) else None
+            levels.append(Level(blocks, downsample, use_checkpoint))
+        self.add_module(self.parts.levels, levels)
+        self.apply(initialize)
+
+    def level_modules(self) -> list[Level]:
+        """The levels, from fine to coarse."""
+        levels = self.get_submodule(self.parts.levels).children()
+        return [level for level in levels if isinstance(level, Level)]
+
+    def level_maps(self, image: Tensor) -> Iterator[Tensor]:
+        """Map a normalized image [B, 3, H, W] to the outputs of the levels, before any downsampling and norm.
+
+        Yields:
+            Maps [B, H/4, W/4, C], [B, H/8, W/8, 2C], ..., sides rounded up.
+        """
+        x = self.pos_drop(self.patch_embed(image))
+        for level in self.level_modules():
+            output, x = level(x)
+            yield output
+
+    def set_checkpointing(self, enable: bool) -> None:
+        """Choose whether the backward pass recomputes the activations inside blocks instead of keeping them."""
+        for level in self.level_modules():
+            level.set_checkpointing(enable)
+
+
+class HierarchicalBackbone(Hierarchy, Backbone):
+    """Levels whose outputs are normalized by a LayerNorm each, `norm0` to `norm3`."""
+
+    FEATURES = ("res2", "res3", "res4", "res5")
+
+    def __init__(self, *, out_features: Sequence[str] = FEATURES, freeze_at: int = 0, **settings: Any) -> None:
+        """Create the backbone.
+
+        Args:
+            out_features: Outputs among res2 to res5, the maps of strides 4, 8, 16 and 32.
+            freeze_at: Number of frozen stages, counted as in Detectron2's ResNet: 1 freezes the tokenizer, 2 also the
+                first level, up to 5.
+            settings: Settings of `Hierarchy`.
+
+        Raises:
+            BackboneConfigError: Settings contradict each other; the message names them.
+        """
+        super().__init__(**settings)
+        features = self.FEATURES[: len(self.dims)]
+        if set(out_features) - set(features) or not out_features:
+            raise BackboneConfigError(f"out_features must be among {features}, got {list(out_features)}")
+        self._out_features = list(out_features)
+        self._out_feature_channels = dict(zip(features, self.dims, strict=True))
+        self._out_feature_strides = {name: 4 * 2**level for level, name in enumerate(features)}
+        stages: list[list[nn.Module]] = [[self.patch_embed, self.pos_drop]]
+        for level, (name, module) in enumerate(zip(features, self.level_modules(), strict=True)):
+            stages.append([module])
+            if name in out_features:
+                norm = nn.LayerNorm(self.dims[level])
+                self.add_module(f"norm{level}", norm)
+                stages[-1].append(norm)
+        self._frozen = freeze(stages, freeze_at)
+
+    def train(self, mode: bool = True) -> "Self":
+        """Set the mode; frozen stages stay in evaluation mode, without dropout."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:  # ty: ignore[incompatible-method-override]
+        """Map a normalized image [B, 3, H, W] to {"res2": [B, C, H/4, W/4], ..., "res5": [B, 8C, H/32, W/32]}.
+
+        Sides need not be multiples of 32; they are rounded up at each step.
+        """
+        outputs = {}
+        for level, (name, output) in enumerate(zip(self.FEATURES, self.level_maps(image), strict=False)):
+            if name in self._out_features:
+                norm = self.get_submodule(f"norm{level}")
+                outputs[name] = norm(output).permute(0, 3, 1, 2).contiguous()
+        return outputs
+
+
+def _check_levels(
+    depths: Sequence[int],
+    num_heads: Sequence[int],
+    kernel_sizes: Sequence[int],
+    dilations: Sequence[Sequence[int]],
+) -> None:
+    levels = len(depths)
+    if not 1 <= levels <= _MOST_LEVELS:
+        raise BackboneConfigError(f"depths must list 1 to {_MOST_LEVELS} levels, got {list(depths)}")
+    for name, entries in (("num_heads", num_heads), ("kernel_sizes", kernel_sizes)):
+        if len(entries) != levels:
+            raise BackboneConfigError(f"{name} must have one entry per level ({levels}), got {list(entries)}")
+    if [len(level) for level in dilations] != list(depths):
+        raise BackboneConfigError(
+            f"dilations must have one entry per block: lengths {list(depths)}, got {list(dilations)}"
+        )
