@@ -21,9 +21,11 @@ _COUNTERS = ("num_batches_tracked", "n_averaged")
 _CLASS_HEAD = "sem_seg_head.predictor.class_embed.weight"
 _PER_CLASS = frozenset({_CLASS_HEAD, "sem_seg_head.predictor.class_embed.bias", "criterion.empty_weight"})
 _BACKBONE = "backbone."
+# The backbone under a feature pyramid.
+_BOTTOM_UP = "backbone.bottom_up."
 # A DiNAT classifier ends in one norm for the pooled features and the classes. A backbone has a norm for each output.
 _CLASSIFIER_ONLY = frozenset({"norm.weight", "norm.bias", "head.weight", "head.bias"})
-_OUTPUT_NORMS = tuple(f"{_BACKBONE}norm{level}." for level in range(4))
+_OUTPUT_NORMS = tuple(f"{prefix}norm{level}." for prefix in (_BACKBONE, _BOTTOM_UP) for level in range(4))
 _ROWS_SHOWN = 30
 
 
@@ -97,8 +99,9 @@ class LoadReport:
 
 def holds_backbone_only(state: Mapping[str, torch.Tensor], model_state: Mapping[str, torch.Tensor]) -> bool:
     """Whether a file holds weights of the model's backbone and no other weights of the model."""
-    known = [name for name in _with_names_of(model_state, _under_backbone(state)) if name in model_state]
-    return bool(known) and all(name.startswith(_BACKBONE) for name in known)
+    prefix = _backbone_of(model_state)
+    known = [name for name in _with_names_of(model_state, _under_backbone(state, prefix)) if name in model_state]
+    return bool(known) and all(name.startswith(prefix) for name in known)
 
 
 def build_empty_state(cfg: CfgNode) -> dict[str, torch.Tensor]:
@@ -169,7 +172,8 @@ def compare_backbone(state: StateDict, model_state: Mapping[str, torch.Tensor]) 
         The weights that the model takes, under the model's names, and the account of all names.
     """
     dropped = {name: value for name, value in state.items() if name in _CLASSIFIER_ONLY and name not in model_state}
-    named = _under_backbone({name: value for name, value in state.items() if name not in dropped})
+    prefix = _backbone_of(model_state)
+    named = _under_backbone({name: value for name, value in state.items() if name not in dropped}, prefix)
     named = _with_names_of(model_state, named)
     resized: dict[str, tuple[Shape, Shape]] = {}
     for name, value in named.items():
@@ -179,7 +183,7 @@ def compare_backbone(state: StateDict, model_state: Mapping[str, torch.Tensor]) 
     initial = {
         name: value
         for name, value in model_state.items()
-        if name not in named and (not name.startswith(_BACKBONE) or name.startswith(_OUTPUT_NORMS))
+        if name not in named and (not name.startswith(prefix) or name.startswith(_OUTPUT_NORMS))
     }
     taken, report = compare(named, {name: value for name, value in model_state.items() if name not in initial})
     dropped_shapes = _shapes(dropped) | report.dropped
@@ -212,11 +216,16 @@ def _resizable(name: str, value: torch.Tensor, target: torch.Tensor) -> bool:
     return odd_squares and value.shape[0] == target.shape[0]
 
 
-def _under_backbone(state: Mapping[str, torch.Tensor]) -> StateDict:
-    """Prefix all names with `backbone.`, unless some have the prefix already."""
-    if any(name.startswith(_BACKBONE) for name in state):
+def _backbone_of(model_state: Mapping[str, torch.Tensor]) -> str:
+    """Prefix of the weights of a model's backbone, without the feature pyramid of a detector."""
+    return _BOTTOM_UP if any(name.startswith(_BOTTOM_UP) for name in model_state) else _BACKBONE
+
+
+def _under_backbone(state: Mapping[str, torch.Tensor], prefix: str) -> StateDict:
+    """Give all names a prefix, unless some have it already; `backbone.` becomes this prefix."""
+    if any(name.startswith(prefix) for name in state):
         return dict(state)
-    return {_BACKBONE + name: value for name, value in state.items()}
+    return {prefix + name.removeprefix(_BACKBONE): value for name, value in state.items()}
 
 
 def _with_names_of(model_state: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> StateDict:

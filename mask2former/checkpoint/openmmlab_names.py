@@ -1,76 +1,165 @@
-"""Names of weights in the published files of OpenMMLab's libraries, and in our models.
+"""Names of weights in the published UPerNets and detectors, which OpenMMLab's libraries wrote, and their names here.
 
-The files hold `{"meta": ..., "state_dict": ...}`. Their backbones have our names, so that only modules of heads differ.
+A table per kind of model serves both directions. A row has the name in a file and the name in a model; `{leaf}` stands
+for the last part of a name, other parts in braces for anything. The first row that fits a name counts.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 
-from dinat_common.weights import StateDict
+from dinat_common.weights import CheckpointError, StateDict
 
-_LEVELS = range(4)
-_CONVOLUTIONS = range(4)
-_STAGES = range(3)
-# Names that only files of detectors have.
-_DETECTOR = ("neck.", "rpn_head.", "roi_head.")
-# A name that only a cascade of ours has.
-_SECOND_STAGE = "roi_heads.box_predictor.1."
+Row = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """The names of one kind of model.
+
+    Attributes:
+        kind: Name of the kind, for messages.
+        published: Beginning of a name that only files of this kind have.
+        own: Beginning of a name that only models of this kind have here.
+        rows: Pairs of a published name and the name here.
+    """
+
+    kind: str
+    published: str
+    own: str
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
+        return [(_pattern(published), _template(own)) for published, own in self.rows]
+
+    @cached_property
+    def _reverse_patterns(self) -> list[tuple[re.Pattern[str], str]]:
+        return [(_pattern(own), _template(published)) for published, own in self.rows]
+
+    def rename(self, name: str, *, to_published: bool = False) -> str | None:
+        """Return the other name of a weight; None if no row fits."""
+        for pattern, template in self._reverse_patterns if to_published else self._patterns:
+            if found := pattern.fullmatch(name):
+                return found.expand(template)
+        return None
+
+
+def _pattern(row: str) -> re.Pattern[str]:
+    """Regular expression of one side of a row."""
+    parts = re.split(r"\{(\w+)\}", row)
+    texts = [re.escape(part) for part in parts]
+    for index in range(1, len(parts), 2):
+        texts[index] = f"(?P<{parts[index]}>{'[^.]+' if parts[index] == 'leaf' else '.+'})"
+    return re.compile("".join(texts))
+
+
+def _template(row: str) -> str:
+    return re.sub(r"\{(\w+)\}", r"\\g<\1>", row)
+
+
+def convolution_rows(published: str, own: str) -> tuple[Row, ...]:
+    """Rows of a convolution with an optional norm: OpenMMLab has `conv` and `bn` inside a module, Detectron2 `norm`."""
+    return ((f"{published}.bn.{{leaf}}", f"{own}.norm.{{leaf}}"), (f"{published}.conv.{{leaf}}", f"{own}.{{leaf}}"))
+
+
+UPERNET = NameTable(
+    kind="UPerNet",
+    published="decode_head.",
+    own="sem_seg_head.conv_seg.",
+    rows=(
+        ("backbone.{name}", "backbone.{name}"),
+        ("decode_head.conv_seg.{leaf}", "sem_seg_head.conv_seg.{leaf}"),
+        ("auxiliary_head.conv_seg.{leaf}", "auxiliary_head.conv_seg.{leaf}"),
+        *convolution_rows("decode_head.{module}", "sem_seg_head.{module}"),
+        *convolution_rows("auxiliary_head.{module}", "auxiliary_head.{module}"),
+    ),
+)
+
+
+def _detector_rows(published: str, own: str) -> tuple[Row, ...]:
+    """Rows of a detector; heads of a stage have its number after `published` and `own`, or none."""
+    box, mask = f"roi_head.bbox_head{published}", f"roi_head.mask_head{published}"
+    own_box, own_mask = f"roi_heads.box_head{own}", f"roi_heads.mask_head{own}"
+    rows = [
+        ("backbone.{name}", "backbone.bottom_up.{name}"),
+        ("rpn_head.rpn_conv.{leaf}", "proposal_generator.rpn_head.conv.{leaf}"),
+        ("rpn_head.rpn_cls.{leaf}", "proposal_generator.rpn_head.objectness_logits.{leaf}"),
+        ("rpn_head.rpn_reg.{leaf}", "proposal_generator.rpn_head.anchor_deltas.{leaf}"),
+        (f"{box}.fc_cls.{{leaf}}", f"roi_heads.box_predictor{own}.cls_score.{{leaf}}"),
+        (f"{box}.fc_reg.{{leaf}}", f"roi_heads.box_predictor{own}.bbox_pred.{{leaf}}"),
+        (f"{mask}.upsample.{{leaf}}", f"{own_mask}.deconv.{{leaf}}"),
+        (f"{mask}.conv_logits.{{leaf}}", f"{own_mask}.predictor.{{leaf}}"),
+    ]
+    # Numbers begin at 0 there; here at 1, or with the level of the pyramid.
+    for index in range(4):
+        rows += convolution_rows(f"neck.lateral_convs.{index}", f"backbone.fpn_lateral{index + 2}")
+        rows += convolution_rows(f"neck.fpn_convs.{index}", f"backbone.fpn_output{index + 2}")
+        rows += convolution_rows(f"{box}.shared_convs.{index}", f"{own_box}.conv{index + 1}")
+        rows += convolution_rows(f"{mask}.convs.{index}", f"{own_mask}.mask_fcn{index + 1}")
+        rows.append((f"{box}.shared_fcs.{index}.{{leaf}}", f"{own_box}.fc{index + 1}.{{leaf}}"))
+    return tuple(rows)
+
+
+CASCADE = NameTable(
+    kind="Cascade Mask R-CNN",
+    published="roi_head.bbox_head.0.",
+    own="roi_heads.box_predictor.1.",
+    rows=_detector_rows(".{stage}", ".{stage}"),
+)
+MASK_RCNN = NameTable(
+    kind="Mask R-CNN",
+    published="roi_head.bbox_head.",
+    own="roi_heads.box_predictor.0.",
+    rows=_detector_rows("", ".0"),
+)
+# A cascade has the beginnings of both detectors.
+TABLES: tuple[NameTable, ...] = (UPERNET, CASCADE, MASK_RCNN)
+
+
+def published_table(names: Iterable[str]) -> NameTable | None:
+    """Table of a file with these names; None if OpenMMLab's libraries did not write it."""
+    names = list(names)
+    return next((table for table in TABLES if any(name.startswith(table.published) for name in names)), None)
+
+
+def own_table(names: Iterable[str]) -> NameTable | None:
+    """Table of a model with these names here; None if OpenMMLab's libraries have no such model."""
+    names = list(names)
+    return next((table for table in TABLES if any(name.startswith(table.own) for name in names)), None)
 
 
 def from_openmmlab(state: StateDict) -> StateDict:
-    """Give the weights of a published file the names of our models; others keep their names."""
-    if not any(name.startswith(_DETECTOR) for name in state):
-        return dict(state)
-    cascade = any(name.startswith("roi_head.bbox_head.0.") for name in state)
-    return _renamed(state, _detector_modules(cascade))
+    """Rename the weights of a published UPerNet or detector; other state dicts stay as they are.
+
+    Raises:
+        CheckpointError: Two weights would get the same name.
+    """
+    table = published_table(state)
+    return dict(state) if table is None else _renamed(state, table, to_published=False)
 
 
 def to_openmmlab(state: StateDict) -> StateDict:
-    """Give the weights of one of our models the names of a published file; see `from_openmmlab`."""
-    if not any(name.startswith("roi_heads.") for name in state):
-        return dict(state)
-    cascade = any(name.startswith(_SECOND_STAGE) for name in state)
-    return _renamed(state, {ours: theirs for theirs, ours in _detector_modules(cascade).items()})
+    """Rename the weights of a UPerNet or a detector to their published names.
+
+    Raises:
+        CheckpointError: The weights are not those of such a model, or a name has no published counterpart.
+    """
+    table = own_table(state)
+    if table is None:
+        raise CheckpointError("OpenMMLab's names exist for UPerNets and detectors only; these weights are of neither")
+    unknown = [name for name in state if table.rename(name, to_published=True) is None]
+    if unknown:
+        raise CheckpointError(f"{unknown[0]}: no weight of a {table.kind} in OpenMMLab's libraries")
+    return _renamed(state, table, to_published=True)
 
 
-def _renamed(state: StateDict, modules: Mapping[str, str]) -> StateDict:
-    return {_renamed_one(name, modules): value for name, value in state.items()}
-
-
-def _renamed_one(name: str, modules: Mapping[str, str]) -> str:
-    parts = name.split(".")
-    # The longest module counts: `backbone.fpn_lateral2` is none of the backbone's own.
-    for length in range(len(parts) - 1, 0, -1):
-        module = ".".join(parts[:length])
-        if module in modules:
-            return ".".join([modules[module], *parts[length:]])
-    return name
-
-
-def _detector_modules(cascade: bool) -> dict[str, str]:
-    """Modules of mmdet's detectors, and ours."""
-    modules = {
-        "backbone": "backbone.bottom_up",
-        "rpn_head.rpn_conv": "proposal_generator.rpn_head.conv",
-        "rpn_head.rpn_cls": "proposal_generator.rpn_head.objectness_logits",
-        "rpn_head.rpn_reg": "proposal_generator.rpn_head.anchor_deltas",
-    }
-    for level in _LEVELS:
-        modules[f"neck.lateral_convs.{level}.conv"] = f"backbone.fpn_lateral{level + 2}"
-        modules[f"neck.fpn_convs.{level}.conv"] = f"backbone.fpn_output{level + 2}"
-    for stage in _STAGES if cascade else (0,):
-        place = f".{stage}" if cascade else ""
-        modules |= dict(_stage_modules(f"roi_head.bbox_head{place}", f"roi_head.mask_head{place}", stage))
-    return modules
-
-
-def _stage_modules(box: str, mask: str, stage: int) -> Iterable[tuple[str, str]]:
-    yield f"{box}.fc_cls", f"roi_heads.box_predictor.{stage}.cls_score"
-    yield f"{box}.fc_reg", f"roi_heads.box_predictor.{stage}.bbox_pred"
-    for index in range(2):
-        yield f"{box}.shared_fcs.{index}", f"roi_heads.box_head.{stage}.fc{index + 1}"
-    for index in _CONVOLUTIONS:
-        yield f"{box}.shared_convs.{index}.conv", f"roi_heads.box_head.{stage}.conv{index + 1}"
-        yield f"{box}.shared_convs.{index}.bn", f"roi_heads.box_head.{stage}.conv{index + 1}.norm"
-        yield f"{mask}.convs.{index}.conv", f"roi_heads.mask_head.{stage}.mask_fcn{index + 1}"
-    yield f"{mask}.upsample", f"roi_heads.mask_head.{stage}.deconv"
-    yield f"{mask}.conv_logits", f"roi_heads.mask_head.{stage}.predictor"
+def _renamed(state: StateDict, table: NameTable, *, to_published: bool) -> StateDict:
+    renamed: StateDict = {}
+    for name, value in state.items():
+        other = table.rename(name, to_published=to_published) or name
+        if other in renamed:
+            raise CheckpointError(f"{name}: a second weight that is called {other} in a {table.kind}")
+        renamed[other] = value
+    return renamed
