@@ -46,17 +46,20 @@ _CountParts = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.POINTER(_Problem))
 
 
 def why_not(call: Call) -> str | None:
-    """Return the reason why the kernel can't serve a call, or None if it can; the kernel is built if necessary."""
-    return _why_unsuitable(call) or _why_not_built(call.kernel_size, log=False)
+    """Return the reason why the kernel can't serve a call, or None if it can; the kernel is built if necessary.
+
+    On the meta device, which computes shapes alone, the operator needs no kernel.
+    """
+    return _why_unsuitable(call) or (None if call.query.is_meta else _why_not_built(call.kernel_size, log=False))
 
 
 def why_not_auto(call: Call) -> str | None:
     """Do the same as `why_not`, and log one line if the kernel suits the call but can't be built."""
-    return _why_unsuitable(call) or _why_not_built(call.kernel_size, log=True)
+    return _why_unsuitable(call) or (None if call.query.is_meta else _why_not_built(call.kernel_size, log=True))
 
 
 def _why_unsuitable(call: Call) -> str | None:
-    if call.query.device.type != "cpu":
+    if call.query.device.type not in ("cpu", "meta"):
         return f"it computes on the CPU alone, got a tensor on {call.query.device}"
     if call.query.dtype not in _DTYPES:
         return f"it computes float32 and bfloat16, got {call.query.dtype}"

@@ -44,6 +44,8 @@ AUTO_ORDER: Mapping[str, tuple[str, ...]] = {
     # NATTEN's kernels, written for each generation of devices, come first; they serve calls without a bias.
     "cuda": ("natten", "triton", "tiled"),
     "cpu": ("compiled", "tiled"),
+    # Shapes alone are computed: one operator, whose cost is known, instead of the parts of "tiled".
+    "meta": ("compiled", "tiled"),
 }
 _AUTO_ELSEWHERE = ("tiled",)
 
@@ -101,8 +103,8 @@ def neighborhood_attention_2d(
     call = Call(query, key, value, rpb, kernel_size, dilation, scale, dropout_p)
     _check_tensors(call)
     chosen = _choose(call, backend)
-    # The type of the inputs decides the precision; autocast must not lower it further.
-    with torch.autocast(query.device.type, enabled=False):
+    # The type of the inputs decides the precision; autocast must not lower it further. It has no meta device.
+    with torch.autocast("cpu" if query.is_meta else query.device.type, enabled=False):
         return chosen.forward(call)
 
 

@@ -230,8 +230,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Map {name: [B, C, H, W]} to mask features [B, mask_dim, H, W] and maps [B, E, H, W], coarse to fine."""
         device_type = next(iter(features.values())).device.type
-        # Sampling offsets are fractions of a cell, which reduced precision changes visibly.
-        with torch.autocast(device_type, enabled=False):
+        # Sampling offsets are fractions of a cell, which reduced precision changes visibly. The meta device has no
+        # autocast.
+        with torch.autocast("cpu" if device_type == "meta" else device_type, enabled=False):
             features = {name: x.float() for name, x in features.items()}
             sources = [project(features[n]) for project, n in zip(self.input_proj, self.encoder_features, strict=True)]
             maps = self.transformer(sources, [self.position_embedding(x) for x in sources])
