@@ -22,7 +22,7 @@ from torch import Tensor
 from mask2former.evaluation import peak_memory
 from mask2former.modeling.inference import InferenceSettings, make_results
 from mask2former.modeling.mask_resizing import Resize, ResizedMasks
-from mask2former.tasks import TASKS
+from mask2former.tasks import SEGMENTATION_SWITCHES
 
 Size = tuple[int, int]
 _CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def measure(name: str, size: Size, queries: int, classes: int, rows: Any) -> Non
         source = ResizedMasks(masks, values_at_once=masks.numel())
     settings = InferenceSettings((), 0.3, 0.3, _DETECTIONS, frozenset(range(classes * 3 // 5)), semantic_scores=False)
     kept = []  # all results are kept until the last one exists, as in the model
-    for task in TASKS:
+    for task in SEGMENTATION_SWITCHES:
         start = time.perf_counter()
         kept.append(make_results(logits, source, replace(settings, tasks=(task,))))
         rows.append((name, task, time.perf_counter() - start, (peak_memory(_CPU) - before) / 2**30))

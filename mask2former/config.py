@@ -35,6 +35,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _add_head_keys(cfg)
     _add_mask_former_keys(cfg)
     _add_detection_keys(cfg)
+    _add_classifier_keys(cfg)
     # Predict in bfloat16 autocast; SOLVER.AMP.ENABLED is for training.
     cfg.TEST.AMP = False
     # Metric whose best weights a training keeps as model_best.pth, for example panoptic_seg/PQ, sem_seg/mIoU or
@@ -155,6 +156,14 @@ def _add_mask_former_keys(cfg: CfgNode) -> None:
     node.TEST.OVERLAP_THRESHOLD = 0.8
     # Resize masks to the requested size before class maps are made (always the case if instance or panoptic is on).
     node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+
+
+def _add_classifier_keys(cfg: CfgNode) -> None:
+    cfg.MODEL.CLASSIFIER = CfgNode()
+    node = cfg.MODEL.CLASSIFIER
+    node.NUM_CLASSES = 1000
+    # Share of a target that is spread evenly over all classes.
+    node.LABEL_SMOOTHING = 0.1
 
 
 def setup_cfg(

@@ -20,7 +20,7 @@ from .modeling import inference
 from .modeling.criterion import SetCriterion
 from .modeling.inference import InferenceSettings, Queries
 from .modeling.matcher import HungarianMatcher
-from .tasks import TASKS, thing_ids
+from .tasks import tasks_of, thing_ids
 
 
 @META_ARCH_REGISTRY.register()
@@ -204,10 +204,9 @@ def _build_inference_settings(cfg: CfgNode) -> InferenceSettings:
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty; its first data set defines which classes are things")
     node = cfg.MODEL.MASK_FORMER.TEST
-    tasks = tuple(name for name, spec in TASKS.items() if node[spec.switch])
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     return InferenceSettings(
-        tasks=tasks,
+        tasks=tasks_of(cfg),
         object_mask_threshold=node.OBJECT_MASK_THRESHOLD,
         overlap_threshold=node.OVERLAP_THRESHOLD,
         detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,

@@ -1,15 +1,16 @@
-"""The three segmentation tasks: what each needs from a data set, and what it produces."""
+"""The tasks, three of segmentation and classification: what each needs from a data set, and what it produces."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 
 from dinat_common.errors import checked_fraction
 from mask2former.config import ConfigError
 
-Task = Literal["panoptic", "instance", "semantic"]
+Task = Literal["panoptic", "instance", "semantic", "classification"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class TaskSpec:
     Attributes:
         name: The task.
         output: Key of its result in the output of a model.
-        switch: Key of `MODEL.MASK_FORMER.TEST` that turns its result on.
+        switch: Key of `MODEL.MASK_FORMER.TEST` that turns its result on; None for a task that Mask2Former does
+            not perform.
         annotation: Entry of a data set's dict that targets are made from.
         segments: Entry of a data set's dict that lists the segments of an image; None if only its pixels say.
         paths: Fields of a `CocoLayout` that the task needs.
@@ -34,14 +36,14 @@ class TaskSpec:
 
     name: Task
     output: str
-    switch: str
+    switch: str | None
     annotation: str
     segments: str | None
     paths: tuple[str, ...]
     evaluator_type: str
     mappers: tuple[str, ...]
     metadata: tuple[str, ...]
-    class_list: Literal["thing", "stuff"]
+    class_list: Literal["thing", "stuff", "image"]
     outputs: tuple[Task, ...]
     label: str
     description: str
@@ -96,8 +98,66 @@ TASKS: Mapping[Task, TaskSpec] = {
             label="Semantic",
             description="the class of each pixel",
         ),
+        TaskSpec(
+            name="classification",
+            output="class_scores",
+            switch=None,
+            annotation="label",
+            segments=None,
+            paths=("image_root",),
+            evaluator_type="classification",
+            mappers=("image_classification",),
+            metadata=("image_classes",),
+            class_list="image",
+            outputs=("classification",),
+            label="Classes",
+            description="the most probable classes of the whole image",
+        ),
     )
 }
+# Tasks whose results are segments or pixels, and their switches: those that Mask2Former performs.
+SEGMENTATION_SWITCHES: Mapping[Task, str] = {name: spec.switch for name, spec in TASKS.items() if spec.switch}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the models of a meta-architecture predict.
+
+    Attributes:
+        classes: Config key of the number of classes.
+        tasks: Tasks; None for those that are switched on in `MODEL.MASK_FORMER.TEST`.
+    """
+
+    classes: str
+    tasks: tuple[Task, ...] | None = None
+
+
+# By MODEL.META_ARCHITECTURE.
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "MaskFormer": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
+    "ImageClassifier": Architecture("MODEL.CLASSIFIER.NUM_CLASSES", ("classification",)),
+}
+
+
+def architecture_of(cfg: CfgNode) -> Architecture:
+    """Description of a config's meta-architecture; that of Mask2Former for an unknown one."""
+    return ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE, ARCHITECTURES["MaskFormer"])
+
+
+def tasks_of(cfg: CfgNode) -> tuple[Task, ...]:
+    """Tasks that the model of a config performs."""
+    tasks = architecture_of(cfg).tasks
+    if tasks is not None:
+        return tasks
+    return tuple(name for name, switch in SEGMENTATION_SWITCHES.items() if cfg.MODEL.MASK_FORMER.TEST[switch])
+
+
+def class_count(cfg: CfgNode) -> int:
+    """Number of classes of the model of a config, under the key that its architecture names."""
+    value: Any = cfg
+    for part in architecture_of(cfg).classes.split("."):
+        value = value[part]
+    return value
 
 
 def possible_tasks(metadata: Metadata) -> tuple[Task, ...]:
@@ -150,4 +210,6 @@ def checked_task(task: Task | None, threshold: float | None, metadata: Metadata)
         checked_fraction(threshold, "confidence threshold")
     if threshold is not None and task == "semantic":
         raise ConfigError("semantic results have no confidence threshold: every pixel gets its best class")
+    if threshold is not None and task == "classification":
+        raise ConfigError("classification has no confidence threshold: every image gets its best classes")
     return task

@@ -231,7 +231,7 @@ def _hint(report: LoadReport) -> str:
     if report.classes is not None:
         in_file, in_model = report.classes
         hints.append(
-            f"The checkpoint has {in_file} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {in_model}: a training can start "
+            f"The checkpoint has {in_file} classes, {report.classes_key} is {in_model}: a training can start "
             "from it with a new class head, but it can't be evaluated or resumed.\n"
         )
     queries = report.differing.get("sem_seg_head.predictor.query_feat.weight")

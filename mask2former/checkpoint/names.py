@@ -17,15 +17,22 @@ Shape = tuple[int, ...]
 _FROM_CONFIG = frozenset({"criterion.empty_weight", "pixel_mean", "pixel_std"})
 # Likewise for counters: of batch norms, which inference does not use, and of an average of the weights.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
-# Weights with one row per class and one for "no object".
-_CLASS_HEAD = "sem_seg_head.predictor.class_embed.weight"
-_PER_CLASS = frozenset({_CLASS_HEAD, "sem_seg_head.predictor.class_embed.bias", "criterion.empty_weight"})
+# Weights with one row per class: their rows that stand for no class, and the key of the number of classes.
+_CLASS_HEADS = {
+    "sem_seg_head.predictor.class_embed.weight": (1, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
+    "head.weight": (0, "MODEL.CLASSIFIER.NUM_CLASSES"),
+}
+_PER_CLASS = frozenset(
+    {*_CLASS_HEADS, *(name.replace(".weight", ".bias") for name in _CLASS_HEADS), "criterion.empty_weight"}
+)
 _BACKBONE = "backbone."
 # The backbone under a feature pyramid.
 _BOTTOM_UP = "backbone.bottom_up."
 # A DiNAT classifier ends in one norm for the pooled features and the classes. A backbone has a norm for each output.
 _CLASSIFIER_ONLY = frozenset({"norm.weight", "norm.bias", "head.weight", "head.bias"})
 _OUTPUT_NORMS = tuple(f"{prefix}norm{level}." for prefix in (_BACKBONE, _BOTTOM_UP) for level in range(4))
+# Norms of the last output of a backbone: isotropic, or of four levels or fewer.
+_CLASSIFIER_NORMS = (f"{_BACKBONE}norm.", *(f"{_BACKBONE}norm{level}." for level in (3, 2, 1, 0)))
 _ROWS_SHOWN = 30
 
 
@@ -63,8 +70,22 @@ class LoadReport:
     @property
     def classes(self) -> tuple[int, int] | None:
         """Numbers of classes in the file and in the model; None if they are equal or unknown."""
-        shapes = {**self.differing, **self.reinitialised}.get(_CLASS_HEAD)
-        return None if shapes is None else (shapes[0][0] - 1, shapes[1][0] - 1)
+        head = self._class_head
+        if head is None:
+            return None
+        (in_file, *_), (in_model, *_) = {**self.differing, **self.reinitialised}[head]
+        return in_file - _CLASS_HEADS[head][0], in_model - _CLASS_HEADS[head][0]
+
+    @property
+    def classes_key(self) -> str:
+        """Config key of the model's number of classes; empty if `classes` is None."""
+        return "" if self._class_head is None else _CLASS_HEADS[self._class_head][1]
+
+    @property
+    def _class_head(self) -> str | None:
+        """The weight of the class head if file and model have another number of classes."""
+        shapes = {**self.differing, **self.reinitialised}
+        return next((name for name, (a, b) in shapes.items() if name in _CLASS_HEADS and a[0] != b[0]), None)
 
     def summary(self) -> str:
         """One line of counts."""
@@ -99,6 +120,7 @@ class LoadReport:
 
 def holds_backbone_only(state: Mapping[str, torch.Tensor], model_state: Mapping[str, torch.Tensor]) -> bool:
     """Whether a file holds weights of the model's backbone and no other weights of the model."""
+    state = _between_classifiers(state, model_state)
     prefix = _backbone_of(model_state)
     known = [name for name in _with_names_of(model_state, _under_backbone(state, prefix)) if name in model_state]
     return bool(known) and all(name.startswith(prefix) for name in known)
@@ -123,7 +145,8 @@ def compare(
 ) -> tuple[StateDict, LoadReport]:
     """Compare a file with a model, name by name and shape by shape.
 
-    Names of modules that wrap others, on either side, make no difference.
+    Names of modules that wrap others, on either side, make no difference, and a published classifier has the names of
+    an `ImageClassifier`.
 
     Args:
         state: State dict of the file.
@@ -133,7 +156,7 @@ def compare(
     Returns:
         The weights that the model takes, and the account of all names.
     """
-    state = _with_names_of(model_state, state)
+    state = _with_names_of(model_state, _between_classifiers(state, model_state))
     in_file, in_model = _shapes(state), _shapes(model_state)
     common = [name for name in in_model if name in in_file]
     different = {name: (in_file[name], in_model[name]) for name in common if in_file[name] != in_model[name]}
@@ -159,9 +182,9 @@ def compare(
 def compare_backbone(state: StateDict, model_state: Mapping[str, torch.Tensor]) -> tuple[StateDict, LoadReport]:
     """Compare the file of a backbone, such as an ImageNet classifier, with a model that has this backbone.
 
-    Names in the file are those of the model, or all without `backbone.`, as in DiNAT's classification checkpoints. The
-    head of a classifier and the norm before it are dropped. Tables of relative position bias of another kernel size are
-    resized.
+    Names in the file are those of the model, or all without `backbone.`, as in DiNAT's classification checkpoints; or
+    those of an `ImageClassifier`. The head of a classifier and the norm before it are dropped. Tables of relative
+    position bias of another kernel size are resized.
 
     Args:
         state: State dict of the file.
@@ -171,8 +194,13 @@ def compare_backbone(state: StateDict, model_state: Mapping[str, torch.Tensor]) 
     Returns:
         The weights that the model takes, under the model's names, and the account of all names.
     """
-    dropped = {name: value for name, value in state.items() if name in _CLASSIFIER_ONLY and name not in model_state}
-    prefix = _backbone_of(model_state)
+    state, prefix = _between_classifiers(state, model_state), _backbone_of(model_state)
+    dropped = {
+        name: value
+        for name, value in state.items()
+        # The only norm of an isotropic backbone is that of its output.
+        if name in _CLASSIFIER_ONLY and name not in model_state and prefix + name not in model_state
+    }
     named = _under_backbone({name: value for name, value in state.items() if name not in dropped}, prefix)
     named = _with_names_of(model_state, named)
     resized: dict[str, tuple[Shape, Shape]] = {}
@@ -188,6 +216,28 @@ def compare_backbone(state: StateDict, model_state: Mapping[str, torch.Tensor]) 
     taken, report = compare(named, {name: value for name, value in model_state.items() if name not in initial})
     dropped_shapes = _shapes(dropped) | report.dropped
     return taken, replace(report, resized=resized, dropped=dropped_shapes, initial=_shapes(initial) | report.initial)
+
+
+def _between_classifiers(state: Mapping[str, torch.Tensor], model_state: Mapping[str, torch.Tensor]) -> StateDict:
+    """Rename the weights of a classifier if file and model have different forms of its names; others stay as they are.
+
+    A published file has `norm` and `head` beside the parts of the backbone. In an `ImageClassifier` this norm is that
+    of the backbone's output, as in every model of Detectron2. A model that is no classifier takes the published form,
+    because it drops a classifier's norm.
+    """
+    if "head.weight" not in state:
+        return dict(state)
+    bare = not any(name.startswith(_BACKBONE) for name in state)
+    if bare and "head.weight" in model_state:
+        norm = next((name for name in _CLASSIFIER_NORMS if f"{name}weight" in model_state), _CLASSIFIER_NORMS[0])
+        renamed = {f"norm.{kind}": f"{norm}{kind}" for kind in ("weight", "bias")}
+        renamed |= {f"head.{kind}": f"head.{kind}" for kind in ("weight", "bias")}
+        return {renamed.get(name, _BACKBONE + name): value for name, value in state.items()}
+    if not bare and "head.weight" not in model_state:
+        norm = next((name for name in _CLASSIFIER_NORMS if f"{name}weight" in state), _CLASSIFIER_NORMS[0])
+        renamed = {f"{norm}{kind}": f"norm.{kind}" for kind in ("weight", "bias")}
+        return {renamed.get(name, name.removeprefix(_BACKBONE)): value for name, value in state.items()}
+    return dict(state)
 
 
 def resize_bias_table(table: torch.Tensor, size: int) -> torch.Tensor:

@@ -31,7 +31,7 @@ from mask2former.data.image_io import configured_range
 from mask2former.data.label_maps import read_semantic_map
 from mask2former.data.resizing import build_resize_kind, build_test_resize
 from mask2former.data.training_order import Mapper, TrainingLoader
-from mask2former.tasks import TASKS, Task
+from mask2former.tasks import TASKS, Task, architecture_of, class_count, tasks_of
 from mask2former.utils.parallel import default_workers, report_interval
 
 _FLIPS = ("none", "horizontal", "vertical")
@@ -47,15 +47,16 @@ def check_agreement(cfg: CfgNode) -> None:
             annotations do not allow a result or the training input. The message names the key and the expected value.
     """
     metadata = {name: dataset_metadata(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
-    classes = {name: list(m.get("stuff_classes") or m.get("thing_classes") or ()) for name, m in metadata.items()}
+    classes = {
+        name: list(next(filter(None, (m.get(f"{kind}_classes") for kind in ("stuff", "thing", "image"))), ()))
+        for name, m in metadata.items()
+    }
+    predicted, key, count = tasks_of(cfg), architecture_of(cfg).classes, class_count(cfg)
     for name, found in metadata.items():
         if not found.get("custom"):
             continue
-        if len(classes[name]) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
-            raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}, but data set {name} has "
-                f"{len(classes[name])} classes"
-            )
+        if len(classes[name]) != count:
+            raise ConfigError(f"{key} is {count}, but data set {name} has {len(classes[name])} classes")
         first = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else name
         if classes[name] != classes[first]:
             pairs = zip(classes[first], classes[name], strict=False)
@@ -63,12 +64,14 @@ def check_agreement(cfg: CfgNode) -> None:
             detail = next((f"{one!r} and {other!r}" for one, other in pairs if one != other), lengths)
             raise ConfigError(f"data sets {first} and {name} have different classes: {detail}")
         annotated = next(spec for spec in TASKS.values() if spec.evaluator_type == found.evaluator_type)
-        for spec in TASKS.values():
-            if cfg.MODEL.MASK_FORMER.TEST[spec.switch] and spec.name not in annotated.outputs:
-                raise ConfigError(
-                    f"MODEL.MASK_FORMER.TEST.{spec.switch} is on, but the classes of data set {name} allow "
-                    f"{annotated.switch} only"
-                )
+        for task in predicted:
+            if task not in annotated.outputs:
+                switch = TASKS[task].switch
+                if architecture_of(cfg).tasks is None:
+                    wrong, possible = f"MODEL.MASK_FORMER.TEST.{switch} is on", annotated.switch or annotated.name
+                else:
+                    wrong, possible = f"{cfg.MODEL.META_ARCHITECTURE} predicts {task}", ", ".join(annotated.outputs)
+                raise ConfigError(f"{wrong}, but the classes of data set {name} allow {possible} only")
         possible = annotated.mappers
         if found.get("sem_seg_root") and annotated.name != "semantic":
             possible += TASKS["semantic"].mappers

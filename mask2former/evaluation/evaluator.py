@@ -15,7 +15,7 @@ from mask2former.evaluation.cityscapes import CityscapesAP, CityscapesIoU
 from mask2former.evaluation.coco import InstanceAP, PanopticQuality, SemanticIoU
 from mask2former.evaluation.metric import EvaluationError, Image, Metric, image_key
 from mask2former.evaluation.records import RecordStore
-from mask2former.tasks import TASKS
+from mask2former.tasks import TASKS, architecture_of, tasks_of
 from mask2former.utils.journal import Key
 
 _LOG = logging.getLogger(__name__)
@@ -48,18 +48,24 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path | No
         raise EvaluationError(
             f"data set {dataset_name}: evaluator_type {kind!r} is unknown; known are {', '.join(sorted(_METRICS))}"
         )
-    switches = {metric: TASKS[metric.task].switch for metric in _METRICS[kind]}
+    predicted = tasks_of(cfg)
     metrics: list[Metric] = []
-    for metric, switch in switches.items():
+    for metric in _METRICS[kind]:
         lacking = [key for key in metric.needs if not metadata.get(key)]
-        if cfg.MODEL.MASK_FORMER.TEST[switch] and lacking:
+        if metric.task in predicted and lacking:
+            switch = TASKS[metric.task].switch or metric.task
             _LOG.info("%s is not evaluated on %s, which has no %s", switch, dataset_name, ", ".join(lacking))
-        elif cfg.MODEL.MASK_FORMER.TEST[switch]:
+        elif metric.task in predicted:
             metrics.append(metric(dataset_name))
     if not metrics:
+        switches = [switch for metric in _METRICS[kind] if (switch := TASKS[metric.task].switch)]
         raise EvaluationError(
-            f"data set {dataset_name} ({kind}) can't be evaluated: none of MODEL.MASK_FORMER.TEST."
-            f"{{{', '.join(switches.values())}}} is on and has ground truth"
+            f"data set {dataset_name} ({kind}) can't be evaluated: "
+            + (
+                f"{cfg.MODEL.META_ARCHITECTURE} predicts {', '.join(predicted)}"
+                if architecture_of(cfg).tasks is not None or not switches
+                else f"none of MODEL.MASK_FORMER.TEST.{{{', '.join(switches)}}} is on and has ground truth"
+            )
         )
     return StreamingEvaluator(metrics, output_dir)
 

@@ -11,7 +11,7 @@ import numpy as np
 from mask2former.data.custom.inspection import Inspection
 from mask2former.data.custom.model_size import COSTS, PICO, Choice, Machine, choose_model
 from mask2former.data.datasets.custom import FORMATS
-from mask2former.tasks import TASKS, Task
+from mask2former.tasks import SEGMENTATION_SWITCHES, TASKS, Task
 
 # Smallest and largest sides of training images, in pixels.
 _SMALLEST, _LARGEST, _LARGEST_ON_CPU = 64, 1024, 256
@@ -115,8 +115,8 @@ def _set_classes(recipe: Recipe, inspection: Inspection, task: Task) -> None:
         MODEL__SEM_SEG_HEAD__NUM_CLASSES=classes,
         INPUT__DATASET_MAPPER_NAME=spec.mappers[0],
         **{
-            f"MODEL__MASK_FORMER__TEST__{other.switch}": name in spec.outputs and (name != "instance" or things > 0)
-            for name, other in TASKS.items()
+            f"MODEL__MASK_FORMER__TEST__{switch}": name in spec.outputs and (name != "instance" or things > 0)
+            for name, switch in SEGMENTATION_SWITCHES.items()
         },
     )
     most = max(scan.segments.total() for scan in inspection.train.scans)

@@ -15,7 +15,7 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 
 from mask2former.data.datasets.registry import Category, CocoLayout, register_coco_layout
-from mask2former.tasks import TASKS
+from mask2former.tasks import SEGMENTATION_SWITCHES
 
 Pixels = NDArray[np.float32]
 
@@ -53,7 +53,7 @@ def register() -> None:
             panoptic_root=f"shapes/panoptic_{split}",
             sem_seg_root=f"shapes/panoptic_semseg_{split}",
         )
-        for task in TASKS:
+        for task in SEGMENTATION_SWITCHES:
             register_coco_layout(f"shapes_{split}_{task}", task, CATEGORIES, layout, source=_SOURCE)
 
 
