@@ -15,16 +15,26 @@ from tests.tiny import TINY
 FIXTURE = json.loads((ROOT / "tests/parity/classification.json").read_text())
 OUTPUTS = np.load(ROOT / "tests/parity/classification.npz")
 BASE = ROOT / "configs/_base_/classification.yaml"
-MODELS = [name for name, model in FIXTURE["models"].items() if model["kind"] == "hierarchical"]
+MODELS = FIXTURE["models"]
+BACKBONES = {"hierarchical": "D2DiNAT", "dinats": "D2DiNATs", "iso": "D2IsotropicDiNAT", "vit": "D2ViTRpb"}
 
 
 def classifier(name="nat", **changes):
-    settings = {**FIXTURE["models"][name]["settings"], **changes}
-    cfg = setup_cfg(BASE, ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "D2DiNAT"])
+    settings, kind = {**MODELS[name]["settings"], **changes}, MODELS[name]["kind"]
+    cfg = setup_cfg(BASE, ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", BACKBONES[kind]])
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = settings.pop("num_classes")
-    if dilations := settings.pop("dilations", None):
+    if kind in ("hierarchical", "dinats"):
+        settings["out_features"] = ["res5"]
         # The published code takes no notice of more dilations than blocks.
-        cfg.MODEL.DINAT.DILATIONS = [d[:depth] for d, depth in zip(dilations, settings["depths"], strict=True)]
+        pairs = zip(settings.get("dilations", ()), settings["depths"], strict=False)
+        settings["dilations"] = [dilations[:depth] for dilations, depth in pairs]
+    else:
+        depth, image_size = settings.pop("depth"), settings.pop("img_size")
+        settings |= {"depths": [depth], "num_heads": [settings["num_heads"]]}
+        if kind == "iso":
+            settings["dilations"] = [([1, settings.pop("dilation")] * depth)[:depth]]
+        else:
+            settings["image_size"] = image_size
     for key, value in settings.items():
         cfg.MODEL.DINAT[key.upper()] = value
     return build_model(cfg).eval()
@@ -33,7 +43,10 @@ def classifier(name="nat", **changes):
 def published_file(name, folder, deterministic):
     """The bare state dict of a shrunken published model, as its authors save it."""
     state = {}
-    for key, shape in FIXTURE["models"][name]["state"].items():
+    for key, shape in MODELS[name]["state"].items():
+        if key.endswith("relative_position_index"):
+            state[key] = classifier(name).state_dict()[f"backbone.{key}"]
+            continue
         value = torch.from_numpy(deterministic.weight(key, shape))
         state[key] = value * 5 if key.endswith(("gamma1", "gamma2")) else value
     path = folder / f"{name}.pth"
@@ -48,8 +61,8 @@ def test_a_published_file_loads_completely_and_its_logits_are_the_published_ones
     checkpointer.load(str(published_file(name, tmp_path, deterministic)))
     report = checkpointer.report
     assert report.exact and not (report.dropped or report.initial or report.resized)
-    assert len(report.loaded) == len(FIXTURE["models"][name]["state"]) == len(model.state_dict())
-    image = torch.from_numpy(deterministic.image(*FIXTURE["models"][name]["image"]))
+    assert len(report.loaded) == len(MODELS[name]["state"]) == len(model.state_dict())
+    image = torch.from_numpy(deterministic.image(*MODELS[name]["image"]))
     with torch.no_grad():
         (output,) = model.predict([{"image": image}])
         (results,) = model([{"image": image}])
