@@ -36,6 +36,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _add_mask_former_keys(cfg)
     _add_detection_keys(cfg)
     _add_classifier_keys(cfg)
+    _add_pixel_classifier_keys(cfg)
     # Predict in bfloat16 autocast; SOLVER.AMP.ENABLED is for training.
     cfg.TEST.AMP = False
     # Metric whose best weights a training keeps as model_best.pth, for example panoptic_seg/PQ, sem_seg/mIoU or
@@ -164,6 +165,33 @@ def _add_classifier_keys(cfg: CfgNode) -> None:
     node.NUM_CLASSES = 1000
     # Share of a target that is spread evenly over all classes.
     node.LABEL_SMOOTHING = 0.1
+
+
+def _add_pixel_classifier_keys(cfg: CfgNode) -> None:
+    """Add the keys of UPerNet; they are read by the meta-architecture PixelClassifier and its heads."""
+    head = cfg.MODEL.SEM_SEG_HEAD
+    # UPerNetHead: numbers of bins per axis that the coarsest map is averaged over, and dropout before the classes.
+    head.POOL_SIZES = [1, 2, 3, 6]
+    head.DROPOUT = 0.1
+    # Head of an auxiliary loss; prediction does without it. Empty: none.
+    cfg.MODEL.AUXILIARY_HEAD = CfgNode()
+    node = cfg.MODEL.AUXILIARY_HEAD
+    node.NAME = "FCNHead"
+    node.IN_FEATURES = ["res4"]
+    node.CONVS_DIM = 256
+    node.NUM_CONVS = 1
+    node.NORM = "SyncBN"
+    node.DROPOUT = 0.1
+    node.LOSS_WEIGHT = 0.4
+    cfg.MODEL.PIXEL_CLASSIFIER = CfgNode()
+    node = cfg.MODEL.PIXEL_CLASSIFIER
+    # Training images are padded to a multiple of this number, with zeros after the normalisation; 0: only to the size
+    # of the largest.
+    node.SIZE_DIVISIBILITY = 0
+    # Predict in windows of this height and width, which start at multiples of the stride; logits are averaged where
+    # windows overlap. Empty: whole images, as published.
+    node.WINDOW_SIZE = []
+    node.WINDOW_STRIDE = []
 
 
 def setup_cfg(

@@ -5,6 +5,7 @@
     python tools/convert_weights.py coco.safetensors coco.pth
     python tools/convert_weights.py old.pkl new.safetensors --allow-pickle
     python tools/convert_weights.py pytorch_model.bin dinat.safetensors --from-transformers
+    python tools/convert_weights.py upernet_dinat_tiny.pth upernet.safetensors --from-openmmlab
 
 INPUT is what MODEL.WEIGHTS accepts, a file or a URL: a checkpoint of Mask2Former or of a training, a state dict, an
 ImageNet classifier. OUTPUT holds only the weights, under their names without `module.` and `model.`, and says where
@@ -28,10 +29,12 @@ from mask2former.checkpoint import (
     compare,
     compare_backbone,
     fetch,
+    from_openmmlab,
     from_transformers,
     holds_backbone_only,
     is_url,
     read_checkpoint,
+    to_openmmlab,
 )
 from mask2former.config import setup_cfg
 from mask2former.model_zoo import SETTINGS
@@ -61,6 +64,7 @@ def check_names(state: dict[str, torch.Tensor], model_state: State, source: str,
     Raises:
         CheckpointMismatchError: The weights are neither the model's nor its backbone's.
     """
+    state = from_openmmlab(state)
     _, report = (compare_backbone if holds_backbone_only(state, model_state) else compare)(state, model_state)
     if not report.exact:
         raise CheckpointMismatchError(
@@ -122,10 +126,14 @@ def convert(options: argparse.Namespace) -> None:
     state, earlier = content.pop("model"), content.pop("metadata", {})
     if options.from_transformers:
         state = from_transformers(state)
+    if options.from_openmmlab:
+        state = from_openmmlab(state)
     setting = options.setting or (earlier.get("setting") if isinstance(earlier, Mapping) else None)
     config_file = options.config_file or (ROOT / SETTINGS[options.setting].config_file if options.setting else None)
     if config_file:
         print(check_names(state, model_names(config_file, options.opts), str(source), config_file))
+    if options.to_openmmlab:
+        state = to_openmmlab(state)
     metadata = {"format": "pt", "source": options.input, "source_sha256": sha256_of(source)}
     write(output, state, metadata | ({"setting": setting} if setting else {}))
     report(output, state, metadata, content)
@@ -158,6 +166,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--from-transformers",
         action="store_true",
         help="rename the weights of a DiNAT from the transformers library",
+    )
+    openmmlab = parser.add_mutually_exclusive_group()
+    openmmlab.add_argument(
+        "--from-openmmlab", action="store_true", help="rename the weights of a published UPerNet or detector"
+    )
+    openmmlab.add_argument(
+        "--to-openmmlab", action="store_true", help="give the weights of a UPerNet or a detector their published names"
     )
     parser.add_argument("--allow-pickle", action="store_true", help="open a .pkl, which can execute arbitrary code")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")

@@ -20,6 +20,7 @@ from dinat_common.weights import (
     read_checkpoint,
 )
 from mask2former.checkpoint.names import LoadReport, compare, compare_backbone, holds_backbone_only
+from mask2former.checkpoint.openmmlab_names import from_openmmlab
 
 # Key under which a checkpoint keeps the state of `torch.optim.swa_utils.AveragedModel` (SOLVER.EMA).
 AVERAGE_KEY = "ema"
@@ -200,6 +201,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_weights(self, state: StateDict, path: str, *, other_classes: bool) -> None:
         model_state = self.model.state_dict()
+        state = from_openmmlab(state)
         backbone_only = holds_backbone_only(state, model_state)
         if backbone_only and self.starts_training:
             weights, report = compare_backbone(state, model_state)

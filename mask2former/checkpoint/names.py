@@ -20,6 +20,8 @@ _COUNTERS = ("num_batches_tracked", "n_averaged")
 # Weights with one row per class: their rows that stand for no class, and the key of the number of classes.
 _CLASS_HEADS = {
     "sem_seg_head.predictor.class_embed.weight": (1, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
+    "sem_seg_head.conv_seg.weight": (0, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
+    "auxiliary_head.conv_seg.weight": (0, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
     "head.weight": (0, "MODEL.CLASSIFIER.NUM_CLASSES"),
 }
 _PER_CLASS = frozenset(

@@ -79,7 +79,7 @@ class OpenCVResize(Transform):
             new_w: Width after.
         """
         super().__init__()
-        self._set_attributes(locals())
+        self.h, self.w, self.new_h, self.new_w = h, w, new_h, new_w
 
     def apply_image(self, img: NDArray, interp: int = cv2.INTER_LINEAR) -> NDArray:
         """Resize an image [H, W] or [H, W, C]."""

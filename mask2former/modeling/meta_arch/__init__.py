@@ -3,5 +3,6 @@
 from .image_classifier import ClassLogits, ImageClassifier
 from .mask_former_head import MaskFormerHead
 from .mask_rcnn import MaskRCNN
+from .pixel_classifier import PixelClassifier
 
-__all__ = ["ClassLogits", "ImageClassifier", "MaskFormerHead", "MaskRCNN"]
+__all__ = ["ClassLogits", "ImageClassifier", "MaskFormerHead", "MaskRCNN", "PixelClassifier"]
