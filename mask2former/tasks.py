@@ -136,6 +136,7 @@ class Architecture:
 ARCHITECTURES: Mapping[str, Architecture] = {
     "MaskFormer": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
     "ImageClassifier": Architecture("MODEL.CLASSIFIER.NUM_CLASSES", ("classification",)),
+    "PixelClassifier": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES", ("semantic",)),
     "MaskRCNN": Architecture("MODEL.ROI_HEADS.NUM_CLASSES", ("instance",)),
 }
 

@@ -15,7 +15,6 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from ...config import ConfigError
-from ...tasks import TASKS
 from .. import inference
 from ..inference import InferenceSettings, PixelScores
 from ..mask_resizing import Size
@@ -93,7 +92,7 @@ class PixelClassifier(nn.Module):
         """Build the parts that `MODEL.SEM_SEG_HEAD`, `AUXILIARY_HEAD` and `PIXEL_CLASSIFIER` describe.
 
         Raises:
-            ConfigError: Another task than semantic segmentation is on, or a value can't be used.
+            ConfigError: A value can't be used.
         """
         backbone = build_backbone(cfg)
         auxiliary, node = cfg.MODEL.AUXILIARY_HEAD, cfg.MODEL.PIXEL_CLASSIFIER
@@ -108,7 +107,7 @@ class PixelClassifier(nn.Module):
             "auxiliary_loss_weight": auxiliary.LOSS_WEIGHT,
             "size_divisibility": node.SIZE_DIVISIBILITY,
             "windows": _build_windows(node),
-            "inference_settings": _build_inference_settings(cfg),
+            "inference_settings": InferenceSettings(tasks=("semantic",)),
             "bfloat16_inference": cfg.TEST.AMP,
             "compile_network": cfg.MODEL.COMPILE,
         }
@@ -262,14 +261,3 @@ def _build_windows(node: CfgNode) -> tuple[Size, Size] | None:
             "between the windows would have no class"
         )
     return size, stride
-
-
-def _build_inference_settings(cfg: CfgNode) -> InferenceSettings:
-    node = cfg.MODEL.MASK_FORMER.TEST
-    for spec in TASKS.values():
-        if node[spec.switch] != (spec.name == "semantic"):
-            state = "on" if node[spec.switch] else "off"
-            raise ConfigError(
-                f"MODEL.MASK_FORMER.TEST.{spec.switch} is {state}, but a PixelClassifier gives semantic results only"
-            )
-    return InferenceSettings(tasks=("semantic",))
