@@ -64,11 +64,7 @@ class NeighborhoodAttention2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, H, W, dim] to [B, H, W, dim]."""
         height, width = x.shape[1:3]
-        smallest = self.kernel_size * self.dilation
-        if isinstance(height, int) and isinstance(width, int):
-            x = F.pad(x, (0, 0, 0, max(0, smallest - width), 0, max(0, smallest - height)))
-        else:  # symbolic sizes, in an export
-            x = pad_map(x, smallest)
+        x = pad_to_window(x, self.kernel_size * self.dilation)
         query_key_value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
         settings = (self.kernel_size, self.dilation, self.scale, self.backend)
         dropout = self.attn_drop if self.training else 0.0
@@ -188,6 +184,14 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, use_checkpoint: bool) -> 
         trainable = use_checkpoint and torch.is_grad_enabled() and any(p.requires_grad for p in block.parameters())
         x = checkpoint(block, x, use_reentrant=False) if trainable else block(x)
     return x
+
+
+def pad_to_window(x: Tensor, smallest: int) -> Tensor:
+    """Pad a map [B, H, W, C] with zeros at the bottom and right to at least `smallest` rows and columns."""
+    height, width = x.shape[1:3]
+    if isinstance(height, int) and isinstance(width, int):
+        return F.pad(x, (0, 0, 0, max(0, smallest - width), 0, max(0, smallest - height)))
+    return pad_map(x, smallest)  # symbolic sizes, in an export
 
 
 def drop_path_rates(last: float, count: int) -> list[float]:

@@ -93,7 +93,7 @@ class Hierarchy(Trunk):
         super().__init__()
         dilations = dilations or [[1] * depth for depth in depths]
         kernel_sizes = kernel_sizes or [kernel_size] * len(depths)
-        _check_levels(depths, num_heads, kernel_sizes, dilations)
+        check_levels(depths, num_heads, kernel_sizes, dilations)
         drop_paths = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.dims = [embed_dim * 2**level for level in range(len(depths))]
         attention: dict[str, Any] = {"qkv_bias": qkv_bias, "qk_scale": qk_scale, "rel_pos_bias": rel_pos_bias}
@@ -194,12 +194,17 @@ class HierarchicalBackbone(Hierarchy, Backbone):
         return outputs
 
 
-def _check_levels(
+def check_levels(
     depths: Sequence[int],
     num_heads: Sequence[int],
     kernel_sizes: Sequence[int],
     dilations: Sequence[Sequence[int]],
 ) -> None:
+    """Check that the settings of the levels agree with each other.
+
+    Raises:
+        BackboneConfigError: They do not; the message names the setting.
+    """
     levels = len(depths)
     if not 1 <= levels <= _MOST_LEVELS:
         raise BackboneConfigError(f"depths must list 1 to {_MOST_LEVELS} levels, got {list(depths)}")

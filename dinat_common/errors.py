@@ -38,6 +38,20 @@ class ConfigError(UserError):
     """A config file, key or value that can't be used."""
 
 
+class MissingPackageError(UserError, ImportError):
+    """An optional package is missing or too old."""
+
+    def __init__(self, module: str, extra: str, error: ImportError):
+        """Make the message.
+
+        Args:
+            module: Module that needs the package.
+            extra: Name of the extra in pyproject.toml that installs it.
+            error: Failed import.
+        """
+        super().__init__(f"{module} needs another package: pip install -e '.[{extra}]' ({error})")
+
+
 def checked_fraction(value: Any, name: str) -> float:
     """Check a number from 0 to 1 of any numeric type.
 

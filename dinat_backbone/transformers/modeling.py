@@ -1,0 +1,452 @@
+"""NAT and DiNAT as models of the transformers library, with the names of its published checkpoints.
+
+The networks are those of `dinat_backbone.dinat`; only the names and the outputs are transformers'. Attention is
+`neighborhood_attention_2d`, which needs no NATTEN.
+
+Shapes:
+    B: images; H, W: height and width of an image or map; C: channels of a map
+    Maps are channels last, [B, H, W, C], in the network and in `hidden_states`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput, ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from ..blocks import check_heads, drop_path_rates, new_bias_table, pad_to_window
+from ..config import BackboneConfigError
+from ..dinat import ConvDownsampler
+from ..hierarchy import check_levels
+from ..ops import check_settings, neighborhood_attention_2d
+from .configuration import DinatConfig, NatConfig, NeighborhoodConfig
+
+Maps = tuple[Tensor, ...]
+
+
+@dataclass
+class NeighborhoodModelOutput(ModelOutput):
+    """Output of `DinatModel` and `NatModel`.
+
+    Attributes:
+        last_hidden_state: Last map after the last norm, [B, H, W, C].
+        pooler_output: Mean of `last_hidden_state` over the positions, [B, C].
+        hidden_states: Map of the tokenizer and the output of each level, downsampled except after the last level and
+            before the last norm, [B, H, W, C]. Only if asked for.
+        attentions: Always None, since the attention matrix is never built.
+        reshaped_hidden_states: The hidden states as [B, C, H, W].
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: Maps | None = None
+    attentions: Maps | None = None
+    reshaped_hidden_states: Maps | None = None
+
+
+@dataclass
+class NeighborhoodClassifierOutput(ModelOutput):
+    """Output of `DinatForImageClassification` and `NatForImageClassification`.
+
+    Attributes:
+        loss: Classification loss (regression loss for a single label), if labels were given.
+        logits: Scores before the softmax, [B, num_labels].
+        hidden_states: Hidden states of the model, see `NeighborhoodModelOutput`.
+        attentions: Always None, since the attention matrix is never built.
+        reshaped_hidden_states: The hidden states as [B, C, H, W].
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: Maps | None = None
+    attentions: Maps | None = None
+    reshaped_hidden_states: Maps | None = None
+
+
+class _PatchEmbeddings(nn.Module):
+    def __init__(self, config: NeighborhoodConfig) -> None:
+        super().__init__()
+        if config.patch_size != 4:
+            raise BackboneConfigError(f"patch_size {config.patch_size}: the tokenizer of NAT and DiNAT has stride 4")
+        dim = config.embed_dim
+        self.projection = nn.Sequential(
+            nn.Conv2d(config.num_channels, dim // 2, kernel_size=3, stride=2, padding=1),
+            nn.Conv2d(dim // 2, dim, kernel_size=3, stride=2, padding=1),
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.projection(pixel_values).permute(0, 2, 3, 1)
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: NeighborhoodConfig) -> None:
+        super().__init__()
+        self.patch_embeddings = _PatchEmbeddings(config)
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.dropout(self.norm(self.patch_embeddings(pixel_values)))
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, config: NeighborhoodConfig, dim: int, num_heads: int, dilation: int) -> None:
+        super().__init__()
+        check_settings(config.kernel_size, dilation, "auto")
+        check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.kernel_size = config.kernel_size
+        self.dilation = dilation
+        self.dropout = config.attention_probs_dropout_prob
+        self.rpb = new_bias_table(num_heads, config.kernel_size)
+        self.query = nn.Linear(dim, dim, bias=config.qkv_bias)
+        self.key = nn.Linear(dim, dim, bias=config.qkv_bias)
+        self.value = nn.Linear(dim, dim, bias=config.qkv_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        x = pad_to_window(x, self.kernel_size * self.dilation)
+        query, key, value = (
+            projection(x).unflatten(-1, (self.num_heads, -1)) for projection in (self.query, self.key, self.value)
+        )
+        dropout = self.dropout if self.training else 0.0
+        x = neighborhood_attention_2d(query, key, value, self.rpb, self.kernel_size, self.dilation, dropout_p=dropout)
+        return x[:, :height, :width].flatten(-2)
+
+
+class _Dense(nn.Module):
+    """A linear layer called `dense`, and dropout."""
+
+    def __init__(self, in_features: int, out_features: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_features, out_features)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.dense(x))
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: NeighborhoodConfig, dim: int, num_heads: int, dilation: int) -> None:
+        super().__init__()
+        self.self = _SelfAttention(config, dim, num_heads, dilation)
+        self.output = _Dense(dim, dim, config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.self(x))
+
+
+class NeighborhoodLayer(GradientCheckpointingLayer):
+    """Neighborhood attention and an MLP, each preceded by a LayerNorm and with a residual connection.
+
+    `layer_scale_parameters` [2, C] scales the channels of the two branches; it is None without layer scale.
+    """
+
+    layer_scale_parameters: nn.Parameter | None
+
+    def __init__(self, config: NeighborhoodConfig, dim: int, num_heads: int, dilation: int, drop_path: float) -> None:
+        super().__init__()
+        hidden = int(dim * config.mlp_ratio)
+        self.layernorm_before = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.attention = _Attention(config, dim, num_heads, dilation)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.layernorm_after = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.intermediate = _Dense(dim, hidden)
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = _Dense(hidden, dim, config.hidden_dropout_prob)
+        initial = config.layer_scale_init_value
+        scales = nn.Parameter(torch.full((2, dim), float(initial))) if initial > 0 else None
+        self.register_parameter("layer_scale_parameters", scales)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map [B, H, W, C] to the same shape."""
+        scales: Any = (1, 1) if self.layer_scale_parameters is None else self.layer_scale_parameters
+        attended = self.attention(self.layernorm_before(hidden_states))
+        hidden_states = hidden_states + self.drop_path(scales[0] * attended)
+        expanded = self.activation(self.intermediate(self.layernorm_after(hidden_states)))
+        return hidden_states + self.drop_path(scales[1] * self.output(expanded))
+
+
+class _Level(nn.Module):
+    def __init__(self, layers: list[NeighborhoodLayer], downsample: ConvDownsampler | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map [B, H, W, C] to the output of the level and the input of the next one (the output, after the last)."""
+        for layer in self.layers:
+            x = layer(x)
+        return x, x if self.downsample is None else self.downsample(x)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: NeighborhoodConfig) -> None:
+        super().__init__()
+        # transformers' own DinatConfig has the same fields; NAT has no dilations.
+        dilations = getattr(config, "dilations", None) or [[1] * depth for depth in config.depths]
+        check_levels(config.depths, config.num_heads, [config.kernel_size] * len(config.depths), dilations)
+        rates = iter(drop_path_rates(config.drop_path_rate, sum(config.depths)))
+        self.levels = nn.ModuleList()
+        for level, num_heads in enumerate(config.num_heads):
+            dim = config.embed_dim * 2**level
+            layers = [NeighborhoodLayer(config, dim, num_heads, dilation, next(rates)) for dilation in dilations[level]]
+            self.levels.append(_Level(layers, ConvDownsampler(dim) if level + 1 < len(config.depths) else None))
+
+    def forward(self, x: Tensor) -> tuple[Maps, Maps]:
+        """Map the tokens to the outputs of the levels, before and after downsampling; the tokens come first in both."""
+        before, after = [x], [x]
+        for level in self.levels:
+            output, x = level(x)
+            before.append(output)
+            after.append(x)
+        return tuple(before), tuple(after)
+
+
+class NeighborhoodPreTrainedModel(PreTrainedModel):
+    """What all models of NAT and DiNAT have in common: configuration, initial weights and gradient checkpointing."""
+
+    config: NeighborhoodConfig
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["NeighborhoodLayer"]  # noqa: RUF012 - as the base class declares it
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, _SelfAttention):
+            init.trunc_normal_(module.rpb, std=0.02)
+        elif isinstance(module, NeighborhoodLayer) and module.layer_scale_parameters is not None:
+            init.constant_(module.layer_scale_parameters, self.config.layer_scale_init_value)
+
+    def _wants_hidden_states(self, output_attentions: bool | None, output_hidden_states: bool | None) -> bool:
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            raise BackboneConfigError(
+                "output_attentions=True: neighborhood attention never builds the attention matrix; leave it False"
+            )
+        return bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+
+
+class NeighborhoodModel(NeighborhoodPreTrainedModel):
+    """NAT or DiNAT without a head: the last map and its mean."""
+
+    def __init__(self, config: NeighborhoodConfig, add_pooling_layer: bool = True) -> None:
+        """Create the model with random weights.
+
+        Args:
+            config: Configuration.
+            add_pooling_layer: Whether the output has `pooler_output`.
+        """
+        super().__init__(config)
+        self.add_pooling_layer = add_pooling_layer
+        self.embeddings = _Embeddings(config)
+        self.encoder = _Encoder(config)
+        self.num_features = config.embed_dim * 2 ** (len(config.depths) - 1)
+        self.layernorm = nn.LayerNorm(self.num_features, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The convolutions of the tokenizer."""
+        return self.embeddings.patch_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> NeighborhoodModelOutput:
+        """Compute the last map.
+
+        Args:
+            pixel_values: Normalized images [B, 3, H, W].
+            output_attentions: Not supported; has to be false.
+            output_hidden_states: Whether to return the hidden states.
+
+        Returns:
+            `NeighborhoodModelOutput`, or a tuple of its values that are not None with `return_dict=False`.
+
+        Raises:
+            BackboneConfigError: `output_attentions` is true.
+        """
+        keep = self._wants_hidden_states(output_attentions, output_hidden_states)
+        _, states = self.encoder(self.embeddings(pixel_values))
+        last = self.layernorm(states[-1])
+        return NeighborhoodModelOutput(
+            last_hidden_state=last,
+            pooler_output=last.mean(dim=(1, 2)) if self.add_pooling_layer else None,
+            hidden_states=states if keep else None,
+            reshaped_hidden_states=_channels_first(states) if keep else None,
+        )
+
+
+class NeighborhoodForImageClassification(NeighborhoodPreTrainedModel):
+    """NAT or DiNAT with a linear layer on the mean of the last map.
+
+    Attributes:
+        model_class: Class of the model without the linear layer, which is stored under `base_model_prefix`.
+    """
+
+    model_class: ClassVar[type[NeighborhoodModel]]
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: NeighborhoodConfig) -> None:
+        """Create the model with random weights; with `num_labels` 0, it has no linear layer."""
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        model = self.model_class(config)
+        self.add_module(self.base_model_prefix, model)
+        self.classifier = nn.Linear(model.num_features, config.num_labels) if config.num_labels else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> NeighborhoodClassifierOutput:
+        """Compute the logits, and a loss if labels are given.
+
+        Args:
+            pixel_values: Normalized images [B, 3, H, W].
+            labels: Class of each image, [B]; several classes per image are [B, num_labels]. `config.problem_type`
+                chooses the loss, as for all classifiers of transformers.
+            output_attentions: Not supported; has to be false.
+            output_hidden_states: Whether to return the hidden states.
+
+        Returns:
+            `NeighborhoodClassifierOutput`, or a tuple of its values that are not None with `return_dict=False`.
+
+        Raises:
+            BackboneConfigError: `output_attentions` is true.
+        """
+        outputs = self.base_model(
+            pixel_values,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return NeighborhoodClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            reshaped_hidden_states=outputs.reshaped_hidden_states,
+        )
+
+
+class NeighborhoodBackbone(BackboneMixin, NeighborhoodPreTrainedModel):
+    """NAT or DiNAT as a backbone: the normalized maps of the stages in `config.out_features`, [B, C, H, W]."""
+
+    has_attentions = False
+
+    def __init__(self, config: NeighborhoodConfig) -> None:
+        """Create the backbone with random weights."""
+        super().__init__(config)
+        self.embeddings = _Embeddings(config)
+        self.encoder = _Encoder(config)
+        levels = [config.embed_dim * 2**level for level in range(len(config.depths))]
+        self.num_features = [config.embed_dim, *levels]
+        channels = zip(self.out_features, self.channels, strict=True)
+        self.hidden_states_norms = nn.ModuleDict({stage: nn.LayerNorm(dim) for stage, dim in channels})
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The convolutions of the tokenizer."""
+        return self.embeddings.patch_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BackboneOutput:
+        """Compute the maps of the stages.
+
+        Args:
+            pixel_values: Normalized images [B, 3, H, W].
+            output_hidden_states: Whether to return the maps of the tokenizer and of all levels without norm and before
+                downsampling, [B, H, W, C].
+            output_attentions: Not supported; has to be false.
+
+        Returns:
+            `feature_maps`, one per stage in `config.out_features`, and `hidden_states`; a tuple of those that are not
+            None with `return_dict=False`.
+
+        Raises:
+            BackboneConfigError: `output_attentions` is true.
+        """
+        keep = self._wants_hidden_states(output_attentions, output_hidden_states)
+        stages, _ = self.encoder(self.embeddings(pixel_values))
+        maps = dict(zip(self.stage_names, stages, strict=True))
+        normalized = tuple(self.hidden_states_norms[stage](maps[stage]) for stage in self.out_features)
+        # transformers declares a tuple of one map.
+        feature_maps: Any = _channels_first(normalized)
+        return BackboneOutput(feature_maps=feature_maps, hidden_states=stages if keep else None)
+
+
+# The name of the base class in transformers.
+DinatPreTrainedModel = NeighborhoodPreTrainedModel
+
+
+class NatModel(NeighborhoodModel):
+    """NAT without a head."""
+
+    config_class = NatConfig
+    base_model_prefix = "nat"
+
+
+class NatForImageClassification(NeighborhoodForImageClassification):
+    """NAT as an image classifier."""
+
+    config_class = NatConfig
+    base_model_prefix = "nat"
+    model_class = NatModel
+
+
+class NatBackbone(NeighborhoodBackbone):
+    """NAT as a backbone."""
+
+    config_class = NatConfig
+    base_model_prefix = "nat"
+
+
+class DinatModel(NeighborhoodModel):
+    """DiNAT without a head."""
+
+    config_class = DinatConfig
+    base_model_prefix = "dinat"
+
+
+class DinatForImageClassification(NeighborhoodForImageClassification):
+    """DiNAT as an image classifier."""
+
+    config_class = DinatConfig
+    base_model_prefix = "dinat"
+    model_class = DinatModel
+
+
+class DinatBackbone(NeighborhoodBackbone):
+    """DiNAT as a backbone."""
+
+    config_class = DinatConfig
+    base_model_prefix = "dinat"
+
+
+def _channels_first(maps: Maps) -> Maps:
+    return tuple(x.permute(0, 3, 1, 2).contiguous() for x in maps)
