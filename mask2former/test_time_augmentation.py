@@ -5,10 +5,11 @@ Shapes:
     grid on which masks are compared
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import DatasetMapperTTA
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from .config import ConfigError
 from .data.image_io import configured_range, read_image
+from .data.resizing import OpenCVResize, ResizeInside, ResizeShortestEdge, build_resize_kind, size_inside
 from .maskformer_model import MaskFormer
 from .modeling import inference
 from .modeling.inference import Queries
@@ -26,6 +28,69 @@ from .modeling.inference import Queries
 _STRIDE = 4
 # Two masks show the same object if their Dice coefficient is at least this.
 _SAME_OBJECT = 0.5
+
+
+# An input of the model for each view of an image, and whether it is flipped from left to right.
+Views = list[tuple[dict[str, Any], bool]]
+
+
+class ViewsOfInput:
+    """Detectron2's views: the input of the model, resized once more by Pillow."""
+
+    needs_original = False
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Read `TEST.AUG`."""
+        self._augment = DatasetMapperTTA(cfg)
+
+    def __call__(self, inputs: Mapping[str, Any]) -> Views:
+        """Return the views of a complete input."""
+        views = []
+        for view in self._augment(inputs):
+            transforms = view.pop("transforms").transforms
+            views.append((view, any(isinstance(transform, HFlipTransform) for transform in transforms)))
+        return views
+
+
+@dataclass(frozen=True)
+class ViewsOfOriginal:
+    """The views of the published UPerNets: the original image, resized by `resizing.OpenCVResize`, then flipped.
+
+    Attributes:
+        shortest: Limits of the shorter side.
+        longest: Limit of the longer side at the largest of `shortest`; at others it is smaller in proportion.
+        flip: Whether each size is also flipped.
+    """
+
+    shortest: tuple[int, ...]
+    longest: int
+    flip: bool
+
+    needs_original = True
+
+    def __call__(self, inputs: Mapping[str, Any]) -> Views:
+        """Return the views of a complete input."""
+        pixels = inputs["image"].permute(1, 2, 0).numpy()
+        size, views = (pixels.shape[0], pixels.shape[1]), []
+        for shortest in self.shortest:
+            longest = int(self.longest * shortest / max(self.shortest))
+            resized = OpenCVResize(*size, *size_inside(size, shortest, longest)).apply_image(pixels)
+            for flipped in (False, True) if self.flip else (False,):
+                image = np.ascontiguousarray((resized[:, ::-1] if flipped else resized).transpose(2, 0, 1))
+                views.append(({**inputs, "image": torch.from_numpy(image)}, flipped))
+        return views
+
+
+def _build_views_of_original(cfg: CfgNode) -> ViewsOfOriginal:
+    node = cfg.TEST.AUG
+    return ViewsOfOriginal(tuple(node.MIN_SIZES), node.MAX_SIZE, node.FLIP)
+
+
+# By the resizing of test images (INPUT.RESIZE_WITH).
+_VIEWS: Mapping[type[ResizeShortestEdge], Callable[[CfgNode], ViewsOfInput | ViewsOfOriginal]] = {
+    ResizeShortestEdge: ViewsOfInput,
+    ResizeInside: _build_views_of_original,
+}
 
 
 class SemanticSegmentorWithTTA(nn.Module):
@@ -39,7 +104,7 @@ class SemanticSegmentorWithTTA(nn.Module):
         self.model = model
         self.image_format = cfg.INPUT.FORMAT
         self.value_range = configured_range(cfg)
-        self.augment = DatasetMapperTTA(cfg)
+        self.views = _VIEWS[build_resize_kind(cfg)](cfg)
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -55,19 +120,19 @@ class SemanticSegmentorWithTTA(nn.Module):
 
     def _complete(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(inputs)
-        if "image" not in inputs:
-            image = read_image(inputs["file_name"], self.image_format, self.value_range)
-            inputs["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        image = inputs.get("image")
+        size = (inputs.get("height"), inputs.get("width"))
+        resized = image is not None and None not in size and tuple(image.shape[1:]) != size
+        if image is None or (resized and self.views.needs_original and "file_name" in inputs):
+            pixels = read_image(inputs["file_name"], self.image_format, self.value_range)
+            inputs["image"] = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
         inputs.setdefault("height", inputs["image"].shape[1])
         inputs.setdefault("width", inputs["image"].shape[2])
         return inputs
 
-    def _views(self, inputs: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:
+    def _views(self, inputs: dict[str, Any]) -> Views:
         """The augmented inputs, each with a flag for the flip."""
-        views = []
-        for view in self.augment(inputs):
-            transforms = view.pop("transforms").transforms
-            views.append((view, any(isinstance(transform, HFlipTransform) for transform in transforms)))
+        views = self.views(inputs)
         if not views:
             raise ConfigError("TEST.AUG.MIN_SIZES is empty; expected at least one side length")
         return views

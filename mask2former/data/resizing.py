@@ -109,7 +109,8 @@ def build_resize_kind(cfg: CfgNode) -> type[ResizeShortestEdge]:
     Raises:
         ConfigError: There is no such resizing.
     """
-    name = cfg.INPUT.RESIZE_WITH
+    # Detectron2's own configs do not have the key.
+    name = cfg.INPUT.get("RESIZE_WITH", "pillow")
     if name not in RESIZES:
         raise ConfigError(f"INPUT.RESIZE_WITH is {name!r}, expected one of {', '.join(RESIZES)}")
     return RESIZES[name]

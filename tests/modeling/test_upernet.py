@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mask2former.data.resizing import build_test_resize
 from mask2former.modeling import inference
+from mask2former.test_time_augmentation import SemanticSegmentorWithTTA
 
 from .upernet import IMAGES, MODELS, PUBLISHED, make_model, published_weights, settings
 
@@ -86,3 +88,20 @@ def test_test_input_and_results_at_the_original_size(case):
     check_class_map(case, result["sem_seg"].argmax(0), "ss.class_map")
     (ids,) = model([inputs], settings=inference.InferenceSettings(semantic_scores=False))
     assert torch.equal(ids["sem_seg"], result["sem_seg"].argmax(0))
+
+
+@torch.no_grad()
+def test_multi_scale(case, tmp_path):
+    """Twelve passes, of the original image: the file, where the input is resized."""
+    name, image, cfg, model, pixels = case
+    photograph = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    Image.fromarray(photograph).save(tmp_path / "image.png")
+    resized = build_test_resize(cfg).get_transform(photograph).apply_image(photograph)
+    inputs = {"image": torch.from_numpy(resized.transpose(2, 0, 1).copy()), "file_name": str(tmp_path / "image.png")}
+    inputs |= {"height": pixels.shape[1], "width": pixels.shape[2]}
+    averaging = SemanticSegmentorWithTTA(cfg, model)
+    sizes = [list(view["image"].shape[1:]) for view, _ in averaging.views({"image": torch.from_numpy(pixels)})]
+    assert sizes == MODELS[name]["images"][image]["ms_inputs"]
+    (result,) = averaging([inputs])
+    torch.testing.assert_close(result["sem_seg"][:, ::6, ::6], published(case, "ms.prob"), rtol=0, atol=TOLERANCE)
+    check_class_map(case, result["sem_seg"].argmax(0), "ms.class_map")
