@@ -51,7 +51,8 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
-    # One of five training inputs: mask_former_{semantic,panoptic,instance}, coco_{instance,panoptic}_lsj.
+    # One of six training inputs: mask_former_{semantic,panoptic,instance}, coco_{instance,panoptic}_lsj, and
+    # mask_rcnn_instance of detectors.
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
     # Values that become 0 and 255 in images with more than 8 bits, such as (0, 4095) for 12 bits. Empty: 16-bit values
     # are divided by 257, and images without a fixed range (floating point, 32 bits) are refused.
@@ -65,6 +66,8 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.IMAGE_SIZE = 1024
     cfg.INPUT.MIN_SCALE = 0.1
     cfg.INPUT.MAX_SCALE = 2.0
+    # Lengths of the shortest edge to choose from before the crop of mask_rcnn_instance, which one of two images gets.
+    cfg.INPUT.CROP.SHORT_EDGES = (400, 500, 600)
     # Pad training images to a multiple of this number; -1: no padding.
     cfg.INPUT.SIZE_DIVISIBILITY = -1
     # Drop segments that cropping left without a pixel. Published runs keep them (except coco_instance_lsj).

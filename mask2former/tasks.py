@@ -76,7 +76,7 @@ TASKS: Mapping[Task, TaskSpec] = {
             segments="annotations",
             paths=("json_file",),
             evaluator_type="coco",
-            mappers=("coco_instance_lsj", "mask_former_instance"),
+            mappers=("coco_instance_lsj", "mask_former_instance", "mask_rcnn_instance"),
             metadata=("thing_classes",),
             class_list="thing",
             outputs=("instance",),
@@ -126,10 +126,12 @@ class Architecture:
     Attributes:
         classes: Config key of the number of classes.
         tasks: Tasks; None for those that are switched on in `MODEL.MASK_FORMER.TEST`.
+        boxes: Whether boxes of instances are predicted, not measured around masks.
     """
 
     classes: str
     tasks: tuple[Task, ...] | None = None
+    boxes: bool = False
 
 
 # By MODEL.META_ARCHITECTURE.
@@ -137,7 +139,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "MaskFormer": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
     "ImageClassifier": Architecture("MODEL.CLASSIFIER.NUM_CLASSES", ("classification",)),
     "PixelClassifier": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES", ("semantic",)),
-    "MaskRCNN": Architecture("MODEL.ROI_HEADS.NUM_CLASSES", ("instance",)),
+    "MaskRCNN": Architecture("MODEL.ROI_HEADS.NUM_CLASSES", ("instance",), boxes=True),
 }
 
 

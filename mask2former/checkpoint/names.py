@@ -23,9 +23,23 @@ _CLASS_HEADS = {
     "sem_seg_head.conv_seg.weight": (0, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
     "auxiliary_head.conv_seg.weight": (0, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
     "head.weight": (0, "MODEL.CLASSIFIER.NUM_CLASSES"),
+    "roi_heads.box_predictor.0.cls_score.weight": (1, "MODEL.ROI_HEADS.NUM_CLASSES"),
 }
+# Further weights whose rows belong to classes: those of the stages of a detector.
+_STAGE_HEADS = tuple(
+    f"roi_heads.{layer}.weight"
+    for stage in range(3)
+    for layer in (
+        f"box_predictor.{stage}.cls_score",
+        f"box_predictor.{stage}.bbox_pred",
+        f"mask_head.{stage}.predictor",
+    )
+)
 _PER_CLASS = frozenset(
-    {*_CLASS_HEADS, *(name.replace(".weight", ".bias") for name in _CLASS_HEADS), "criterion.empty_weight"}
+    {
+        *(name.replace(".weight", kind) for name in (*_CLASS_HEADS, *_STAGE_HEADS) for kind in (".weight", ".bias")),
+        "criterion.empty_weight",
+    }
 )
 _BACKBONE = "backbone."
 # The backbone under a feature pyramid.

@@ -24,6 +24,7 @@ from mask2former.data.dataset_mapper import (
     TrainingMapper,
     large_scale_jitter,
     resize_and_crop,
+    resize_or_crop_first,
 )
 from mask2former.data.datasets import AnnotationError, dataset_metadata
 from mask2former.data.datasets.registry import IGNORE_LABEL
@@ -35,6 +36,8 @@ from mask2former.tasks import TASKS, Task, architecture_of, class_count, tasks_o
 from mask2former.utils.parallel import default_workers, report_interval
 
 _FLIPS = ("none", "horizontal", "vertical")
+# Name of the training input of detectors.
+_WITH_BOXES = "mask_rcnn_instance"
 
 
 def check_agreement(cfg: CfgNode) -> None:
@@ -94,6 +97,10 @@ def build_train_mapper(cfg: CfgNode) -> TrainingMapper:
     if node.DATASET_MAPPER_NAME.endswith("_lsj"):
         jitter = large_scale_jitter(node.IMAGE_SIZE, node.MIN_SCALE, node.MAX_SCALE, flip)
         return _build_mapper(cfg, jitter)
+    if node.DATASET_MAPPER_NAME == _WITH_BOXES:
+        crop = (node.CROP.SHORT_EDGES, T.RandomCrop(node.CROP.TYPE, node.CROP.SIZE)) if node.CROP.ENABLED else None
+        edges = node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN
+        return _build_mapper(cfg, resize_or_crop_first(*edges, crop, flip, build_resize_kind(cfg)))
     crop, needs_semantic_map = None, False
     if node.CROP.ENABLED:
         max_area = node.CROP.SINGLE_CATEGORY_MAX_AREA
@@ -119,13 +126,15 @@ def _build_mapper(
     return TrainingMapper(
         augmentations,
         _build_task(cfg),
-        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        num_classes=class_count(cfg),
+        classes_key=architecture_of(cfg).classes,
         image_format=cfg.INPUT.FORMAT,
         size_divisibility=cfg.INPUT.SIZE_DIVISIBILITY,
         ignore_label=_build_ignore_label(cfg),
         drop_empty_targets=cfg.INPUT.DROP_EMPTY_TARGETS or always_drops_empty_targets,
         augment_with_semantic_map=augment_with_semantic_map,
         mark_void=cfg.MODEL.MASK_FORMER.IGNORE_VOID,
+        boxes=cfg.INPUT.DATASET_MAPPER_NAME == _WITH_BOXES,
         value_range=configured_range(cfg),
     )
 

@@ -106,6 +106,11 @@ def mask_area(segmentation: Any, size: tuple[int, int]) -> int:
     return int(mask_util.area(to_rle(segmentation, size)))
 
 
+def mask_box(segmentation: Any, size: tuple[int, int]) -> list[float]:
+    """The box [x, y, width, height] around a `segmentation`; see `mask_area`."""
+    return [float(side) for side in mask_util.toBbox(to_rle(segmentation, size))]
+
+
 def to_rle(segmentation: Any, size: tuple[int, int]) -> Any:
     """Compressed run lengths of a `segmentation` on an image of `size` (height, width)."""
     if isinstance(segmentation, list):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from fvcore.transforms.transform import NoOpTransform, TransformList
 from numpy.typing import NDArray
 
@@ -25,6 +25,7 @@ from mask2former.data.photographs import ValueRange
 from mask2former.data.resizing import ResizeShortestEdge, at_least_one_pixel
 from mask2former.data.targets import (
     Targets,
+    instance_boxes,
     instance_targets,
     instance_void,
     panoptic_targets,
@@ -87,6 +88,31 @@ def resize_and_crop(
     return T.AugmentationList([*augmentations, *_flips(flip)])
 
 
+def resize_or_crop_first(
+    short_edges: Sequence[int],
+    max_size: int,
+    crop: tuple[Sequence[int], T.Augmentation] | None,
+    flip: Flip,
+    resize: type[ResizeShortestEdge] = ResizeShortestEdge,
+) -> T.AugmentationList:
+    """The augmentation of detectors (Carion et al., "End-to-End Object Detection with Transformers", section 4).
+
+    A flip; for one of two images a resizing to one of few lengths and a crop; then a resizing of what is left.
+
+    Args:
+        short_edges: Lengths of the shortest edge in pixels to choose from.
+        max_size: Largest length of the longest edge in pixels.
+        crop: Lengths of the shortest edge to choose from before a random crop, and the crop; None for no crop.
+        flip: Direction of the random flip.
+        resize: Kind of resizing, one of `resizing.RESIZES`.
+    """
+    augmentations: list[T.Augmentation | T.Transform] = list(_flips(flip))
+    if crop is not None:
+        first = resize(list(crop[0]), max_size, "choice")
+        augmentations.append(T.RandomApply(T.AugmentationList([first, crop[1]]), 0.5))
+    return T.AugmentationList([*augmentations, resize(list(short_edges), max_size, "choice")])
+
+
 def _flips(flip: Flip) -> list[T.Augmentation]:
     return [] if flip == "none" else [T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
 
@@ -114,6 +140,7 @@ class TrainingMapper:
         augmentations: Augmentations of the image, such as `large_scale_jitter`.
         task: Task whose annotations targets are made from.
         num_classes: Number of classes; larger class ids are an error.
+        classes_key: Config key of the number of classes, for messages.
         image_format: Channel order of the images.
         size_divisibility: Number that the height and width of padded images are multiples of; below 1, images are not
             padded.
@@ -121,6 +148,7 @@ class TrainingMapper:
         drop_empty_targets: Whether segments without a pixel in the crop are left out.
         augment_with_semantic_map: Whether the augmentations need the semantic map.
         mark_void: Whether the output contains the void pixels.
+        boxes: Whether targets have boxes, as detectors need them (instances only).
         value_range: Values that become 0 and 255 in images with more than 8 bits; see `read_image`.
     """
 
@@ -128,12 +156,14 @@ class TrainingMapper:
     task: Task
     _: KW_ONLY
     num_classes: int
+    classes_key: str = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
     image_format: ChannelOrder = "RGB"
     size_divisibility: int = -1
     ignore_label: int = 255
     drop_empty_targets: bool = False
     augment_with_semantic_map: bool = False
     mark_void: bool = False
+    boxes: bool = False
     value_range: ValueRange | None = None
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +172,8 @@ class TrainingMapper:
         Returns:
             A dict with `file_name`, `image_id` (if there is one), the original `height` and `width`, `image` uint8
             [3, H, W], and `instances` with `gt_classes` int64 [M] and `gt_masks` bool [M, H, W]; M may be 0. With
-            `mark_void` also `void`, bool [H, W].
+            `mark_void` also `void`, bool [H, W]. With `boxes`, instances have `gt_boxes`, `gt_masks` are Detectron2's
+            `BitMasks`, and instances without a part of their box in the image are left out.
 
         Raises:
             ImageReadError: An image or a label image is missing, damaged, or of the wrong size.
@@ -167,6 +198,9 @@ class TrainingMapper:
         targets, void = self._make_targets(dataset_dict, _size(image), augmented, transforms)
         record["image"] = _image_tensor(augmented.image, self.size_divisibility)
         record["instances"] = self._pack(targets, record)
+        if self.boxes:
+            boxes = instance_boxes(dataset_dict["annotations"], transforms, targets[1])
+            record["instances"] = _with_boxes(record["instances"], boxes)
         if void is not None:
             record["void"] = torch.from_numpy(pad_to_multiple(void, self.size_divisibility, value=1))
         return record
@@ -210,12 +244,20 @@ class TrainingMapper:
         if classes.size and not 0 <= classes.min() <= classes.max() < self.num_classes:
             raise AnnotationError(
                 f"labels of {record['file_name']}: class ids from {classes.min()} to {classes.max()}, expected "
-                f"0 to {self.num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES is {self.num_classes})"
+                f"0 to {self.num_classes - 1} ({self.classes_key} is {self.num_classes})"
             )
         instances = Instances(tuple(record["image"].shape[1:]))
         instances.gt_classes = torch.from_numpy(classes)
         instances.gt_masks = torch.from_numpy(pad_to_multiple(masks, self.size_divisibility, value=0))
         return instances
+
+
+def _with_boxes(instances: Instances, boxes: NDArray[np.float32]) -> Instances:
+    """Targets of a detector: those with a box of some size."""
+    kept = torch.from_numpy((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    masks, classes = BitMasks(instances.gt_masks[kept]), instances.gt_classes[kept]
+    found = Boxes(torch.from_numpy(boxes)[kept])
+    return Instances(instances.image_size, gt_boxes=found, gt_classes=classes, gt_masks=masks)
 
 
 @dataclass(frozen=True, eq=False)

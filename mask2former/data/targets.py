@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from detectron2.structures import BoxMode
 from detectron2.structures.masks import polygons_to_bitmask
 from fvcore.transforms.transform import TransformList
 from hotcoco import mask as mask_util
 from numpy.typing import NDArray
 
+from mask2former.data.coco_format import tight_box
 from mask2former.data.datasets import AnnotationError
 
 Targets = tuple[NDArray[np.int64], NDArray[np.bool_]]
@@ -77,6 +79,31 @@ def instance_targets(
     for mask, annotation in zip(masks, things, strict=True):
         mask[:] = _transformed_mask(annotation, transforms, image_size, transformed_size)
     return np.array([annotation["category_id"] for annotation in things], np.int64), masks
+
+
+def instance_boxes(
+    annotations: Sequence[Mapping[str, Any]], transforms: TransformList, masks: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Boxes of the targets of `instance_targets`, clipped to the image.
+
+    Args:
+        annotations: Dicts with `iscrowd` and, where it is known, `bbox` with `bbox_mode`.
+        transforms: Transforms that were applied to the image.
+        masks: Masks of the targets, bool [M, H, W]; a target without `bbox` gets the box around its mask.
+
+    Returns:
+        Boxes (x0, y0, x1, y1) in pixels, float32 [M, 4].
+    """
+    height, width = masks.shape[1:]
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for box, annotation, mask in zip(boxes, _without_crowds(annotations), masks, strict=True):
+        if "bbox" in annotation:
+            given = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            box[:] = transforms.apply_box(np.array([given], np.float64))[0]
+        else:
+            x, y, *sides = tight_box(mask)
+            box[:] = x, y, x + sides[0], y + sides[1]
+    return boxes.clip(0, np.array([width, height, width, height], np.float32))
 
 
 def instance_void(

@@ -1,7 +1,7 @@
 """Metrics of data sets, measured on any device and in any number of processes, on one machine or several."""
 
 from mask2former.evaluation.cityscapes import CityscapesAP, CityscapesIoU
-from mask2former.evaluation.coco import InstanceAP, PanopticQuality, SemanticIoU
+from mask2former.evaluation.coco import BoxAP, InstanceAP, PanopticQuality, SemanticIoU
 from mask2former.evaluation.evaluator import StreamingEvaluator, build_evaluator
 from mask2former.evaluation.inference import (
     Batches,
@@ -17,6 +17,7 @@ from mask2former.evaluation.records import config_digest, evaluation_fingerprint
 
 __all__ = [
     "Batches",
+    "BoxAP",
     "CityscapesAP",
     "CityscapesIoU",
     "EvaluationError",

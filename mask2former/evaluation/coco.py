@@ -1,4 +1,4 @@
-"""COCO's three metrics, by hotcoco from the submission files: AP of masks, panoptic quality, IoU of classes."""
+"""COCO's metrics, by hotcoco from the submission files: AP of masks and boxes, panoptic quality, IoU of classes."""
 
 import json
 import math
@@ -11,10 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from detectron2.data import DatasetCatalog
+from detectron2.structures import Instances
 from hotcoco import COCO, COCOeval
 from hotcoco.panoptic import PanopticEval
 from hotcoco.semantic import SemanticEval
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from dinat_common.files import WriteError, atomic_write, write_json
 from mask2former.data import values
-from mask2former.data.coco_format import mask_area
+from mask2former.data.coco_format import mask_area, mask_box
 from mask2former.data.datasets.coco_json import FileFinder, entries, read_instances, read_json, read_panoptic
 from mask2former.data.image_io import ImageReadError, read_label_map, read_panoptic_ids
 from mask2former.data.label_maps import ValueMap, replace_values
@@ -71,19 +73,27 @@ class InstanceAP(Metric):
     name = "segm"
     results_file = "coco_instances_results.json"
     needs = ("json_file",)
-    outputs = (results_file,)
+    outputs: ClassVar[tuple[str, ...]] = (results_file,)
 
     @cached_property
     def _dataset_ids(self) -> dict[int, int]:
         return _inverted(self._metadata.thing_dataset_id_to_contiguous_id)
 
     def record(self, image: Image, prediction: Any, folder: Path) -> tuple[Any, list[Path]]:
-        """Encode the masks. See `Metric.record`."""
+        """Encode the masks or boxes. See `Metric.record`."""
         categories = [
             _known(self._dataset_ids, category, image, "thing") for category in prediction.pred_classes.tolist()
         ]
-        detections = zip(categories, prediction.scores.tolist(), encode_masks(prediction.pred_masks), strict=True)
+        detections = zip(categories, prediction.scores.tolist(), self._encode(prediction), strict=True)
         return {"size": list(prediction.image_size), "detections": list(detections)}, []
+
+    def _encode(self, prediction: Instances) -> Sequence[Any]:
+        """What is compared, per instance, for a line of JSON."""
+        return encode_masks(prediction.pred_masks)
+
+    def _submitted(self, encoded: Any, size: list[int]) -> dict[str, Any]:
+        """What is compared, in the form of a submission."""
+        return {"segmentation": {"size": size, "counts": encoded}}
 
     def evaluate(self, records: Records, folder: Path) -> dict[str, float]:
         """Write the submission and evaluate it. See `Metric.evaluate` and the class."""
@@ -99,15 +109,15 @@ class InstanceAP(Metric):
             if size not in ((None, None), predicted[key]):
                 raise EvaluationError(f"{json_file}: image {key} is {size}, its prediction {predicted[key]}")
         results, numbers = folder / self.results_file, _numbers(annotations)
-        _write_detections(records, results)
+        self._write_detections(records, results)
         with tempfile.TemporaryDirectory() as temporary, _reading(json_file):
             if any(key != number for key, number in numbers.items()):
                 results = Path(temporary, self.results_file)
-                _write_detections(((numbers[key], record) for key, record in records), results)
+                self._write_detections(((numbers[key], record) for key, record in records), results)
             truth = {"images": [{"id": numbers[key], "height": h, "width": w} for key, (h, w) in predicted.items()]}
             truth["annotations"] = self._annotations(annotations, predicted, numbers)
             ground_truth = COCO({**truth, "categories": categories})
-            evaluation = COCOeval(ground_truth, ground_truth.load_res(str(results)), "segm")
+            evaluation = COCOeval(ground_truth, ground_truth.load_res(str(results)), self.name)
         evaluation.evaluate()
         evaluation.accumulate()
         # [IoU threshold, recall, class, area, detections]
@@ -140,8 +150,41 @@ class InstanceAP(Metric):
                 # Areas that the file lacks are measured.
                 area = annotation["area"] if "area" in annotation else mask_area(mask, sizes[key])
                 needed = {"image_id": numbers[key], "category_id": category, "segmentation": mask, "area": area}
-                kept.append({"id": len(kept) + 1, **needed, "iscrowd": annotation["iscrowd"]})
+                box = annotation["bbox"] if "bbox" in annotation else mask_box(mask, sizes[key])
+                kept.append({"id": len(kept) + 1, **needed, "bbox": box, "iscrowd": annotation["iscrowd"]})
         return kept
+
+    def _write_detections(self, records: Records, path: Path) -> None:
+        """Write a list of all detections; only those of one image are in memory."""
+        with atomic_write(path) as file:
+            before = "["
+            for key, record in records:
+                for category, score, encoded in record["detections"]:
+                    detection = {"image_id": key, "category_id": category, "score": score}
+                    file.write(before + json.dumps(detection | self._submitted(encoded, record["size"])))
+                    before = ",\n"
+            file.write("[]" if before == "[" else "]")
+
+
+class BoxAP(InstanceAP):
+    """Average precision of boxes, for models that predict boxes.
+
+    Metrics as in `InstanceAP`. Predictions are `Instances` with `pred_boxes` (x0, y0, x1, y1) in pixels, `scores` [N]
+    and contiguous `pred_classes` [N]; they go to `coco_boxes_results.json`. The box of an annotation without one is
+    the box around its mask.
+    """
+
+    name = "bbox"
+    results_file = "coco_boxes_results.json"
+    outputs = (results_file,)
+    of_boxes = True
+
+    def _encode(self, prediction: Instances) -> Sequence[Any]:
+        boxes = prediction.pred_boxes.tensor
+        return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
+
+    def _submitted(self, encoded: Any, size: list[int]) -> dict[str, Any]:
+        return {"bbox": encoded}
 
 
 class PanopticQuality(Metric):
@@ -402,19 +445,6 @@ def _measured(segments: Sequence[Mapping[str, Any]], path: Path) -> list[dict[st
     """Segments with their areas; those that the JSON lacks are counted in the PNG."""
     areas = {} if all("area" in segment for segment in segments) else segment_areas(read_panoptic_ids(path))
     return [{"area": areas.get(segment["id"], 0), **segment} for segment in segments]
-
-
-def _write_detections(records: Records, path: Path) -> None:
-    """Write a list of all detections; only those of one image are in memory."""
-    with atomic_write(path) as file:
-        before = "["
-        for key, record in records:
-            for category, score, counts in record["detections"]:
-                segmentation = {"size": record["size"], "counts": counts}
-                detection = {"image_id": key, "category_id": category, "score": score, "segmentation": segmentation}
-                file.write(before + json.dumps(detection))
-                before = ",\n"
-        file.write("[]" if before == "[" else "]")
 
 
 def _numbers(keys: Iterable[Key]) -> dict[Key, int]:

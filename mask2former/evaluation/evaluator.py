@@ -12,7 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from mask2former.evaluation.cityscapes import CityscapesAP, CityscapesIoU
-from mask2former.evaluation.coco import InstanceAP, PanopticQuality, SemanticIoU
+from mask2former.evaluation.coco import BoxAP, InstanceAP, PanopticQuality, SemanticIoU
 from mask2former.evaluation.metric import EvaluationError, Image, Metric, image_key
 from mask2former.evaluation.records import RecordStore
 from mask2former.tasks import TASKS, architecture_of, tasks_of
@@ -22,8 +22,8 @@ _LOG = logging.getLogger(__name__)
 
 # Metrics by `evaluator_type` of a data set's metadata. ADE20K's sets have COCO's types.
 _METRICS: Mapping[str, tuple[type[Metric], ...]] = {
-    "coco": (InstanceAP,),
-    "coco_panoptic_seg": (PanopticQuality, InstanceAP, SemanticIoU),
+    "coco": (BoxAP, InstanceAP),
+    "coco_panoptic_seg": (PanopticQuality, BoxAP, InstanceAP, SemanticIoU),
     "sem_seg": (SemanticIoU,),
     "cityscapes_instance": (CityscapesAP,),
     "cityscapes_sem_seg": (CityscapesIoU,),
@@ -48,9 +48,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path | No
         raise EvaluationError(
             f"data set {dataset_name}: evaluator_type {kind!r} is unknown; known are {', '.join(sorted(_METRICS))}"
         )
-    predicted = tasks_of(cfg)
+    predicted, boxes = tasks_of(cfg), architecture_of(cfg).boxes
+    possible = [metric for metric in _METRICS[kind] if boxes or not metric.of_boxes]
     metrics: list[Metric] = []
-    for metric in _METRICS[kind]:
+    for metric in possible:
         lacking = [key for key in metric.needs if not metadata.get(key)]
         if metric.task in predicted and lacking:
             switch = TASKS[metric.task].switch or metric.task
@@ -58,7 +59,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path | No
         elif metric.task in predicted:
             metrics.append(metric(dataset_name))
     if not metrics:
-        switches = [switch for metric in _METRICS[kind] if (switch := TASKS[metric.task].switch)]
+        switches = [switch for metric in possible if (switch := TASKS[metric.task].switch)]
         raise EvaluationError(
             f"data set {dataset_name} ({kind}) can't be evaluated: "
             + (

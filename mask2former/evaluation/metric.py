@@ -31,12 +31,14 @@ class Metric(ABC):
         name: Name of the results.
         needs: Metadata entries of a data set without which there is no ground truth.
         outputs: Files and folders that the metric writes.
+        of_boxes: Whether only models that predict boxes are measured.
     """
 
     task: ClassVar[Task]
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     outputs: ClassVar[tuple[str, ...]]
+    of_boxes: ClassVar[bool] = False
 
     def __init__(self, dataset_name: str):
         """Read the metadata of a data set, but no file yet.

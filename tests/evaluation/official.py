@@ -9,11 +9,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 
-def coco_ap(ground_truth, results):
+def coco_ap(ground_truth, results, kind="segm"):
     """pycocotools' AP, AP50, AP75, APs, APm, APl and AP-<class>; NaN where it says -1."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(ground_truth))
-        evaluation = COCOeval(truth, truth.loadRes(str(results)), "segm")
+        evaluation = COCOeval(truth, truth.loadRes(str(results)), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

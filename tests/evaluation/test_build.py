@@ -4,6 +4,7 @@ from detectron2.data import MetadataCatalog
 
 from mask2former.config import add_maskformer2_config
 from mask2former.evaluation import (
+    BoxAP,
     EvaluationError,
     InstanceAP,
     PanopticQuality,
@@ -41,6 +42,15 @@ def test_outputs_that_are_on_and_have_ground_truth_are_evaluated(dataset):
     metadata["evaluator_type"] = "coco"
     with pytest.raises(EvaluationError, match=r"evaluated_in_a_test.*INSTANCE_ON"):
         build_evaluator(config("INSTANCE"), dataset.name, None)
+
+
+def test_boxes_are_measured_of_models_that_predict_them(dataset):
+    cfg = config("PANOPTIC", "SEMANTIC")
+    cfg.MODEL.META_ARCHITECTURE = "MaskRCNN"
+    assert kinds(cfg, dataset) == [BoxAP, InstanceAP]
+    vars(MetadataCatalog.get(dataset.name))["evaluator_type"] = "sem_seg"
+    with pytest.raises(EvaluationError, match="can't be evaluated: MaskRCNN predicts instance"):
+        build_evaluator(cfg, dataset.name, None)
 
 
 def test_an_unknown_kind_of_data_set_is_told_the_known_ones(dataset):

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes
 from PIL import Image
 
 import mask2former.data.datasets  # noqa: F401 - registers the data sets
 from mask2former.evaluation import build_evaluator
+from mask2former.modeling.inference import mask_boxes
 
 from . import official
 from .predictions import predict
@@ -51,6 +54,28 @@ def assert_equal(found, expected):
 def test_ap_is_pycocotools(measure, name):
     metadata, results, folder = measure(name, seed=1)
     assert_equal(results["segm"], official.coco_ap(metadata.json_file, folder / "coco_instances_results.json"))
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_ap_of_boxes_and_masks_of_one_run_are_pycocotools(trees, monkeypatch, tmp_path, name):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(trees))
+    rng = np.random.default_rng(9)
+    cfg = config("PANOPTIC")
+    cfg.MODEL.META_ARCHITECTURE = "MaskRCNN"
+    evaluator = build_evaluator(cfg, name, tmp_path)
+    evaluator.reset()
+    inputs, outputs = predict(name, rng)
+    for output in outputs:
+        boxes = mask_boxes(output["instances"].pred_masks)
+        noise = torch.from_numpy(rng.normal(size=boxes.shape)).float()
+        output["instances"].pred_boxes = Boxes(boxes + noise)
+    evaluator.process(inputs, outputs)
+    results, truth = evaluator.evaluate(), MetadataCatalog.get(name).json_file
+    assert list(results) == ["bbox", "segm"]
+    assert_equal(results["bbox"], official.coco_ap(truth, tmp_path / "coco_boxes_results.json", "bbox"))
+    assert_equal(results["segm"], official.coco_ap(truth, tmp_path / "coco_instances_results.json"))
+    first = json.loads((tmp_path / "coco_boxes_results.json").read_text())[0]
+    assert set(first) == {"image_id", "category_id", "score", "bbox"}
 
 
 @pytest.mark.parametrize("name", [n for n in COCO + CITYSCAPES if "panoptic" in n])

@@ -19,7 +19,6 @@ from mask2former.data.resizing import build_test_resize
 from ...conftest import ROOT
 
 PARITY = ROOT / "tests" / "parity"
-BASES = {"DiNAT": "dinat_mini", "DiNAT_s": "dinat_mini"}
 
 
 @pytest.fixture(scope="session")
@@ -116,8 +115,6 @@ def values_of(recipe: dict[str, Any], deterministic) -> dict[str, torch.Tensor]:
 def case(request, recipes, published, deterministic, tmp_path_factory) -> Case:
     """A model of the fixture."""
     recipe = recipes[request.param]
-    if recipe["backbone"]["type"] == "DiNAT_s":
-        pytest.skip("D2DiNATs does not exist yet")
     cfg = shrunk_config(request.param, recipe, tmp_path_factory.mktemp("config"))
     model = build_model(cfg).eval()
     model.load_state_dict(from_openmmlab(values_of(recipe, deterministic)), strict=True)
