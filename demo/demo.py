@@ -1,11 +1,12 @@
-"""Segment photographs, a video or a camera's pictures with a trained model.
+"""Segment or classify photographs, a video or a camera's pictures with a trained model.
 
     python demo/demo.py --config-file F --input PHOTO FOLDER 'GLOB' --output OUT MODEL.WEIGHTS CHECKPOINT
     python demo/demo.py --config-file F --video-input VIDEO --output OUT MODEL.WEIGHTS CHECKPOINT
     python demo/demo.py --config-file F --webcam MODEL.WEIGHTS CHECKPOINT
 
 Photographs: OUT gets NAME_TASK.png, with class names and scores, and, with --json, NAME_TASK.json: file name, size,
-task and `segments_info` with names, scores, areas, boxes and masks (COCO's compressed RLE).
+task and `segments_info` with names, scores, areas, boxes and masks (COCO's compressed RLE); of an image classifier,
+`classes` with the names and probabilities of the five most probable ones.
 Videos: OUT gets NAME_TASK.mp4 (without sound), in which an object keeps its number and colour, and, with --json,
 NAME_TASK.jsonl, with one line of JSON per frame. The video has the duration of its input; animated images (GIF, WebP,
 PNG) are videos too. After an interruption, the same command continues where it ended.
@@ -28,6 +29,7 @@ from dinat_common.errors import report_errors, run_script
 from dinat_common.files import check_folder, user_path
 from mask2former import ConfigError, Predictor
 from mask2former.evaluation import peak_memory
+from mask2former.prediction.base import Prediction, SegmentPrediction
 from mask2former.prediction.files import (
     ERRORS_OF_ONE_INPUT,
     FileFailed,
@@ -37,7 +39,8 @@ from mask2former.prediction.files import (
     output_stems,
     predict_files,
 )
-from mask2former.prediction.results import InstancePrediction, Prediction
+from mask2former.prediction.predictor import RESULTS
+from mask2former.prediction.results import InstancePrediction
 from mask2former.tasks import TASKS
 from mask2former.utils.logs import set_up_logs
 from mask2former.video import CODECS, predict_video, run_camera
@@ -130,24 +133,28 @@ def _split_keys(values: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def selection(predictor: Predictor, options: argparse.Namespace) -> Refine:
-    """Return the function that drops segments according to --class, --min-area and --nms.
+    """Return the function that drops segments, or classes, according to --class, --min-area and --nms.
 
     Raises:
-        ConfigError: A class does not exist, or results of the task do not overlap.
+        ConfigError: A class does not exist, or results of the task have no segments or none that overlap.
     """
     known = predictor.classes().names
     unknown = [name for name in options.classes or [] if name not in known]
     if unknown:
         raise ConfigError(f"--class {', '.join(unknown)}: the classes are {', '.join(known)}")
-    if options.nms is not None and predictor.task != "instance":
+    kind = RESULTS[predictor.task]
+    for option, given in {"--nms": options.nms is not None, "--min-area": options.min_area}.items():
+        if given and not issubclass(kind, SegmentPrediction):
+            raise ConfigError(f"{option} is for segments: {predictor.task} results have none")
+    if options.nms is not None and not issubclass(kind, InstancePrediction):
         raise ConfigError(f"--nms is for --task instance: {predictor.task} segments do not overlap")
 
     def refine(prediction: Prediction) -> Prediction:
         if isinstance(prediction, InstancePrediction) and options.nms is not None:
             prediction = prediction.without_duplicates(options.nms)
-        if options.min_area or options.classes:
-            prediction = prediction.filter(min_area=options.min_area, classes=options.classes)
-        return prediction
+        if isinstance(prediction, SegmentPrediction) and options.min_area:
+            prediction = prediction.filter(min_area=options.min_area)
+        return prediction.filter(classes=options.classes) if options.classes else prediction
 
     return refine
 

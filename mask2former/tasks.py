@@ -1,6 +1,6 @@
 """The tasks, three of segmentation and classification: what each needs from a data set, and what it produces."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ class TaskSpec:
         outputs: Tasks whose results the annotations allow to be evaluated.
         label: Short name for people.
         description: Description of the result for people.
+        no_threshold: Reason why no confidence threshold applies to its results; empty if one does.
     """
 
     name: Task
@@ -47,6 +48,7 @@ class TaskSpec:
     outputs: tuple[Task, ...]
     label: str
     description: str
+    no_threshold: str = ""
 
 
 # From the richest result to the plainest.
@@ -97,6 +99,7 @@ TASKS: Mapping[Task, TaskSpec] = {
             outputs=("semantic",),
             label="Semantic",
             description="the class of each pixel",
+            no_threshold="semantic results have no confidence threshold: every pixel gets its best class",
         ),
         TaskSpec(
             name="classification",
@@ -112,6 +115,7 @@ TASKS: Mapping[Task, TaskSpec] = {
             outputs=("classification",),
             label="Classes",
             description="the most probable classes of the whole image",
+            no_threshold="classification has no confidence threshold: every image gets its best classes",
         ),
     )
 }
@@ -156,6 +160,13 @@ def tasks_of(cfg: CfgNode) -> tuple[Task, ...]:
     return tuple(name for name, switch in SEGMENTATION_SWITCHES.items() if cfg.MODEL.MASK_FORMER.TEST[switch])
 
 
+def tasks_of_model(model: object) -> tuple[Task, ...]:
+    """Tasks that a model can perform, whatever its config turns on."""
+    names = [kind.__name__ for kind in type(model).__mro__]
+    architecture = next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), ARCHITECTURES["MaskFormer"])
+    return tuple(SEGMENTATION_SWITCHES) if architecture.tasks is None else architecture.tasks
+
+
 def class_count(cfg: CfgNode) -> int:
     """Number of classes of the model of a config, under the key that its architecture names."""
     value: Any = cfg
@@ -190,19 +201,23 @@ def thing_ids(metadata: Metadata) -> frozenset[int] | None:
     return frozenset() if metadata.get("stuff_classes") and not metadata.get("thing_classes") else None
 
 
-def checked_task(task: Task | None, threshold: float | None, metadata: Metadata) -> Task:
+def checked_task(
+    task: Task | None, threshold: float | None, metadata: Metadata, performed: Sequence[Task] = tuple(TASKS)
+) -> Task:
     """Check that a model of these classes can perform a task and that a confidence threshold applies to it.
 
     Args:
         task: The task; None is refused.
         threshold: Lowest score of a segment or an instance; None if there is none.
         metadata: Metadata of the data set whose classes the model predicts.
+        performed: Tasks that the model can perform, see `tasks_of_model`.
 
     Returns:
         The task.
 
     Raises:
-        ConfigError: The classes do not allow the task, or the threshold is not between 0 and 1 or has no meaning.
+        ConfigError: The classes or the model do not allow the task, or the threshold is not between 0 and 1 or has no
+            meaning.
     """
     if task is not None and task not in tuple(TASKS):
         raise ConfigError(f"task {task!r}: expected {', '.join(TASKS)}")
@@ -210,10 +225,10 @@ def checked_task(task: Task | None, threshold: float | None, metadata: Metadata)
     if task is None or task not in possible:
         allowed = " or ".join(possible) or "none"
         raise ConfigError(f"task {task or 'of this config'}: the classes of {metadata.name} allow {allowed}")
+    if task not in performed:
+        raise ConfigError(f"task {task!r}: the model of this config performs {' and '.join(performed)} only")
     if threshold is not None:
         checked_fraction(threshold, "confidence threshold")
-    if threshold is not None and task == "semantic":
-        raise ConfigError("semantic results have no confidence threshold: every pixel gets its best class")
-    if threshold is not None and task == "classification":
-        raise ConfigError("classification has no confidence threshold: every image gets its best classes")
+        if TASKS[task].no_threshold:
+            raise ConfigError(TASKS[task].no_threshold)
     return task

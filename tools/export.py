@@ -4,10 +4,11 @@
     python tools/export.py --config-file F --format onnx --output model.onnx MODEL.WEIGHTS model.pth
     python tools/export.py --config-file F --format torch-export --output model.pt2 --free batch MODEL.WEIGHTS model.pth
 
-The file holds the network, from raw pixels to class and mask logits, and what a program needs to use it: classes,
-colours, sizes and thresholds (ONNX: metadata_props; .pt2: description.json). It is verified on three images: outputs
-and results are compared with the model's, and a table lists time and memory of both. tools/onnx_infer.py runs an ONNX
-file on images. Exit status: 0 exported and equal to the model; 1 not; 2 wrong command line.
+The file holds the network, from raw pixels to class and mask logits (of an image classifier, to class logits), and what
+a program needs to use it: classes, colours, sizes and thresholds (ONNX: metadata_props; .pt2: description.json). It is
+verified on three images: outputs and results are compared with the model's, and a table lists time and memory of both.
+tools/onnx_infer.py runs an ONNX file on images.
+Exit status: 0 exported and equal to the model; 1 not; 2 wrong command line.
 """
 
 import argparse
@@ -33,16 +34,12 @@ from mask2former.data.datasets import predicted_metadata
 from mask2former.data.datasets.custom import register_custom_datasets
 from mask2former.data.datasets.shapes import draw_scene
 from mask2former.data.image_io import configured_range, read_image
-from mask2former.export import describe, export_network, save_onnx, save_torch_export
-from mask2former.export.network import side_step
-from mask2former.export.numpy_postprocessing import image_sizes
-from mask2former.export.verification import MARGIN, ImageComparison, verify
+from mask2former.export import ExportError, describe, export_form, export_network, save_onnx, save_torch_export
+from mask2former.export.verification import Comparison, verify
 
 SAVERS = {"onnx": save_onnx, "torch-export": save_torch_export}
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 CONFIG_KEY = re.compile(r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST)\.[A-Z0-9_.]+")
-# Height and width of a photograph: the input's default size is what the config makes of it.
-PHOTOGRAPH = (480, 640)
 # Smallest and largest side of drawn images.
 SIDES = (64, 640)
 # Backends that trace to a graph of common operators.
@@ -82,8 +79,12 @@ def export(options: argparse.Namespace) -> bool:
     exported_cfg.merge_from_list([part for pair in EXPORTABLE.items() for part in pair])
     model = build_model(exported_cfg)
     Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    limits = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, side_step(model))
-    size = options.size or image_sizes(PHOTOGRAPH, *limits).padded
+    form = export_form(model)
+    size = options.size or form.default_size(cfg, model)
+    if form.one_size and size != form.default_size(cfg, model):
+        raise ExportError(
+            f"--size {size[0]} {size[1]}: the config's images are {' x '.join(map(str, form.default_size(cfg, model)))}"
+        )
     description = describe(cfg, model, predicted_metadata(cfg), options.free)
     check_file(options.output, sum(value.nbytes for value in model.state_dict().values()))
     start = time.perf_counter()
@@ -119,18 +120,10 @@ def drawn_images(size: tuple[int, int]) -> dict[str, NDArray[np.uint8]]:
     }
 
 
-def table(comparisons: Sequence[ImageComparison], costs: Mapping[str, tuple[float, float, float]]) -> str:
+def table(comparisons: Sequence[Comparison], costs: Mapping[str, tuple[float, float, float]]) -> str:
     """Both results of `verify` as tables in Markdown."""
-    names = ["image", "mask logits: difference / range", "class logits", *comparisons[0].results]
-    rows = [
-        [c.name, f"{c.mask_difference:.1e}", f"{c.logit_difference:.1e}"]
-        + [f"{count} of {c.pixels} differ" if count else "equal" for count in c.results.values()]
-        + [c.undecided, "ok" if c.passes else "FAILED"]
-        for c in comparisons
-    ]
-    compared = tabulate(
-        rows, headers=[*names, f"excluded: within {MARGIN}", ""], tablefmt="github", disable_numparse=True
-    )
+    rows = [comparison.cells() for comparison in comparisons]
+    compared = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
     seconds = f"seconds per image, {torch.get_num_threads()} thread(s)"
     measured = tabulate(
         [[program, *values] for program, values in costs.items()],
@@ -156,7 +149,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         nargs=2,
         type=int,
         metavar=("H", "W"),
-        help="height and width of the input, multiples of 32; default: of a photograph of 640 x 480 in this config",
+        help="height and width of the input, multiples of 32; default: of a photograph of 640 x 480 in this config. "
+        "Image classifiers have the size of the config",
     )
     parser.add_argument(
         "--free",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Segment images with a model that tools/export.py wrote, without PyTorch and Detectron2.
+"""Segment or classify images with a model that tools/export.py wrote, without PyTorch and Detectron2.
 
     python tools/onnx_infer.py model.onnx PHOTO ... --output OUT [--task panoptic] [--confidence-threshold 0.5]
 
@@ -8,8 +8,9 @@ mask2former/export/exported_model.py, mask2former/export/numpy_postprocessing.py
 mask2former/data/photographs.py and mask2former/utils/input_files.py. Colours with 16 bits per channel and some TIFF
 files need OpenCV, too (pip install opencv-python-headless). PHOTO is an image, a folder of images or a glob. Writes to
 OUT: NAME_TASK.png, an overlay; NAME_TASK_ids.png, the segment (or class) of each pixel; NAME_TASK.json, the segments
-with class, score, area and box. Images of one name get numbers (NAME_TASK_2.png, ...). Exit status: 0 all images done;
-1 some failed; 2 wrong command line.
+with class, score, area and box. Images of one name get numbers (NAME_TASK_2.png, ...). Of an image classifier, the five
+most probable classes are printed and written to NAME_classification.json. Exit status: 0 all images done; 1 some
+failed; 2 wrong command line.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-TASKS = ("panoptic", "instance", "semantic")
+TASKS = ("panoptic", "instance", "semantic", "classification")
 # Opacity of segments in the overlay.
 FILL = 0.55
 # As in Predictor: results of larger images are made at this many pixels, and enlarged.
@@ -107,6 +108,19 @@ def _predict_at(
     return ids, found
 
 
+def classify(model: Any, image: NDArray[np.uint8]) -> list[dict]:
+    """The most probable classes of an RGB image [H, W, 3], the best first."""
+    about = model.description
+    crop = post.crop_of(image.shape[:2], about["shorter_side"], about["crop"])
+    resized = np.asarray(Image.fromarray(image).resize(crop.resized[::-1], Image.Resampling.BICUBIC))
+    pixels = resized[crop.rows, crop.columns]
+    ((logits,),) = model(post.network_input(pixels, pixels.shape[:2], about["image_format"], about["pixel_mean"]))
+    return [
+        {"category_id": i, "category_name": about["classes"][i]["name"], "probability": round(probability, 6)}
+        for i, probability in post.top_classes(logits)
+    ]
+
+
 def describe_segments(ids: Any, segments: Sequence[dict], classes: Sequence[Mapping[str, Any]]) -> list[dict]:
     """Add class names, areas in pixels and boxes [x, y, width, height] in the map to segments."""
     described = []
@@ -155,10 +169,23 @@ def save(path: Path, write: Callable[[Path], object]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def write_json(file: Path, path: Path, image: NDArray[np.uint8], found: Mapping[str, Any]) -> None:
+    """Write what was found in the image of a path."""
+    height, width = image.shape[:2]
+    text = json.dumps({"file_name": str(path), "height": height, "width": width, **found}, indent=1)
+    save(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
 def process(model: Any, path: Path, stem: Path, options: argparse.Namespace) -> str:
-    """Segment an image file, write the results, whose paths begin with `stem`, and return a line about them."""
+    """Predict an image file, write the results, whose paths begin with `stem`, and return a line about them."""
     image = photographs.read_rgb(path, options.value_range)
     start = time.perf_counter()
+    if options.task == "classification":
+        found, data = classify(model, image), stem.with_name(f"{stem.name}.json")
+        seconds = time.perf_counter() - start
+        write_json(data, path, image, {"task": options.task, "classes": found})
+        names = ", ".join(f"{entry['category_name']} {100 * entry['probability']:.1f}%" for entry in found)
+        return f"{path}: {names}, {seconds:.2f} s -> {data}"
     ids, segments = predict(model, image, options.task, options.confidence_threshold)
     seconds = time.perf_counter() - start
     classes = model.description["classes"]
@@ -166,9 +193,7 @@ def process(model: Any, path: Path, stem: Path, options: argparse.Namespace) -> 
     picture, numbers, data = (stem.with_name(f"{stem.name}{ending}") for ending in (".png", "_ids.png", ".json"))
     save(picture, Image.fromarray(overlay(image, ids, segments, classes)).save)
     save(numbers, Image.fromarray(ids.astype(np.uint16)).save)
-    result = {"file_name": str(path), "height": ids.shape[0], "width": ids.shape[1], "segments_info": described}
-    text = json.dumps(result, indent=1)
-    save(data, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    write_json(data, path, image, {"segments_info": described})
     names = ", ".join(dict.fromkeys(segment["category_name"] for segment in described)) or "nothing"
     return f"{path}: {len(described)} segments ({names}), {seconds:.2f} s -> {picture}"
 
@@ -222,6 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.task = options.task or tasks[0]
     if options.task not in tasks:
         parser.error(f"--task {options.task}: the model has {', '.join(tasks)}")
+    if options.task == "classification" and options.confidence_threshold is not None:
+        parser.error("--confidence-threshold is for segments: classification has none")
     try:
         given = options.value_range or model.description.get("value_range", ())
         options.value_range = photographs.checked_range(given, "--value-range")

@@ -3,6 +3,6 @@
 `exported_model` and `numpy_postprocessing` use such a file without PyTorch; both can be copied alone.
 """
 
-from .network import ExportError, Freedom, describe, export_network, save_onnx, save_torch_export
+from .network import ExportError, Freedom, describe, export_form, export_network, save_onnx, save_torch_export
 
-__all__ = ["ExportError", "Freedom", "describe", "export_network", "save_onnx", "save_torch_export"]
+__all__ = ["ExportError", "Freedom", "describe", "export_form", "export_network", "save_onnx", "save_torch_export"]

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-# Class logits [B, Q, K + 1] and mask logits [B, Q, h, w].
-Outputs = tuple[Floats, Floats]
+# Outputs of a network: class logits [B, Q, K + 1] and mask logits [B, Q, h, w]; of a classifier, logits [B, K] alone.
+Outputs = tuple[Floats, ...]
 Program = Callable[[Floats], Outputs]
 
+# Names of the outputs in the file that `measure` writes.
+_NAMES = ("logits", "masks")
 # A program is timed this often, but not started again after this many seconds.
 _REPEATS = 3
 _SECONDS = 20.0
@@ -65,9 +67,8 @@ class OnnxModel:
         self.fixed_size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
     def __call__(self, image: Floats) -> Outputs:
-        """Map an input [B, 3, H, W] to class logits [B, Q, K + 1] and mask logits [B, Q, H/4, W/4]."""
-        logits, masks = (np.asarray(output) for output in self._session.run(None, {self._input.name: image}))
-        return logits, masks
+        """Map an input [B, 3, H, W] to the outputs of the network."""
+        return tuple(np.asarray(output) for output in self._session.run(None, {self._input.name: image}))
 
 
 def numpy_program(module: Any) -> Program:
@@ -76,8 +77,7 @@ def numpy_program(module: Any) -> Program:
 
     def run(image: Floats) -> Outputs:
         with torch.inference_mode():
-            logits, masks = module(torch.from_numpy(image))
-        return logits.numpy(), masks.numpy()
+            return tuple(output.numpy() for output in module(torch.from_numpy(image)))
 
     return run
 
@@ -95,14 +95,14 @@ def load_program(path: str | Path, threads: int) -> Program:
 def measure(run: Program, inputs: str | Path, outputs: str | Path) -> None:
     """Run a program on the arrays of one .npz file and write another.
 
-    The result holds NAME.logits and NAME.masks for each input NAME, `seconds` (median of runs on the first input after
-    a warm-up) and `peak_bytes` (see `peak_bytes`).
+    The result holds NAME.logits and, if the network has a second output, NAME.masks for each input NAME, `seconds`
+    (median of runs on the first input after a warm-up) and `peak_bytes` (see `peak_bytes`).
     """
     results: dict[str, Any] = {}
     with np.load(inputs) as arrays:
         images = {name: arrays[name] for name in arrays.files}
     for name, image in images.items():
-        results[f"{name}.logits"], results[f"{name}.masks"] = run(image)
+        results |= {f"{name}.{kind}": output for kind, output in zip(_NAMES, run(image), strict=False)}
     first = next(iter(images.values()))
     times: list[float] = []
     while len(times) < _REPEATS and sum(times) < _SECONDS:

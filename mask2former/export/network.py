@@ -5,8 +5,9 @@ import io
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,18 @@ from dinat_common.files import atomic_write
 from mask2former.data.classes import ClassTable
 from mask2former.data.image_io import configured_range
 from mask2former.maskformer_model import MaskFormer
+from mask2former.modeling.meta_arch.image_classifier import ImageClassifier
+
+from .numpy_postprocessing import image_sizes
 
 # What may differ from call to call: nothing, the number of images, or also their height and width.
 Freedom = Literal["none", "batch", "size"]
-# Names of the input and of the outputs.
-INPUT, OUTPUTS = "image", ("pred_logits", "pred_masks")
+# Name of the input.
+INPUT = "image"
 # The stride of the coarsest feature map: the sides of an input are multiples of it whatever the backbone requires.
 _STRIDE = 32
+# Height and width of a photograph: the input's default size is what the config makes of it.
+_PHOTOGRAPH = (480, 640)
 # The first with GridSample "linear" and Gelu; onnxruntime supports it since 1.17.
 _OPSET = 20
 # Name of the description among the extra files of a .pt2.
@@ -55,12 +61,32 @@ class ExportedNetwork(nn.Module):
         return outputs["pred_logits"].float(), outputs["pred_masks"].float()
 
 
+class ExportedClassifier(nn.Module):
+    """An ImageClassifier from raw pixels (normalisation included) to class logits."""
+
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        """Map crops of images, float32 [B, 3, H, W] in 0..255, to class logits [B, K].
+
+        Channels have the order of `INPUT.FORMAT`.
+        """
+        return (self.model.logits((image - self.model.pixel_mean) / self.model.pixel_std).float(),)
+
+
 def side_step(model: MaskFormer) -> int:
     """Number of pixels that the sides of a model's input are multiples of."""
     return max(_STRIDE, model.size_divisibility)
 
 
-def export_network(model: MaskFormer, size: tuple[int, int], freedom: Freedom = "none") -> ExportedProgram:
+def _size_of_photograph(cfg: CfgNode, model: MaskFormer) -> tuple[int, int]:
+    limits = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, side_step(model)
+    return image_sizes(_PHOTOGRAPH, *limits).padded
+
+
+def export_network(model: nn.Module, size: tuple[int, int], freedom: Freedom = "none") -> ExportedProgram:
     """Trace a model on the CPU with torch.export.
 
     Args:
@@ -71,11 +97,14 @@ def export_network(model: MaskFormer, size: tuple[int, int], freedom: Freedom = 
             several times as long.
 
     Raises:
-        ExportError: The size is not a multiple of `side_step`.
+        ExportError: Models of this meta-architecture can't be exported, or not with this size or freedom.
     """
-    step = side_step(model)
+    form = export_form(model)
+    step = form.side_step(model)
     if any(side < step or side % step for side in size):
         raise ExportError(f"size {size[0]} x {size[1]}: expected multiples of {step}")
+    if freedom == "size" and form.one_size:
+        raise ExportError(f"--free size: a {type(model).__name__} sees images of one size; --free batch is possible")
     shapes: dict[int, Any] = {}
     if freedom != "none":
         shapes[0] = Dim("batch", min=1, max=256)
@@ -89,7 +118,7 @@ def export_network(model: MaskFormer, size: tuple[int, int], freedom: Freedom = 
     example = torch.zeros(1 if freedom == "none" else 2, 3, *size)
     with torch.no_grad():
         return torch.export.export(
-            ExportedNetwork(model),
+            form.network(model),
             (example,),
             dynamic_shapes={INPUT: shapes} if shapes else None,
             strict=False,
@@ -98,7 +127,7 @@ def export_network(model: MaskFormer, size: tuple[int, int], freedom: Freedom = 
         )
 
 
-def describe(cfg: CfgNode, model: MaskFormer, metadata: Metadata, freedom: Freedom) -> dict[str, Any]:
+def describe(cfg: CfgNode, model: nn.Module, metadata: Metadata, freedom: Freedom) -> dict[str, Any]:
     """Collect what a program needs to prepare images for an exported model and to turn its outputs into results.
 
     Args:
@@ -109,7 +138,23 @@ def describe(cfg: CfgNode, model: MaskFormer, metadata: Metadata, freedom: Freed
 
     Returns:
         A dict of values that JSON can hold.
+
+    Raises:
+        ExportError: Models of this meta-architecture can't be exported.
     """
+    form = export_form(model)
+    return {
+        "outputs": list(form.outputs),
+        "image_format": cfg.INPUT.FORMAT,
+        "value_range": list(configured_range(cfg) or ()),
+        "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
+        "freedom": freedom,
+        "config_sha256": hashlib.sha256(cfg.dump().encode()).hexdigest(),
+        **form.describe(cfg, model, metadata),
+    }
+
+
+def _describe_segmentation(cfg: CfgNode, model: MaskFormer, metadata: Metadata) -> dict[str, Any]:
     settings = model.inference_settings
     tasks, things = list(settings.tasks), settings.thing_ids
     # An instance data set numbers only its things; all others number things and stuff together.
@@ -121,25 +166,61 @@ def describe(cfg: CfgNode, model: MaskFormer, metadata: Metadata, freedom: Freed
             {"name": table.name(i), "color": list(table.color(i)), "isthing": things is None or i in things}
             for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
         ],
-        "image_format": cfg.INPUT.FORMAT,
-        "value_range": list(configured_range(cfg) or ()),
-        "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
         "divisibility": side_step(model),
-        "freedom": freedom,
         "object_mask_threshold": settings.object_mask_threshold,
         "overlap_threshold": settings.overlap_threshold,
         "detections_per_image": settings.detections_per_image,
         "resize_masks_first": settings.resize_masks_first,
-        "config_sha256": hashlib.sha256(cfg.dump().encode()).hexdigest(),
     }
+
+
+@dataclass(frozen=True)
+class ExportForm:
+    """How models of a meta-architecture are exported.
+
+    Attributes:
+        network: Class of the exported module, made of a model.
+        outputs: Names of its outputs.
+        side_step: Function that returns the number of pixels that the sides of a model's input are multiples of.
+        default_size: Function that returns height and width of the input, given the config and the model.
+        describe: Function that returns what depends on the meta-architecture in `describe`.
+        one_size: Whether models see images of one size alone.
+    """
+
+    network: Callable[[Any], nn.Module]
+    outputs: tuple[str, ...]
+    side_step: Callable[[Any], int]
+    default_size: Callable[[CfgNode, Any], tuple[int, int]]
+    describe: Callable[[CfgNode, Any, Metadata], dict[str, Any]]
+    one_size: bool = False
+
+
+# By the name of the meta-architecture.
+FORMS: Mapping[str, ExportForm] = {
+    "MaskFormer": ExportForm(
+        ExportedNetwork, ("pred_logits", "pred_masks"), side_step, _size_of_photograph, _describe_segmentation
+    ),
+}
+
+
+def export_form(model: nn.Module) -> ExportForm:
+    """The entry of `FORMS` for a model, or for a class that it is derived from.
+
+    Raises:
+        ExportError: There is none.
+    """
+    form = next((FORMS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in FORMS), None)
+    if form is None:
+        raise ExportError(f"a {type(model).__name__} can't be exported; {' and '.join(FORMS)} can")
+    return form
 
 
 def save_onnx(program: ExportedProgram, path: str | Path, description: Mapping[str, Any]) -> None:
     """Write a program as one ONNX file that is either complete or absent.
 
-    The entries of `description` become `metadata_props` of the model, each as JSON.
+    The entries of `description`, see `describe`, become `metadata_props` of the model, each as JSON.
 
     Raises:
         ExportError: The packages of the extra `export` are missing, or the weights are too large for one file.
@@ -153,7 +234,7 @@ def save_onnx(program: ExportedProgram, path: str | Path, description: Mapping[s
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with redirect_stdout(io.StringIO()):
         exported = torch.onnx.export(
-            program, dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=_OPSET
+            program, dynamo=True, input_names=[INPUT], output_names=list(description["outputs"]), opset_version=_OPSET
         )
     if exported is None:
         raise ExportError("torch.onnx.export returned no program")

@@ -4,6 +4,7 @@ This file imports only NumPy and nothing of this project, so that it can be copi
 `mask2former.modeling.inference`, which names their sources.
 
     image [H, W, 3] -> `image_sizes`, resize -> `network_input` -> the model -> `NumpyMasks` -> `panoptic`, ...
+    image [H, W, 3] -> `crop_of`, resize, crop -> `network_input` -> the model -> `top_classes`
 
 Shapes:
     Q: queries; K: classes; h, w: height and width of the model's masks; H, W: those of the result; N: instances
@@ -63,6 +64,46 @@ def image_sizes(
     rows, columns = (max(1, int(side + 0.5)) for side in sides)
     padded = (-(-rows // divisibility) * divisibility, -(-columns // divisibility) * divisibility)
     return ImageSizes(padded, (rows, columns), size)
+
+
+class Crop(NamedTuple):
+    """Part of a resized image that an image classifier sees.
+
+    Attributes:
+        resized: Height and width of the resized image.
+        rows: Rows of the crop.
+        columns: Columns of the crop.
+    """
+
+    resized: Size
+    rows: slice
+    columns: slice
+
+
+def crop_of(size: Size, shorter_side: int, crop: int) -> Crop:
+    """Choose the size that an image is resized to, bicubically, and the square crop of its centre.
+
+    Args:
+        size: Height and width of the image.
+        shorter_side: Length that the shorter side is resized to.
+        crop: Side of the crop, at most `shorter_side`.
+    """
+    rows, columns = (shorter_side if side == min(size) else int(shorter_side * side / min(size)) for side in size)
+    # In the order in which torchvision rounds.
+    top, left = (round((side - crop) / 2.0) for side in (rows, columns))
+    return Crop((rows, columns), slice(top, top + crop), slice(left, left + crop))
+
+
+def top_classes(logits: Floats, count: int = 5) -> list[tuple[int, float]]:
+    """Ids and probabilities of the most probable classes of an image, the best first.
+
+    Args:
+        logits: Class logits [K].
+        count: Number of classes.
+    """
+    probabilities = _softmax(logits)
+    order = np.argsort(-probabilities, kind="stable")[:count]
+    return [(int(i), float(probabilities[i])) for i in order]
 
 
 def network_input(pixels: NDArray[np.uint8], size: Size, image_format: str, pixel_mean: Sequence[float]) -> Floats:

@@ -19,26 +19,26 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from dinat_common.files import writing
 from mask2former.checkpoint import Checkpointer
 from mask2former.config import setup_cfg
 from mask2former.data.datasets.custom import register_custom_datasets
-from mask2former.maskformer_model import MaskFormer
 from mask2former.modeling import inference
 from mask2former.modeling.inference import InferenceSettings, Queries
 from mask2former.tasks import TASKS
 
 from . import exported_model
 from . import numpy_postprocessing as portable
-from .network import ExportedNetwork, ExportError
+from .network import ExportError, export_form
 from .numpy_postprocessing import Floats, ImageSizes, NumpyMasks, Size
 
-# Class logits [Q, K + 1] and mask logits [Q, h, w] of one image.
-ImageOutputs = tuple[Floats, Floats]
+# Class logits [Q, K + 1] and mask logits [Q, h, w] of one image; of a classifier, logits [K] alone.
+ImageOutputs = tuple[Floats, ...]
 Results = Mapping[str, NDArray[Any]]
 
-# Largest difference of mask logits, relative to the range of all mask logits of an image.
+# Largest difference of mask logits, or of a classifier's logits, relative to the range of all of them of an image.
 TOLERANCE = 1e-3
 # Where two segments are equally likely, or a mask probability is 1/2, rounding decides, which differs between programs.
 # Panoptic pixels are excluded if the two best probabilities, or the mask's and 1/2, are at most this far apart.
@@ -76,20 +76,101 @@ class ImageComparison:
         allowed = {task: 0 if task == "panoptic" else UNDECIDED * self.pixels for task in self.results}
         return self.mask_difference < TOLERANCE and all(self.results[task] <= allowed[task] for task in allowed)
 
+    def cells(self) -> dict[str, Any]:
+        """Row of a table, by the headers of its columns."""
+        return {
+            "image": self.name,
+            "mask logits: difference / range": f"{self.mask_difference:.1e}",
+            "class logits": f"{self.logit_difference:.1e}",
+            **{task: f"{count} of {self.pixels} differ" if count else "equal" for task, count in self.results.items()},
+            f"excluded: within {MARGIN}": self.undecided,
+            "": "ok" if self.passes else "FAILED",
+        }
+
+
+@dataclass(frozen=True)
+class ClassComparison:
+    """Differences between an exported classifier and its model on one image.
+
+    Attributes:
+        name: Name of the image.
+        logit_difference: Largest difference of class logits, relative to their range.
+        found: The most probable class by the exported file.
+        expected: The most probable class by the model.
+        undecided: Always 0, as in `ImageComparison`.
+    """
+
+    name: str
+    logit_difference: float
+    found: int
+    expected: int
+    undecided: int = 0
+
+    @property
+    def passes(self) -> bool:
+        """Whether logits are close and the best class is the same."""
+        return self.logit_difference < TOLERANCE and self.found == self.expected
+
+    def cells(self) -> dict[str, Any]:
+        """Row of a table, by the headers of its columns."""
+        same = "equal" if self.found == self.expected else f"{self.found} instead of {self.expected}"
+        return {
+            "image": self.name,
+            "class logits: difference / range": f"{self.logit_difference:.1e}",
+            "best class": same,
+            "": "ok" if self.passes else "FAILED",
+        }
+
+
+Comparison = ImageComparison | ClassComparison
+
+
+class _SegmentationCheck:
+    """The input that a segmentation model gets for an image, and the comparison of its outputs."""
+
+    def __init__(self, image: NDArray[np.uint8], description: Mapping[str, Any], fixed_size: Size | None) -> None:
+        limits = (description["min_size"], description["max_size"], description["divisibility"])
+        self._description = description
+        self._sizes = portable.image_sizes((image.shape[0], image.shape[1]), *limits, fixed_size)
+        pixels = np.asarray(Image.fromarray(image).resize(self._sizes.image[::-1], Image.Resampling.BILINEAR))
+        self.input = portable.network_input(
+            pixels, self._sizes.padded, description["image_format"], description["pixel_mean"]
+        )
+
+    def compare(self, name: str, got: ImageOutputs, expected: ImageOutputs, model: Any) -> ImageComparison:
+        return compare(name, got, expected, self._sizes, model.inference_settings, self._description)
+
+
+class _ClassificationCheck:
+    """The input that an image classifier gets for an image, and the comparison of its outputs."""
+
+    def __init__(self, image: NDArray[np.uint8], description: Mapping[str, Any], fixed_size: Size | None) -> None:
+        side = description["crop"]
+        crop = portable.crop_of((image.shape[0], image.shape[1]), description["shorter_side"], side)
+        resized = np.asarray(Image.fromarray(image).resize(crop.resized[::-1], Image.Resampling.BICUBIC))
+        pixels = resized[crop.rows, crop.columns]
+        self.input = portable.network_input(
+            pixels, fixed_size or (side, side), description["image_format"], description["pixel_mean"]
+        )
+
+    def compare(self, name: str, got: ImageOutputs, expected: ImageOutputs, model: Any) -> ClassComparison:
+        (found,), (wanted,) = got, expected
+        return ClassComparison(name, _relative(found, wanted), int(found.argmax()), int(wanted.argmax()))
+
 
 def verify(
     path: Path,
-    model: MaskFormer,
+    model: nn.Module,
     cfg: CfgNode,
     description: Mapping[str, Any],
     images: Mapping[str, NDArray[np.uint8]],
     fixed_size: Size | None,
-) -> tuple[list[ImageComparison], dict[str, tuple[float, float, float]]]:
+) -> tuple[list[Comparison], dict[str, tuple[float, float, float]]]:
     """Run a file and the model on images, each in its own process, and compare.
 
     Args:
         path: The exported file.
-        model: The model; only its inference settings and the size of its weights are used.
+        model: The model; only its inference settings, if any, and the size of its weights are used.
         cfg: Config of the model without the changes for the export, with absolute paths.
         description: Description in the file; see `mask2former.export.describe`.
         images: RGB images [H, W, 3] by name.
@@ -101,14 +182,9 @@ def verify(
     Raises:
         ExportError: One of the processes failed.
     """
-    limits = (description["min_size"], description["max_size"], description["divisibility"])
-    inputs, sizes = {}, {}
-    for name, image in images.items():
-        sizes[name] = portable.image_sizes((image.shape[0], image.shape[1]), *limits, fixed_size)
-        pixels = np.asarray(Image.fromarray(image).resize(sizes[name].image[::-1], Image.Resampling.BILINEAR))
-        inputs[name] = portable.network_input(
-            pixels, sizes[name].padded, description["image_format"], description["pixel_mean"]
-        )
+    check_kind = _ClassificationCheck if description["tasks"] == ["classification"] else _SegmentationCheck
+    checks = {name: check_kind(image, description, fixed_size) for name, image in images.items()}
+    inputs: dict[str, Any] = {name: check.input for name, check in checks.items()}
     with tempfile.TemporaryDirectory() as folder:
         config_file = Path(folder, "config.yaml")
         with writing(folder):
@@ -117,9 +193,10 @@ def verify(
         original = measure_in_process(["-m", __name__, str(config_file)], folder)
         exported = measure_in_process([exported_model.__file__, str(path)], folder)
     comparisons = []
-    for name in images:
-        expected, got = ((r[f"{name}.logits"][0], r[f"{name}.masks"][0]) for r in (original, exported))
-        comparisons.append(compare(name, got, expected, sizes[name], model.inference_settings, description))
+    for name, check in checks.items():
+        keys = [key for key in (f"{name}.logits", f"{name}.masks") if key in original]
+        expected, got = (tuple(results[key][0] for key in keys) for results in (original, exported))
+        comparisons.append(check.compare(name, got, expected, model))
     # As large as a checkpoint that holds only the weights.
     weights = sum(value.nbytes for value in model.state_dict().values())
     program = "onnxruntime" if path.suffix == ".onnx" else "torch.export"
@@ -163,17 +240,22 @@ def compare(
         settings: Inference settings of the model.
         description: Description in the file.
     """
-    ours, theirs = numpy_results(*got, sizes, description), model_results(*expected, sizes, settings)
+    (logits, masks), (expected_logits, expected_masks) = got, expected
+    ours = numpy_results(logits, masks, sizes, description)
+    theirs = model_results(expected_logits, expected_masks, sizes, settings)
     results, undecided = count_differences(ours, theirs), 0
     pixels = sizes.result[0] * sizes.result[1]
     if results.get("panoptic", pixels) < pixels:
-        undecided = count_undecided(*expected, sizes, description, ours["panoptic"] != theirs["panoptic"])
+        differ = ours["panoptic"] != theirs["panoptic"]
+        undecided = count_undecided(expected_logits, expected_masks, sizes, description, differ)
         results["panoptic"] -= undecided
-    logit_difference, mask_difference = (
-        float(np.abs(a - b).max() / max(np.ptp(b), np.finfo(np.float32).tiny))
-        for a, b in zip(got, expected, strict=True)
-    )
+    logit_difference, mask_difference = (_relative(a, b) for a, b in zip(got, expected, strict=True))
     return ImageComparison(name, mask_difference, logit_difference, results, undecided, pixels)
+
+
+def _relative(got: Floats, expected: Floats) -> float:
+    """Largest difference, relative to the range of the expected values."""
+    return float(np.abs(got - expected).max() / max(np.ptp(expected), np.finfo(np.float32).tiny))
 
 
 def numpy_results(logits: Floats, masks: Floats, sizes: ImageSizes, description: Mapping[str, Any]) -> Results:
@@ -241,7 +323,7 @@ def measure_model(config_file: str, inputs: str, outputs: str, threads: str) -> 
     register_custom_datasets(cfg.DATASETS.CUSTOM, ".")
     model = build_model(cfg)
     Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    exported_model.measure(exported_model.numpy_program(ExportedNetwork(model)), inputs, outputs)
+    exported_model.measure(exported_model.numpy_program(export_form(model).network(model)), inputs, outputs)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Shapes:
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from detectron2.modeling.postprocessing import sem_seg_postprocess
@@ -18,6 +18,19 @@ from torch import Tensor
 from mask2former.tasks import TASKS, Task
 
 from .mask_resizing import Resize, ResizedMasks, Size, class_map, first_largest
+
+
+class RawOutput(Protocol):
+    """Raw output of a network for one image, from which results are made as often as needed."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the output, on any device."""
+        ...
+
+    def results(self, size: Size, settings: "InferenceSettings") -> dict[str, Any]:
+        """Compute the results of `settings.tasks` at a size; see `run`."""
+        ...
 
 
 class Queries(NamedTuple):
@@ -111,7 +124,7 @@ class InferenceSettings:
     semantic_scores: bool = True
 
 
-def run(output: Queries | PixelScores, size: Size, settings: InferenceSettings) -> dict[str, Any]:
+def run(output: RawOutput, size: Size, settings: InferenceSettings) -> dict[str, Any]:
     """Compute the results of `settings.tasks` for one image.
 
     Args:

@@ -155,12 +155,18 @@ def enlargement(height: int, width: int) -> int:
     return math.ceil(MIN_LONGER_SIDE / max(height, width))
 
 
+def enlarged(image: Rgb) -> Rgb:
+    """A copy of an image (RGB [H, W, 3]), enlarged by the whole factor `enlargement`."""
+    height, width = image.shape[:2]
+    factor = enlargement(height, width)
+    picture = cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_CUBIC)
+    return np.array(picture, dtype=np.uint8)
+
+
 def draw_segments(image: Rgb, segments: Sequence[Segment], *, enlarge: bool = True) -> Rgb:
     """Draw segments over ``image`` (RGB [H, W, 3]), later ones on top, and return the picture [S, T, 3]."""
-    height, width = image.shape[:2]
-    factor = enlargement(height, width) if enlarge else 1
-    enlarged = cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_CUBIC)
-    picture = np.asarray(enlarged, dtype=np.uint8)
+    factor = enlargement(*image.shape[:2]) if enlarge else 1
+    picture = enlarged(image) if enlarge else image.copy()
     line = max(1, round(max(picture.shape[:2]) / 500))
     labels = []
     for segment in segments:

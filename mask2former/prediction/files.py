@@ -10,8 +10,9 @@ import cv2
 from dinat_common.errors import UserError
 from dinat_common.files import WriteError, write_json
 from mask2former.data.image_io import read_image
+from mask2former.prediction.base import Prediction
+from mask2former.prediction.drawing import Rgb
 from mask2former.prediction.predictor import Predictor
-from mask2former.prediction.results import Prediction, Rgb
 from mask2former.utils.input_files import find_images, output_stems
 from mask2former.utils.label_images import write_png
 

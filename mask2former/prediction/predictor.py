@@ -11,10 +11,10 @@ import logging
 import math
 import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast, overload
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from dinat_common.errors import checked_fraction
 from mask2former.checkpoint import Checkpointer
@@ -35,12 +36,14 @@ from mask2former.data.photographs import ValueRange
 from mask2former.data.resizing import ResizeShortestEdge, build_test_resize
 from mask2former.engine import available_device
 from mask2former.evaluation import config_digest, weights_digest
-from mask2former.maskformer_model import MaskFormer
 from mask2former.modeling import inference
-from mask2former.modeling.inference import InferenceSettings, Queries
+from mask2former.modeling.inference import InferenceSettings, RawOutput
+from mask2former.prediction.base import Prediction
+from mask2former.prediction.classification import ClassificationPrediction
+from mask2former.prediction.drawing import Rgb
 from mask2former.prediction.inputs import read_image, read_numbered, split
-from mask2former.prediction.results import Prediction, Rgb, from_model
-from mask2former.tasks import Task, checked_task, possible_tasks
+from mask2former.prediction.results import InstancePrediction, PanopticPrediction, SemanticPrediction
+from mask2former.tasks import Task, checked_task, possible_tasks, tasks_of_model
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,6 +61,31 @@ _MAX_PIXELS = 12_000_000
 # Images that a GPU predicts at once. A CPU gains nothing from more than one.
 _GPU_BATCH = 4
 
+# The kind of result of each task.
+RESULTS: Mapping[Task, type[Prediction]] = {
+    kind.task: kind for kind in (PanopticPrediction, InstancePrediction, SemanticPrediction, ClassificationPrediction)
+}
+
+
+class Network(Protocol):
+    """What a predictor needs of a model, whose meta-architecture is a key of `tasks.ARCHITECTURES`.
+
+    A model with `inference_settings` takes its thresholds, and the tasks that the config turns on, from them.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        ...
+
+    def eval(self) -> "Self":
+        """The model itself, in evaluation mode."""
+        ...
+
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> Sequence[RawOutput]:
+        """Raw output for each image, from which `inference.run` makes results."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
@@ -65,18 +93,18 @@ class Analysis:
 
     Attributes:
         image: RGB image [H, W, 3].
-        queries: Raw output of the network.
+        output: Raw output of the network.
         result_size: Height and width at which results are made, before they are enlarged to the size of the image.
     """
 
     image: Rgb
-    queries: Queries
+    output: RawOutput
     result_size: tuple[int, int]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the image and of the raw output, on any device."""
-        return self.image.nbytes + self.queries.nbytes
+        return self.image.nbytes + self.output.nbytes
 
     def within(self, longer_side: int) -> "Analysis":
         """The analysis of the image shrunk to at most `longer_side` pixels; its results take less time.
@@ -119,7 +147,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: MaskFormer,
+        model: Network,
         metadata: Metadata,
         task: Task | None = None,
         *,
@@ -147,12 +175,14 @@ class Predictor:
             ConfigError: The classes do not allow the task, or the threshold is not valid.
         """
         self.model = model.eval()
-        self.tasks = possible_tasks(metadata)
-        switched_on = next((name for name in self.tasks if name in model.inference_settings.tasks), None)
-        self.task = checked_task(task or switched_on, confidence_threshold, metadata)
+        self._metadata = metadata
+        self._performed = tasks_of_model(model)
+        self.tasks = tuple(name for name in possible_tasks(metadata) if name in self._performed)
+        self._usual = getattr(model, "inference_settings", None) or InferenceSettings(tasks=self._performed)
+        switched_on = next((name for name in self.tasks if name in self._usual.tasks), None)
+        self.task = self._checked(task or switched_on, confidence_threshold)
         self.confidence_threshold = confidence_threshold
         self.value_range = value_range
-        self._metadata = metadata
         self._resize = resize
         self._image_format = image_format
         self._max_pixels = _checked_size(max_pixels, "max_pixels")
@@ -219,6 +249,9 @@ class Predictor:
         Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
         return predictor
 
+    def _checked(self, task: Task | None, threshold: float | None) -> Task:
+        return checked_task(task, threshold, self._metadata, self._performed)
+
     @property
     def device(self) -> torch.device:
         """Device of the model."""
@@ -232,13 +265,13 @@ class Predictor:
     @property
     def default_overlap(self) -> float:
         """Smallest share of its mask that a panoptic segment keeps next to others in calls that name no other."""
-        return self.model.inference_settings.overlap_threshold
+        return self._usual.overlap_threshold
 
     def default_threshold(self, task: Task) -> float:
         """Lowest score of a segment or an instance of a task in calls that name no other."""
         if task == self.task and self.confidence_threshold is not None:
             return self.confidence_threshold
-        return _INSTANCE_THRESHOLD if task == "instance" else self.model.inference_settings.object_mask_threshold
+        return _INSTANCE_THRESHOLD if task == "instance" else self._usual.object_mask_threshold
 
     def classes(self, task: Task | None = None) -> ClassTable:
         """Names and colours of the classes of a task (None: the predictor's), by the ids of its results."""
@@ -248,7 +281,7 @@ class Predictor:
         """JSON-ready description of all that a prediction depends on: equal fingerprints give equal results."""
         return {
             "config": self._config_digest,
-            "weights": weights_digest(self.model),
+            "weights": weights_digest(cast(nn.Module, self.model)),
             "task": self.task,
             "confidence threshold": self.confidence_threshold,
         }
@@ -296,7 +329,7 @@ class Predictor:
             ImageReadError: An image can't be read; the message names it.
             ConfigError: The classes do not allow the task, or the threshold or the batch size is not valid.
         """
-        task = checked_task(self.task if task is None else task, confidence_threshold, self._metadata)
+        task = self._checked(self.task if task is None else task, confidence_threshold)
         batch_size = self.batch_size if batch_size is None else _checked_size(batch_size)
         given, is_one = split(images)
         if is_one:
@@ -336,16 +369,16 @@ class Predictor:
         Raises:
             ConfigError: The classes do not allow the task, or a threshold is not valid.
         """
-        task = checked_task(self.task if task is None else task, confidence_threshold, self._metadata)
+        task = self._checked(self.task if task is None else task, confidence_threshold)
         lowest = self.default_threshold(task) if confidence_threshold is None else float(confidence_threshold)
         if overlap_threshold is not None:
             overlap_threshold = checked_fraction(overlap_threshold, "overlap threshold")
         settings = self._settings(task, lowest, overlap_threshold)
-        output = inference.run(analysis.queries, analysis.result_size, settings)
-        return from_model(output, analysis.image, task, self.classes(task), lowest)
+        output = inference.run(analysis.output, analysis.result_size, settings)
+        return RESULTS[task].from_output(output, analysis.image, self.classes(task), lowest)
 
     def _settings(self, task: Task, lowest: float, overlap: float | None) -> InferenceSettings:
-        settings = replace(self.model.inference_settings, tasks=(task,), semantic_scores=False)
+        settings = replace(self._usual, tasks=(task,), semantic_scores=False)
         if task == "panoptic":
             settings = replace(settings, object_mask_threshold=lowest)
         return settings if overlap is None else replace(settings, overlap_threshold=overlap)
@@ -353,9 +386,9 @@ class Predictor:
     @torch.inference_mode()
     def _analyze(self, images: Sequence[Rgb]) -> list[Analysis]:
         """Run the network on images of one size at once."""
-        queries = _predict_batch(self.model, [self._input(image) for image in images])
+        outputs = _predict_batch(self.model, [self._input(image) for image in images])
         return [
-            Analysis(image, of_image, self._result_size(image)) for image, of_image in zip(images, queries, strict=True)
+            Analysis(image, output, self._result_size(image)) for image, output in zip(images, outputs, strict=True)
         ]
 
     def _result_size(self, image: Rgb) -> tuple[int, int]:
@@ -400,10 +433,10 @@ def _batches_of_one_size(images: Sequence[Rgb], batch_size: int) -> Iterator[lis
             yield positions[start : start + batch_size]
 
 
-def _predict_batch(model: MaskFormer, inputs: list[dict[str, Any]]) -> list[Queries]:
+def _predict_batch(model: Network, inputs: list[dict[str, Any]]) -> list[RawOutput]:
     """Run the network on a batch; split the batch and retry when memory runs out."""
     try:
-        return model.predict(inputs)
+        return list(model.predict(inputs))
     except torch.OutOfMemoryError:
         if len(inputs) == 1:
             raise

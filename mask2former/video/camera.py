@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mask2former.prediction.drawing import Rgb
 from mask2former.prediction.files import Refine, predict_each
 from mask2former.prediction.predictor import Predictor
-from mask2former.prediction.results import Rgb
 from mask2former.video.files import CODECS, default_codec, possible_rate, write_video
 from mask2former.video.reader import VideoError, frame_rate
 from mask2former.video.tracking import Tracker

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mask2former.prediction.results import Rgb
+from mask2former.prediction.drawing import Rgb
 from mask2former.video.reader import VideoError
 
 _LOG = logging.getLogger(__name__)

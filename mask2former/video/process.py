@@ -1,4 +1,4 @@
-"""Segmentation of video files: predict, track and draw each frame."""
+"""Prediction of video files: each frame is predicted and drawn, and the objects of segmentations are tracked."""
 
 import json
 import logging
@@ -12,9 +12,10 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from dinat_common.files import atomic_write
+from mask2former.prediction.base import Prediction
+from mask2former.prediction.drawing import Rgb
 from mask2former.prediction.files import ERRORS_OF_ONE_INPUT, Refine, described, predict_each
-from mask2former.prediction.predictor import Predictor
-from mask2former.prediction.results import Prediction, Rgb, from_segments
+from mask2former.prediction.predictor import RESULTS, Predictor
 from mask2former.utils.journal import Journal
 from mask2former.utils.parallel import report_interval
 from mask2former.video.files import CODECS, check_output, default_codec, possible_rate, write_video
@@ -53,7 +54,7 @@ def predict_video(
     with_json: bool = False,
     refine: Refine | None = None,
 ) -> VideoSummary:
-    """Draw the segments of each frame; an object keeps its number and colour from frame to frame.
+    """Draw the result of each frame; an object keeps its number and colour from frame to frame.
 
     The output has the duration of the input, square pixels, and no sound. Its rate is constant: that of the input, or,
     if that varies, one at which each picture begins within half an interval of its time. A frame whose prediction fails
@@ -68,7 +69,7 @@ def predict_video(
         codec: A key of `CODECS`; by default mp4v, or MJPG for odd sizes.
         batch_size: Number of frames per batch of the model.
         with_json: Whether to also write STEM.jsonl, with one line of JSON per frame: `frame` (from 0), `time` (seconds
-            from the start, as the container gives it) and `segments_info`, or `error`.
+            from the start, as the container gives it) and `segments_info` or `classes`, or `error`.
         refine: Function applied to each result before it is drawn or written, for example to drop segments.
 
     Raises:
@@ -153,7 +154,7 @@ class _Rendering:
 
     def _draw(self, found: Prediction) -> dict[str, Any]:
         found = self._tracker.update(self._refine(found) if self._refine else found)
-        record = {"segments_info": found.segments()} if self._lines else {}
+        record = found.content() if self._lines else {}
         self._picture = found.draw(enlarge=False)
         self._failed_in_a_row = 0
         return record
@@ -186,7 +187,7 @@ def _predicted(
             found = results.get(index)
             if found is None:
                 size = (frame.shape[0], frame.shape[1])
-                found = from_segments(journal[index], size, predictor.task, predictor.classes(), frame)
+                found = RESULTS[predictor.task].from_record(journal[index], size, predictor.classes(), frame)
             elif isinstance(found, Prediction):
-                journal.add(index, found.segments())
+                journal.add(index, found.record())
             yield index, frame, found

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dinat_common.errors import UserError
-from mask2former.prediction.results import Rgb
+from mask2former.prediction.drawing import Rgb
 from mask2former.utils.parallel import report_interval
 
 _LOG = logging.getLogger(__name__)

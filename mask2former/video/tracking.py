@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from mask2former.prediction.results import Prediction
+from mask2former.prediction.base import Prediction, SegmentPrediction
 
 # Masks are compared at this size, which is fast even for a hundred of them.
 _LONGER_SIDE = 320
@@ -83,8 +83,8 @@ class Tracker:
         self._next = 1
 
     def update(self, prediction: Prediction) -> Prediction:
-        """Return the prediction of the next frame with a `track_id` for each thing; semantic results are unchanged."""
-        if prediction.task == "semantic":
+        """Return the prediction of the next frame with a `track_id` for each thing; results without are unchanged."""
+        if not isinstance(prediction, SegmentPrediction) or prediction.task == "semantic":
             return prediction
         things = [
             _Object(entry["id"], entry["category_id"], _reduced(mask))

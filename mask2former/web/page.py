@@ -14,9 +14,19 @@ import torch
 
 from dinat_common.errors import UserError
 from dinat_common.files import WriteError
-from mask2former.prediction.predictor import Predictor
+from mask2former.prediction.base import SegmentPrediction
+from mask2former.prediction.predictor import RESULTS, Predictor
 from mask2former.tasks import TASKS, Task
-from mask2former.web.workbench import Choice, PhotoError, Upload, Workbench, segment_label, thumbnails
+from mask2former.web.workbench import (
+    CLASS_HEADERS,
+    SEGMENT_HEADERS,
+    Choice,
+    PhotoError,
+    Upload,
+    Workbench,
+    segment_label,
+    thumbnails,
+)
 
 
 class MissingGradioError(UserError):
@@ -30,7 +40,6 @@ try:
 except ImportError as error:
     raise MissingGradioError(f"the web page needs Gradio: pip install -e '.[app]' ({error})") from error
 
-_TITLE = "Image segmentation"
 _START = "Upload a photograph or choose a sample to see what is in it."
 _NO_MEMORY = "There is not enough memory for this photograph. Make it smaller and try again."
 _THUMBNAIL_SIDE = 240
@@ -150,8 +159,10 @@ def build_page(bench: Workbench, samples: Sequence[Path]) -> gr.Blocks:
     predictor = bench.predictor
     small = thumbnails(samples, _THUMBNAIL_SIDE, predictor.value_range)
     handlers = Handlers(bench, list(small))
-    with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=_FILE_LIFETIME) as page:
-        gr.Markdown(f"# {_TITLE}\n{_about(predictor)}")
+    segments = issubclass(RESULTS[predictor.task], SegmentPrediction)
+    title, what = ("Image segmentation", "segments") if segments else ("Image classification", "classes")
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=_FILE_LIFETIME) as page:
+        gr.Markdown(f"# {title}\n{_about(predictor)}")
         upload = gr.State(None)  # of one visitor
         with gr.Row(elem_id="m2f-columns"):
             with gr.Column(elem_id="m2f-photo"):
@@ -169,7 +180,7 @@ def build_page(bench: Workbench, samples: Sequence[Path]) -> gr.Blocks:
                 status = gr.HTML(status_html(_START), elem_id="m2f-status")
                 view = gr.AnnotatedImage(color_map=_colors(predictor), show_label=False, elem_id="m2f-view")
                 table = gr.Dataframe(
-                    headers=["Segment", "Score, %", "Area, %", "Box: x, y, width, height"],
+                    headers=list(SEGMENT_HEADERS if segments else CLASS_HEADERS),
                     interactive=False,
                     visible=False,
                     show_label=False,
@@ -178,14 +189,15 @@ def build_page(bench: Workbench, samples: Sequence[Path]) -> gr.Blocks:
                 )
                 with gr.Row():
                     png = gr.Button("Download picture (PNG)", interactive=False, elem_id="m2f-png")
-                    json = gr.Button("Download segments (JSON)", interactive=False, elem_id="m2f-json")
+                    json = gr.Button(f"Download {what} (JSON)", interactive=False, elem_id="m2f-json")
             with gr.Column(elem_id="m2f-settings"):
                 of_confidence, of_overlap, of_classes = _settings(predictor, predictor.task, [])
                 tasks = [(f"{TASKS[task].label}: {TASKS[task].description}", task) for task in predictor.tasks]
-                task = gr.Radio(tasks, value=predictor.task, label="Task", elem_id="m2f-task")
-                confidence = gr.Slider(0, 100, step=1, elem_id="m2f-confidence", **of_confidence)
+                several = len(tasks) > 1
+                task = gr.Radio(tasks, value=predictor.task, label="Task", visible=several, elem_id="m2f-task")
+                confidence = gr.Slider(0, 100, step=1, visible=segments, elem_id="m2f-confidence", **of_confidence)
                 classes = gr.Dropdown(multiselect=True, elem_id="m2f-classes", **of_classes)
-                with gr.Accordion("More settings", open=False):
+                with gr.Accordion("More settings", open=False, visible=segments):
                     start = round(100 * predictor.default_overlap)
                     overlap = gr.Slider(0, 100, start, step=1, elem_id="m2f-overlap", **of_overlap)
                     opacity = gr.Slider(0, 100, 60, step=5, label="Opacity of the masks, %", elem_id="m2f-opacity")
@@ -219,7 +231,7 @@ def build_page(bench: Workbench, samples: Sequence[Path]) -> gr.Blocks:
 def _settings(predictor: Predictor, task: Task, chosen: Sequence[str]) -> tuple[dict[str, Any], ...]:
     """Properties of the controls for confidence, overlap and classes that depend on the task."""
     confidence = {"label": "Confidence, %", "info": "Semantic results have none.", "value": 0, "interactive": False}
-    if task != "semantic":
+    if not TASKS[task].no_threshold:
         value = round(100 * predictor.default_threshold(task))
         confidence |= {"info": "Lower shows more.", "value": value, "interactive": True}
     share = "Smallest share of its mask that a segment keeps next to others."
@@ -244,6 +256,8 @@ def _colors(predictor: Predictor) -> dict[str, str]:
     """Colours of segments by their label, as in the downloaded picture."""
     colors: dict[str, str] = {}
     for task in predictor.tasks:
+        if not issubclass(RESULTS[task], SegmentPrediction):
+            continue
         table = predictor.classes(task)
         for class_id in range(len(table.names)):
             for index in range(_COLORED_PER_CLASS):
@@ -256,8 +270,9 @@ def _about(predictor: Predictor) -> str:
     names = list(dict.fromkeys(map(str, predictor.classes().names)))
     others = len(names) - _NAMED_CLASSES
     listed = ", ".join(names[:_NAMED_CLASSES]) + (f" and {others} more" if others > 0 else "")
+    how = ", pixel by pixel" if issubclass(RESULTS[predictor.task], SegmentPrediction) else ""
     return (
-        f"Shows what is in a photograph, pixel by pixel. The model knows {len(names)} classes: {html.escape(listed)}. "
+        f"Shows what is in a photograph{how}. The model knows {len(names)} classes: {html.escape(listed)}. "
         "Photographs stay on this server, which deletes them after about an hour."
     )
 

@@ -1,6 +1,7 @@
 """Everything the web page does that does not need Gradio: photographs in, overlays and files out.
 
-The network sees each photograph once. Task, thresholds and classes apply to its raw output, so changing them is fast.
+The network sees each photograph once, and the page shows its segments, or its most probable classes. Task, thresholds
+and classes apply to the raw output, so changing them is fast.
 """
 
 import hashlib
@@ -24,13 +25,17 @@ from dinat_common.files import user_path, write_json
 from mask2former.data.coco_format import tight_box
 from mask2former.data.image_io import ImageReadError, image_size, read_image
 from mask2former.data.photographs import ValueRange
+from mask2former.prediction.base import Prediction, SegmentPrediction
+from mask2former.prediction.drawing import Rgb
 from mask2former.prediction.files import ERRORS_OF_ONE_INPUT
 from mask2former.prediction.predictor import Analysis, Predictor, shrunk
-from mask2former.prediction.results import Prediction, Rgb
-from mask2former.tasks import Task
+from mask2former.tasks import TASKS, Task
 from mask2former.utils.label_images import write_png
 
 _LOG = logging.getLogger(__name__)
+# Columns of the table, for results with segments and for those without.
+SEGMENT_HEADERS = ("Segment", "Score, %", "Area, %", "Box: x, y, width, height")
+CLASS_HEADERS = ("Class", "Probability, %")
 # Longer side of the picture on the page, in pixels; downloads have the size of the photograph.
 _SHOWN_SIDE = 1024
 # Memory for the photographs of all visitors together.
@@ -83,7 +88,7 @@ class Choice:
 
     Attributes:
         task: Task of the result.
-        confidence: Lowest score shown, 0 to 1; ignored for semantic results, which have no scores.
+        confidence: Lowest score shown, 0 to 1; ignored for tasks without such a threshold.
         overlap: Smallest share of its mask that a panoptic segment keeps next to others, 0 to 1.
         classes: Names of the classes to show; empty shows all.
     """
@@ -99,16 +104,18 @@ class Overlay:
     """A result as the page shows it.
 
     Attributes:
-        photo: RGB photograph [H, W, 3] at the size shown.
+        photo: RGB photograph [H, W, 3] at the size shown; with the most probable classes in it, if there are no
+            segments.
         masks: Opacity [H, W], 0 to 1, and name of each segment. The second "cat" is called "cat #2".
-        rows: Name, score in percent ("" if there is none), share of the area in percent, and box (x, y, width, height
-            in pixels of the whole photograph) of each segment.
+        rows: Cells of the table, under `SEGMENT_HEADERS`: name, score in percent ("" if there is none), share of the
+            area in percent, and box (x, y, width, height in pixels of the whole photograph) of each segment; or under
+            `CLASS_HEADERS`: name and probability in percent.
         caption: Number of segments and size of the photograph, with a hint if nothing was found.
     """
 
     photo: Rgb
     masks: list[tuple[NDArray[np.float32], str]]
-    rows: list[tuple[str, str, str, str]]
+    rows: list[tuple[str, ...]]
     caption: str
 
 
@@ -168,7 +175,14 @@ class Workbench:
         height, width = analysis.image.shape[:2]
         with _named(upload):
             shown = analysis.within(self._shown_side)
-            masks, rows = _segments(self._result(shown, choice), opacity, width / shown.image.shape[1])
+            result = self._result(shown, choice)
+            if not isinstance(result, SegmentPrediction):
+                found: list[tuple[str, ...]] = [
+                    (entry["category_name"], f"{100 * entry['probability']:.1f}")
+                    for entry in result.content()["classes"]
+                ]
+                return Overlay(result.draw(), [], found, f"{upload.name} ({width} × {height} pixels)")
+            masks, rows = _segments(result, opacity, width / shown.image.shape[1])
         hint = "Hover over a name, tap it or tab to it to see its segment alone."
         if not rows:
             hint = "Nothing was found with this confidence: lower it to see more."
@@ -228,7 +242,7 @@ class Workbench:
         result = self.predictor.result(
             analysis,
             task=choice.task,
-            confidence_threshold=None if choice.task == "semantic" else choice.confidence,
+            confidence_threshold=None if TASKS[choice.task].no_threshold else choice.confidence,
             overlap_threshold=choice.overlap,
         )
         # A class may be chosen that this task does not have.
@@ -255,7 +269,7 @@ def _named(upload: Upload) -> Generator[None, None, None]:
             raise
         _LOG.exception("%s failed", upload.path)
         raise PhotoError(
-            f"{upload.name} can't be segmented ({type(error).__name__}). Try another photograph."
+            f"{upload.name} can't be predicted ({type(error).__name__}). Try another photograph."
         ) from error
 
 
@@ -273,7 +287,7 @@ def _thumbnail(file: Path, side: int, value_range: ValueRange | None) -> Rgb | N
         return None
 
 
-def _segments(result: Prediction, opacity: float, scale: float) -> tuple[list[Any], list[Any]]:
+def _segments(result: SegmentPrediction, opacity: float, scale: float) -> tuple[list[Any], list[Any]]:
     """`Overlay.masks` and `Overlay.rows`; `scale` is the size of the photograph relative to the result."""
     covered = np.zeros(result.size, bool)
     seen: Counter[str] = Counter()

@@ -138,7 +138,7 @@ def test_a_photograph_that_the_network_fails_for_is_named_and_others_are_shown(b
     with monkeypatch.context() as patched:
         patched.setattr(bench.predictor.model, "predict", fail)
         with pytest.raises(
-            PhotoError, match=r"^mine\.png can't be segmented \(IndexError\)\. Try another photograph\.$"
+            PhotoError, match=r"^mine\.png can't be predicted \(IndexError\)\. Try another photograph\.$"
         ):
             bench.show("me", mine, ALL, 0.5)
     assert bench.show("me", yours, ALL, 0.5).rows
