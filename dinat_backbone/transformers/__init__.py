@@ -24,6 +24,7 @@ try:
 
     from . import modeling
     from .configuration import DinatConfig, NatConfig
+    from .conversion import create_model, image_processor, to_native
     from .modeling import (
         DinatBackbone,
         DinatForImageClassification,
@@ -44,6 +45,9 @@ __all__ = [
     "NatConfig",
     "NatForImageClassification",
     "NatModel",
+    "create_model",
+    "image_processor",
+    "to_native",
 ]
 
 _from_hub = AutoBackbone.from_pretrained

@@ -1,7 +1,6 @@
 """NAT and DiNAT as models of the transformers library, with the names of its published checkpoints.
 
-The networks are those of `dinat_backbone.dinat`; only the names and the outputs are transformers'. Attention is
-`neighborhood_attention_2d`, which needs no NATTEN.
+Their outputs are those that the documentation of transformers describes.
 
 Shapes:
     B: images; H, W: height and width of an image or map; C: channels of a map
@@ -13,23 +12,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from ..blocks import check_heads, drop_path_rates, new_bias_table, pad_to_window
 from ..config import BackboneConfigError
-from ..dinat import ConvDownsampler
-from ..hierarchy import check_levels
-from ..ops import check_settings, neighborhood_attention_2d
 from .configuration import DinatConfig, NatConfig, NeighborhoodConfig
-
-Maps = tuple[Tensor, ...]
+from .network import Embeddings, Maps, NeighborhoodEncoder, NeighborhoodLayer, NeighborhoodSelfAttention
 
 
 @dataclass
@@ -71,146 +62,6 @@ class NeighborhoodClassifierOutput(ModelOutput):
     reshaped_hidden_states: Maps | None = None
 
 
-class _PatchEmbeddings(nn.Module):
-    def __init__(self, config: NeighborhoodConfig) -> None:
-        super().__init__()
-        if config.patch_size != 4:
-            raise BackboneConfigError(f"patch_size {config.patch_size}: the tokenizer of NAT and DiNAT has stride 4")
-        dim = config.embed_dim
-        self.projection = nn.Sequential(
-            nn.Conv2d(config.num_channels, dim // 2, kernel_size=3, stride=2, padding=1),
-            nn.Conv2d(dim // 2, dim, kernel_size=3, stride=2, padding=1),
-        )
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.projection(pixel_values).permute(0, 2, 3, 1)
-
-
-class _Embeddings(nn.Module):
-    def __init__(self, config: NeighborhoodConfig) -> None:
-        super().__init__()
-        self.patch_embeddings = _PatchEmbeddings(config)
-        self.norm = nn.LayerNorm(config.embed_dim)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.dropout(self.norm(self.patch_embeddings(pixel_values)))
-
-
-class _SelfAttention(nn.Module):
-    def __init__(self, config: NeighborhoodConfig, dim: int, num_heads: int, dilation: int) -> None:
-        super().__init__()
-        check_settings(config.kernel_size, dilation, "auto")
-        check_heads(dim, num_heads)
-        self.num_heads = num_heads
-        self.kernel_size = config.kernel_size
-        self.dilation = dilation
-        self.dropout = config.attention_probs_dropout_prob
-        self.rpb = new_bias_table(num_heads, config.kernel_size)
-        self.query = nn.Linear(dim, dim, bias=config.qkv_bias)
-        self.key = nn.Linear(dim, dim, bias=config.qkv_bias)
-        self.value = nn.Linear(dim, dim, bias=config.qkv_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[1:3]
-        x = pad_to_window(x, self.kernel_size * self.dilation)
-        query, key, value = (
-            projection(x).unflatten(-1, (self.num_heads, -1)) for projection in (self.query, self.key, self.value)
-        )
-        dropout = self.dropout if self.training else 0.0
-        x = neighborhood_attention_2d(query, key, value, self.rpb, self.kernel_size, self.dilation, dropout_p=dropout)
-        return x[:, :height, :width].flatten(-2)
-
-
-class _Dense(nn.Module):
-    """A linear layer called `dense`, and dropout."""
-
-    def __init__(self, in_features: int, out_features: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.dense = nn.Linear(in_features, out_features)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.dense(x))
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: NeighborhoodConfig, dim: int, num_heads: int, dilation: int) -> None:
-        super().__init__()
-        self.self = _SelfAttention(config, dim, num_heads, dilation)
-        self.output = _Dense(dim, dim, config.hidden_dropout_prob)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.self(x))
-
-
-class NeighborhoodLayer(GradientCheckpointingLayer):
-    """Neighborhood attention and an MLP, each preceded by a LayerNorm and with a residual connection.
-
-    `layer_scale_parameters` [2, C] scales the channels of the two branches; it is None without layer scale.
-    """
-
-    layer_scale_parameters: nn.Parameter | None
-
-    def __init__(self, config: NeighborhoodConfig, dim: int, num_heads: int, dilation: int, drop_path: float) -> None:
-        super().__init__()
-        hidden = int(dim * config.mlp_ratio)
-        self.layernorm_before = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.attention = _Attention(config, dim, num_heads, dilation)
-        self.drop_path = StochasticDepth(drop_path, mode="row")
-        self.layernorm_after = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.intermediate = _Dense(dim, hidden)
-        self.activation = ACT2FN[config.hidden_act]
-        self.output = _Dense(hidden, dim, config.hidden_dropout_prob)
-        initial = config.layer_scale_init_value
-        scales = nn.Parameter(torch.full((2, dim), float(initial))) if initial > 0 else None
-        self.register_parameter("layer_scale_parameters", scales)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map [B, H, W, C] to the same shape."""
-        scales: Any = (1, 1) if self.layer_scale_parameters is None else self.layer_scale_parameters
-        attended = self.attention(self.layernorm_before(hidden_states))
-        hidden_states = hidden_states + self.drop_path(scales[0] * attended)
-        expanded = self.activation(self.intermediate(self.layernorm_after(hidden_states)))
-        return hidden_states + self.drop_path(scales[1] * self.output(expanded))
-
-
-class _Level(nn.Module):
-    def __init__(self, layers: list[NeighborhoodLayer], downsample: ConvDownsampler | None) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [B, H, W, C] to the output of the level and the input of the next one (the output, after the last)."""
-        for layer in self.layers:
-            x = layer(x)
-        return x, x if self.downsample is None else self.downsample(x)
-
-
-class _Encoder(nn.Module):
-    def __init__(self, config: NeighborhoodConfig) -> None:
-        super().__init__()
-        # transformers' own DinatConfig has the same fields; NAT has no dilations.
-        dilations = getattr(config, "dilations", None) or [[1] * depth for depth in config.depths]
-        check_levels(config.depths, config.num_heads, [config.kernel_size] * len(config.depths), dilations)
-        rates = iter(drop_path_rates(config.drop_path_rate, sum(config.depths)))
-        self.levels = nn.ModuleList()
-        for level, num_heads in enumerate(config.num_heads):
-            dim = config.embed_dim * 2**level
-            layers = [NeighborhoodLayer(config, dim, num_heads, dilation, next(rates)) for dilation in dilations[level]]
-            self.levels.append(_Level(layers, ConvDownsampler(dim) if level + 1 < len(config.depths) else None))
-
-    def forward(self, x: Tensor) -> tuple[Maps, Maps]:
-        """Map the tokens to the outputs of the levels, before and after downsampling; the tokens come first in both."""
-        before, after = [x], [x]
-        for level in self.levels:
-            output, x = level(x)
-            before.append(output)
-            after.append(x)
-        return tuple(before), tuple(after)
-
-
 class NeighborhoodPreTrainedModel(PreTrainedModel):
     """What all models of NAT and DiNAT have in common: configuration, initial weights and gradient checkpointing."""
 
@@ -223,7 +74,7 @@ class NeighborhoodPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, _SelfAttention):
+        if isinstance(module, NeighborhoodSelfAttention):
             init.trunc_normal_(module.rpb, std=0.02)
         elif isinstance(module, NeighborhoodLayer) and module.layer_scale_parameters is not None:
             init.constant_(module.layer_scale_parameters, self.config.layer_scale_init_value)
@@ -248,8 +99,8 @@ class NeighborhoodModel(NeighborhoodPreTrainedModel):
         """
         super().__init__(config)
         self.add_pooling_layer = add_pooling_layer
-        self.embeddings = _Embeddings(config)
-        self.encoder = _Encoder(config)
+        self.embeddings = Embeddings(config)
+        self.encoder = NeighborhoodEncoder(config)
         self.num_features = config.embed_dim * 2 ** (len(config.depths) - 1)
         self.layernorm = nn.LayerNorm(self.num_features, eps=config.layer_norm_eps)
         self.post_init()
@@ -357,8 +208,8 @@ class NeighborhoodBackbone(BackboneMixin, NeighborhoodPreTrainedModel):
     def __init__(self, config: NeighborhoodConfig) -> None:
         """Create the backbone with random weights."""
         super().__init__(config)
-        self.embeddings = _Embeddings(config)
-        self.encoder = _Encoder(config)
+        self.embeddings = Embeddings(config)
+        self.encoder = NeighborhoodEncoder(config)
         levels = [config.embed_dim * 2**level for level in range(len(config.depths))]
         self.num_features = [config.embed_dim, *levels]
         channels = zip(self.out_features, self.channels, strict=True)
