@@ -31,8 +31,8 @@ class PublishedModel:
         flops_size: Height and width of the image that `flops` belongs to.
         multi_scale: Flag for a model whose only published numbers are with test-time augmentation (TEST.AUG.ENABLED).
         published_multi_scale: Metrics with test-time augmentation that are published beside those at a single scale.
-        flops_doubt: Reason why the FLOPs of the model, counted as for all other models, are not those printed; empty
-            if they are.
+        counts_doubt: Reason why parameters or FLOPs, counted as for all other models, are not those printed; empty if
+            they are.
         doubt: Other contradiction in what is published; empty if there is none.
     """
 
@@ -46,7 +46,7 @@ class PublishedModel:
     flops_size: tuple[int, int]
     multi_scale: bool = False
     published_multi_scale: Mapping[str, float] = field(default_factory=dict)
-    flops_doubt: str = ""
+    counts_doubt: str = ""
     doubt: str = ""
 
     @property
@@ -128,7 +128,7 @@ def _mask2former(
     flops: str,
     *,
     multi_scale: bool = False,
-    flops_doubt: str = "",
+    counts_doubt: str = "",
 ) -> Setting:
     folder = PurePosixPath("configs", dataset, f"{task}-segmentation", "dinat")
     return Setting(
@@ -141,19 +141,20 @@ def _mask2former(
         flops,
         (800, 800),
         multi_scale=multi_scale,
-        flops_doubt=flops_doubt,
+        counts_doubt=counts_doubt,
         dataset=dataset,
         task=task,
         schedule=schedule,
     )
 
 
-# Where the printed FLOPs are not those that the same count gives for the other rows.
-_CUT_OFF = "printed as {printed}; the count is {counted}, which was cut off instead of rounded, or had no norms"
-_HEAD_OF_22K = "printed as {printed}; the count is {counted}, and {with_head} with the head of ImageNet-22K"
+# Why printed counts are not those that the same count gives for the other rows.
+_LARGE = "200.9M parameters were printed as 200M"
+_CUT_OFF = "{counted} were printed as {printed}: cut off instead of rounded, or counted without norms"
+_HEAD_OF_22K = "FLOPs are {counted}, or {with_head} with the head of ImageNet-22K"
 _ADE20K = (
-    "printed as {printed}; the count is {counted}. The network differs from that for COCO in the class head alone, "
-    "which adds less than 0.1G"
+    "FLOPs are {counted}: the network differs from that for COCO in the number of classes alone, which costs less than "
+    "0.1G"
 )
 # Contradictions in what is published.
 _TWO_NAMES = "the papers' tables link to {name}, the published code to the file named here"
@@ -187,9 +188,17 @@ _CLASSIFIERS = (
         86.6,
         "200M",
         "30.6G",
-        flops_doubt=_HEAD_OF_22K.format(printed="30.6G", counted="30.53G", with_head="30.57G"),
+        counts_doubt=f"{_LARGE}; {_HEAD_OF_22K.format(counted='30.53G', with_head='30.57G')}",
     ),
-    _classifier("dinat_large_384", f"{_IN1K}dinat_large_in22k_in1k_384", 87.4, "200M", "89.7G", size=384),
+    _classifier(
+        "dinat_large_384",
+        f"{_IN1K}dinat_large_in22k_in1k_384",
+        87.4,
+        "200M",
+        "89.7G",
+        size=384,
+        counts_doubt=_LARGE,
+    ),
     _classifier(
         "dinat_large_384_11x11",
         f"{_IN1K}dinat_large_in22k_in1k_384_11x11",
@@ -197,7 +206,7 @@ _CLASSIFIERS = (
         "200M",
         "92.4G",
         size=384,
-        flops_doubt=_HEAD_OF_22K.format(printed="92.4G", counted="92.3499G", with_head="92.38G"),
+        counts_doubt=f"{_LARGE}; {_HEAD_OF_22K.format(counted='92.3499G', with_head='92.38G')}",
     ),
     _classifier(
         "dinat_s_tiny",
@@ -213,7 +222,7 @@ _CLASSIFIERS = (
         83.5,
         "50M",
         "8.7G",
-        flops_doubt=_CUT_OFF.format(printed="8.7G", counted="8.77G"),
+        counts_doubt=_CUT_OFF.format(counted="8.77G", printed="8.7G"),
         doubt=_two_names("dinat_s_small_1k_224"),
     ),
     _classifier(
@@ -222,7 +231,7 @@ _CLASSIFIERS = (
         83.8,
         "88M",
         "15.4G",
-        flops_doubt=_CUT_OFF.format(printed="15.4G", counted="15.47G"),
+        counts_doubt=_CUT_OFF.format(counted="15.47G", printed="15.4G"),
         doubt=_two_names("dinat_s_base_1k_224"),
     ),
     _classifier(
@@ -251,7 +260,7 @@ _CLASSIFIERS = (
         81.6,
         "86M",
         "16.9G",
-        flops_doubt=_CUT_OFF.format(printed="16.9G", counted="16.96G"),
+        counts_doubt=_CUT_OFF.format(counted="16.96G", printed="16.9G"),
     ),
     _classifier(
         "dinat_isotropic_base",
@@ -259,9 +268,16 @@ _CLASSIFIERS = (
         82.1,
         "86M",
         "16.9G",
-        flops_doubt=_CUT_OFF.format(printed="16.9G", counted="16.96G"),
+        counts_doubt=_CUT_OFF.format(counted="16.96G", printed="16.9G"),
     ),
-    _classifier("vitrpb_base", f"{_ISO}vitrpb_base_in1k_224", 82.5, "86M", "17.5G"),
+    _classifier(
+        "vitrpb_base",
+        f"{_ISO}vitrpb_base_in1k_224",
+        82.5,
+        "86M",
+        "17.5G",
+        counts_doubt="86.6M parameters were printed as 86M",
+    ),
     _classifier("dinat_large_21k", f"{_IN22K}dinat_large_in22k_224", None, "", "", doubt=_CLASSES),
     _classifier("dinat_large_21k_11x11", f"{_IN22K}dinat_large_in22k_224_11x11interp", None, "", "", doubt=_CLASSES),
     _classifier("dinat_s_large_21k", f"{_IN22K}dinat_s_large_in22k_224", None, "", "", doubt=_CLASSES),
@@ -318,7 +334,7 @@ SETTINGS: Mapping[str, Setting] = {
             "160k",
             {"PQ": 49.4, "AP": 35.0, "mIoU": 56.3},
             "535G",
-            flops_doubt=_ADE20K.format(printed="535G", counted="522.5G"),
+            counts_doubt=_ADE20K.format(counted="522.5G"),
         ),
         _mask2former(
             "ade20k",
@@ -326,7 +342,7 @@ SETTINGS: Mapping[str, Setting] = {
             "160k",
             {"AP": 35.4},
             "535G",
-            flops_doubt=_ADE20K.format(printed="535G", counted="522.5G"),
+            counts_doubt=_ADE20K.format(counted="522.5G"),
         ),
         _mask2former(
             "ade20k",
@@ -335,8 +351,8 @@ SETTINGS: Mapping[str, Setting] = {
             {"mIoU": 58.1},
             "518G",
             multi_scale=True,
-            flops_doubt="printed as 518G; the count is 508.5G as for Cityscapes, or 518.1G with the product of class "
-            "and mask scores at 800 x 800 that makes the class map",
+            counts_doubt="FLOPs are 508.5G as for Cityscapes, or 518.1G with the product of class and mask scores at "
+            "800 x 800 that makes the class map",
         ),
         _mask2former("cityscapes", "panoptic", "90k", {"PQ": 67.2, "AP": 44.5, "mIoU": 83.4}, "522G"),
         _mask2former("cityscapes", "instance", "90k", {"AP": 45.1}, "522G"),
