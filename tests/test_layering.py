@@ -47,6 +47,7 @@ RINGS = (
     ),
     (
         "mask2former",
+        "mask2former.analysis",
         "mask2former.compat",
         "mask2former.data.custom",
         "mask2former.export",

@@ -35,8 +35,8 @@ _PARTS = (
     (r"^(?:backbone\.)?layers\.\d+\.attn\b", "blocks attention"),
     (r"^(?:backbone\.)?layers\.\d+\.mlp\b", "blocks MLP"),
     (r"^(?:backbone\.)?layers\b", "blocks norms"),
-    (r"^backbone\.fpn_", "feature pyramid"),
     (r"^(?:backbone\.)?(?:bottom_up\.)?norm\d?\b", "output norms"),
+    (r"^backbone(?:$|\.fpn_)", "feature pyramid"),
     (r"^proposal_generator\b", "region proposals"),
     (r"^roi_heads\.(?:box_head|box_predictor)\b", "box heads"),
     (r"^roi_heads\.mask_head\b", "mask heads"),
@@ -48,7 +48,8 @@ _PARTS = (
     (r"^auxiliary_head\b", "auxiliary head (training)"),
     (r"^head\b", "class head"),
 )
-_OTHER = "other"
+# The network itself, outside its modules.
+_OTHER = "final resize"
 
 
 @dataclass(frozen=True)
@@ -131,20 +132,24 @@ def count_costs(network: Network, size: tuple[int, int]) -> Costs:
         size: Height and width of the image.
     """
     operations = _operations()
-    counter = FlopCounterMode(display=False, custom_mapping={key: formula for key, (_, formula) in operations.items()})
+    formulas = {operator: formula for operator, (_, formula) in operations.items()}
+    # Formulas are looked up by operator; its variant must be known as well, or it is taken apart instead.
+    formulas |= {operator.default: formula for operator, formula in formulas.items()}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
     # The counter takes a parameter that is looked at without gradients for one of a graph.
     frozen = {name: parameter.detach() for name, parameter in network.named_parameters()}
     with torch.no_grad(), counter:
         torch.func.functional_call(network, frozen, (torch.empty((1, 3, *size), device="meta"),))
     counts = counter.get_flop_counts()
-    parameters, multiply_adds, kinds = Counter[str](), Counter[str](), Counter[str]()
+    parameters, multiply_adds = Counter[tuple[int, int, str]](), Counter[tuple[int, int, str]]()
+    kinds = Counter[str]()
     for name, parameter in network.model.named_parameters():
         parameters[_part(name)] += parameter.numel()
     for name, count in _own_counts({path: sum(by.values()) for path, by in counts.items()}).items():
         multiply_adds[_part(name)] += count
     for operator, count in counts.get("Global", {}).items():
         kinds[operations[operator][0]] += count
-    parts = (Cost(part, parameters[part], multiply_adds[part]) for part in {**parameters, **multiply_adds})
+    parts = (Cost(part[-1], parameters[part], multiply_adds[part]) for part in sorted({**parameters, **multiply_adds}))
     costs = tuple(cost for cost in parts if cost.parameters or cost.multiply_adds)
     return Costs(size, costs, dict(kinds.most_common()))
 
@@ -164,11 +169,13 @@ def _giga(count: int) -> str:
     return f"{count / 1e9:.3f}G"
 
 
-def _part(name: str) -> str:
-    for pattern, part in _PARTS:
+def _part(name: str) -> tuple[int, int, str]:
+    """Part that a module or parameter belongs to, after two numbers that sort the parts; levels stay together."""
+    for index, (pattern, part) in enumerate(_PARTS):
         if match := re.search(pattern, name):
-            return part.format(*match.groups())
-    return _OTHER
+            level = int(match[1]) if match.groups() else None
+            return (index, 0, part) if level is None else (1, len(_PARTS) * level + index, part.format(level))
+    return len(_PARTS), 0, _OTHER
 
 
 def _own_counts(totals: Mapping[str, int]) -> Counter[str]:

@@ -92,7 +92,7 @@ class UPerNetHead(nn.Module):
             lateral = convolution(feature)
             summed.insert(0, lateral + _resized(summed[0], lateral))
         smoothed = [convolution(x) for convolution, x in zip(self.fpn_convs, summed[:-1], strict=True)]
-        maps = [_resized(x, smoothed[0]) for x in (*smoothed, top)]
+        maps = [smoothed[0], *(_resized(x, smoothed[0]) for x in (*smoothed[1:], top))]
         return self.conv_seg(self.dropout(self.fpn_bottleneck(torch.cat(maps, 1))))
 
 
