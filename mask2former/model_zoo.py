@@ -80,13 +80,27 @@ def _family(name: str) -> str:
 
 
 def _classifier(
-    name: str, path: str, top1: float | None, parameters: str, flops: str, *, size: int = 224, **doubts: str
+    name: str,
+    path: str,
+    top1: float | None,
+    parameters: str,
+    flops: str,
+    *,
+    size: int = 224,
+    counts_doubt: str = "",
+    doubt: str = "",
 ) -> PublishedModel:
-    config_file = PurePosixPath("configs/imagenet/classification", _family(name), f"{name}.yaml")
-    published = {} if top1 is None else {"top1": top1}
-    url = f"{_URL}{path}.pth"
     return PublishedModel(
-        name, "classification", config_file, url, published, parameters, flops, (size, size), **doubts
+        name,
+        "classification",
+        PurePosixPath("configs/imagenet/classification", _family(name), f"{name}.yaml"),
+        f"{_URL}{path}.pth",
+        {} if top1 is None else {"top1": top1},
+        parameters,
+        flops,
+        (size, size),
+        counts_doubt=counts_doubt,
+        doubt=doubt,
     )
 
 
