@@ -6,23 +6,31 @@
     python tools/convert_weights.py old.pkl new.safetensors --allow-pickle
     python tools/convert_weights.py pytorch_model.bin dinat.safetensors --from-transformers
     python tools/convert_weights.py upernet_dinat_tiny.pth upernet.safetensors --from-openmmlab
+    python tools/convert_weights.py mask2former_dinat_large_coco_panoptic.pth FOLDER --to-transformers
+    python tools/convert_weights.py FOLDER mask2former_dinat_large_coco_panoptic.pth
 
 INPUT is what MODEL.WEIGHTS accepts, a file or a URL: a checkpoint of Mask2Former or of a training, a state dict, an
 ImageNet classifier. OUTPUT holds only the weights, under their names without `module.` and `model.`, and says where
 they come from (setting, source, SHA-256 of the source). It is read again and compared before it gets its name.
+
+With --to-transformers, OUTPUT is a folder for `Mask2FormerForUniversalSegmentation.from_pretrained` of the transformers
+library. A published setting is recognised by names and shapes; any other model needs --config-file. A folder of that
+library may also be INPUT.
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from safetensors.torch import save
 
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
 from dinat_common.errors import UserError, report_errors, run_script
-from dinat_common.files import atomic_write, check_file, sha256_of, user_path
+from dinat_common.files import atomic_write, check_file, sha256_of, user_path, write_json
 from mask2former.checkpoint import (
     CheckpointMismatchError,
     build_empty_state,
@@ -35,8 +43,19 @@ from mask2former.checkpoint import (
     is_url,
     read_checkpoint,
     to_openmmlab,
+    to_transformers,
 )
 from mask2former.config import setup_cfg
+from mask2former.export.transformers_folder import (
+    CONFIG,
+    FILES,
+    PROCESSOR,
+    WEIGHTS,
+    build_config,
+    build_empty_transformers_state,
+    build_image_processor,
+    with_class_weights,
+)
 from mask2former.model_zoo import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,34 +128,102 @@ def write(path: Path, state: State, metadata: dict[str, str]) -> None:
         require_equal(read_checkpoint(file.name, kind=path.suffix)["model"], state, path)
 
 
+def read_input(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """Read INPUT, and rename its weights if they are from transformers.
+
+    Returns:
+        The local file that was read, and its content as `read_checkpoint` returns it.
+
+    Raises:
+        CheckpointError: INPUT is not a file of weights, or a name is unknown.
+        ConversionError: INPUT is a folder without the weights of a model.
+    """
+    source = fetch(options.input) if is_url(options.input) else user_path(options.input)
+    is_folder = source.is_dir()
+    if is_folder:
+        folder, source = source, source / WEIGHTS
+        if not source.is_file():
+            split = " (they are in several files: save the model with max_shard_size='100GB')"
+            reason = split if source.with_name(f"{WEIGHTS}.index.json").is_file() else ""
+            raise ConversionError(f"{folder}: no {WEIGHTS} in this folder{reason}")
+    content = read_checkpoint(source, allow_pickle=options.allow_pickle)
+    if options.from_transformers or is_folder:
+        content["model"] = from_transformers(content["model"])
+    if options.from_openmmlab:
+        content["model"] = from_openmmlab(content["model"])
+    return source, content
+
+
+def recognise(state: State) -> str | None:
+    """Name of the published setting whose model has the names and shapes of `state`; None if there is none."""
+    for name, setting in SETTINGS.items():
+        if compare(dict(state), model_names(ROOT / setting.config_file))[1].exact:
+            return name
+    return None
+
+
 def convert(options: argparse.Namespace) -> None:
     """Convert INPUT to OUTPUT.
 
     Raises:
         CheckpointError: INPUT is not a file of weights, or its names differ from the given model's.
         ConfigError: --config-file can't be used.
-        ConversionError: OUTPUT exists, or the written weights differ from those read back.
+        ConversionError: OUTPUT exists, the model of INPUT is unknown, or the written weights differ from those read
+            back.
+        ExportError: The transformers library is not installed, or has no such model.
     """
     output: Path = options.output
-    if output.exists() and not options.overwrite:
-        raise ConversionError(f"{output} exists; --overwrite replaces it")
-    check_file(output)
-    source = fetch(options.input) if is_url(options.input) else user_path(options.input)
-    content = read_checkpoint(source, allow_pickle=options.allow_pickle)
+    outputs = [output / name for name in FILES] if options.to_transformers else [output]
+    for path in outputs:
+        if path.exists() and not options.overwrite:
+            raise ConversionError(f"{path} exists; --overwrite replaces it")
+        check_file(path)
+    source, content = read_input(options)
     state, earlier = content.pop("model"), content.pop("metadata", {})
-    if options.from_transformers:
-        state = from_transformers(state)
-    if options.from_openmmlab:
-        state = from_openmmlab(state)
     setting = options.setting or (earlier.get("setting") if isinstance(earlier, Mapping) else None)
-    config_file = options.config_file or (ROOT / SETTINGS[options.setting].config_file if options.setting else None)
+    setting = setting if setting in SETTINGS else None
+    if options.to_transformers and not (options.config_file or setting):
+        setting = recognise(state)
+        if setting is None:
+            raise ConversionError(
+                f"{source}: names and shapes are those of none of the published settings; --config-file names the "
+                "config of the model (a training writes it as OUTPUT_DIR/config.yaml)"
+            )
+        print(f"recognised by names and shapes: {setting}")
+    known = setting if options.setting or options.to_transformers else None
+    config_file = options.config_file or (ROOT / SETTINGS[known].config_file if known else None)
     if config_file:
         print(check_names(state, model_names(config_file, options.opts), str(source), config_file))
     if options.to_openmmlab:
         state = to_openmmlab(state)
     metadata = {"format": "pt", "source": options.input, "source_sha256": sha256_of(source)}
-    write(output, state, metadata | ({"setting": setting} if setting else {}))
-    report(output, state, metadata, content)
+    metadata |= {"setting": setting} if setting else {}
+    if options.to_transformers:
+        write_folder(output, state, setup_cfg(config_file, options.opts), metadata)
+    else:
+        write(output, state, metadata)
+    report(outputs[-1], state, metadata, content)
+
+
+def write_folder(folder: Path, state: State, cfg: CfgNode, metadata: dict[str, str]) -> None:
+    """Write a folder of transformers; the weights are written last.
+
+    Raises:
+        CheckpointError: The names or shapes of the weights are not those of transformers' model.
+        ConversionError: The written weights differ from those read back.
+        ExportError: The transformers library is not installed, or has no such model.
+    """
+    config, processor = build_config(cfg), build_image_processor(cfg)
+    taken, _ = compare(dict(state), build_empty_state(cfg))
+    renamed = to_transformers(with_class_weights(taken, cfg))
+    _, account = compare(renamed, build_empty_transformers_state(config))
+    if not account.exact:
+        raise CheckpointMismatchError(
+            f"the model of transformers differs: {account.summary()}\n{account.mismatches()}\nNothing was written."
+        )
+    write_json(folder / CONFIG, json.loads(config.to_json_string()), indent=2)
+    write_json(folder / PROCESSOR, json.loads(processor.to_json_string()), indent=2)
+    write(folder / WEIGHTS, renamed, metadata)
 
 
 def report(output: Path, state: State, metadata: dict[str, str], left_out: Mapping[str, Any]) -> None:
@@ -158,28 +245,39 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         allow_abbrev=False,
     )
     parser.add_argument("input", metavar="INPUT", help="a file of weights, or its URL (which may end in #sha256=...)")
-    parser.add_argument("output", metavar="OUTPUT", type=user_path, help=f"a name that ends in {' or '.join(ENDINGS)}")
+    endings = " or ".join(ENDINGS)
+    parser.add_argument(
+        "output",
+        metavar="OUTPUT",
+        type=user_path,
+        help=f"a name that ends in {endings}; with --to-transformers a folder",
+    )
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--setting", choices=SETTINGS, help="check names and shapes against this setting, and record it")
     model.add_argument("--config-file", type=user_path, metavar="F", help="check names and shapes against this config")
-    parser.add_argument(
+    library = parser.add_mutually_exclusive_group()
+    library.add_argument(
         "--from-transformers",
         action="store_true",
-        help="rename the weights of a DiNAT from the transformers library",
+        help="rename the weights of a DiNAT, or of Mask2Former with a DiNAT, from the transformers library",
     )
-    openmmlab = parser.add_mutually_exclusive_group()
-    openmmlab.add_argument(
+    library.add_argument(
+        "--to-transformers", action="store_true", help="write Mask2Former as a folder for the transformers library"
+    )
+    library.add_argument(
         "--from-openmmlab", action="store_true", help="rename the weights of a published UPerNet or detector"
     )
-    openmmlab.add_argument(
+    library.add_argument(
         "--to-openmmlab", action="store_true", help="give the weights of a UPerNet or a detector their published names"
     )
     parser.add_argument("--allow-pickle", action="store_true", help="open a .pkl, which can execute arbitrary code")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set for the check")
     options = parser.parse_intermixed_args(arguments)
-    if options.output.suffix not in ENDINGS:
-        parser.error(f"OUTPUT {options.output}: expected a name that ends in {' or '.join(ENDINGS)}")
+    if options.to_transformers and options.output.suffix in ENDINGS:
+        parser.error(f"OUTPUT {options.output}: expected a folder, since --to-transformers writes several files")
+    if not options.to_transformers and options.output.suffix not in ENDINGS:
+        parser.error(f"OUTPUT {options.output}: expected a name that ends in {endings}")
     if options.opts and not (options.setting or options.config_file):
         parser.error(f"{' '.join(options.opts)}: config keys need --setting or --config-file")
     return options

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from mask2former.data.classes import ClassTable
 from mask2former.data.image_io import configured_range
 from mask2former.maskformer_model import MaskFormer
 from mask2former.modeling.meta_arch.image_classifier import ImageClassifier
+from mask2former.tasks import Task
 
 from .numpy_postprocessing import image_sizes
 
@@ -127,6 +128,14 @@ def export_network(model: nn.Module, size: tuple[int, int], freedom: Freedom = "
         )
 
 
+def class_table(metadata: Metadata, tasks: Sequence[Task]) -> ClassTable:
+    """Classes by the ids that a model of some tasks predicts, from the metadata of its data set."""
+    # An instance data set numbers only its things; all others number things and stuff together.
+    only_instances = list(tasks) == ["instance"]
+    numbered_by_things = metadata.get("thing_classes") and (only_instances or not metadata.get("stuff_classes"))
+    return ClassTable.from_metadata(metadata, "instance" if numbered_by_things else "semantic")
+
+
 def describe(cfg: CfgNode, model: nn.Module, metadata: Metadata, freedom: Freedom) -> dict[str, Any]:
     """Collect what a program needs to prepare images for an exported model and to turn its outputs into results.
 
@@ -157,9 +166,7 @@ def describe(cfg: CfgNode, model: nn.Module, metadata: Metadata, freedom: Freedo
 def _describe_segmentation(cfg: CfgNode, model: MaskFormer, metadata: Metadata) -> dict[str, Any]:
     settings = model.inference_settings
     tasks, things = list(settings.tasks), settings.thing_ids
-    # An instance data set numbers only its things; all others number things and stuff together.
-    numbered_by_things = metadata.get("thing_classes") and (tasks == ["instance"] or not metadata.get("stuff_classes"))
-    table = ClassTable.from_metadata(metadata, "instance" if numbered_by_things else "semantic")
+    table = class_table(metadata, tasks)
     return {
         "tasks": tasks,
         "classes": [
