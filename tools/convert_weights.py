@@ -20,7 +20,7 @@ library may also be INPUT.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from safetensors.torch import save
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
 from dinat_common.errors import UserError, report_errors, run_script
 from dinat_common.files import atomic_write, check_file, sha256_of, user_path, write_json
+from dinat_common.weights import without_wrappers
 from mask2former.checkpoint import (
     CheckpointMismatchError,
     build_empty_state,
@@ -111,8 +112,14 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def write(path: Path, state: State, metadata: dict[str, str]) -> None:
+def write(path: Path, state: State, metadata: dict[str, str], read_as: Callable[[str], str] = str) -> None:
     """Write weights and read them again; the file appears only if both are equal.
+
+    Args:
+        path: File to write.
+        state: Weights.
+        metadata: Texts to store beside the weights.
+        read_as: Function from a name in the file to its name after reading, which leaves out `model.`.
 
     Raises:
         ConversionError: They are not.
@@ -125,7 +132,9 @@ def write(path: Path, state: State, metadata: dict[str, str]) -> None:
         else:
             torch.save({"model": copies, "metadata": metadata}, file)
         file.flush()
-        require_equal(read_checkpoint(file.name, kind=path.suffix)["model"], state, path)
+        require_equal(
+            read_checkpoint(file.name, kind=path.suffix)["model"], {read_as(name): x for name, x in state.items()}, path
+        )
 
 
 def read_input(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
@@ -213,6 +222,8 @@ def write_folder(folder: Path, state: State, cfg: CfgNode, metadata: dict[str, s
         ConversionError: The written weights differ from those read back.
         ExportError: The transformers library is not installed, or has no such model.
     """
+    import dinat_backbone.transformers  # noqa: F401 - registers the backbone, in the library of an optional extra
+
     config, processor = build_config(cfg), build_image_processor(cfg)
     taken, _ = compare(dict(state), build_empty_state(cfg))
     renamed = to_transformers(with_class_weights(taken, cfg))
@@ -223,7 +234,7 @@ def write_folder(folder: Path, state: State, cfg: CfgNode, metadata: dict[str, s
         )
     write_json(folder / CONFIG, json.loads(config.to_json_string()), indent=2)
     write_json(folder / PROCESSOR, json.loads(processor.to_json_string()), indent=2)
-    write(folder / WEIGHTS, renamed, metadata)
+    write(folder / WEIGHTS, renamed, metadata, without_wrappers)
 
 
 def report(output: Path, state: State, metadata: dict[str, str], left_out: Mapping[str, Any]) -> None:

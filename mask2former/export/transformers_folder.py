@@ -14,7 +14,7 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from mask2former.data.classes import ClassTable
-from mask2former.tasks import TASKS
+from mask2former.tasks import tasks_of
 
 from .network import ExportError, class_table
 
@@ -153,8 +153,7 @@ def with_class_weights(state: Mapping[str, Tensor], cfg: CfgNode) -> dict[str, T
 
 
 def _classes(cfg: CfgNode) -> ClassTable:
-    tasks = [name for name, spec in TASKS.items() if cfg.MODEL.MASK_FORMER.TEST[spec.switch]]
-    return class_table(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), tasks)
+    return class_table(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), tasks_of(cfg))
 
 
 def _check(cfg: CfgNode) -> None:
