@@ -78,14 +78,24 @@ def model_names(config_file: Path, opts: Sequence[str] = ()) -> dict[str, torch.
     return build_empty_state(setup_cfg(config_file, opts))
 
 
-def check_names(state: dict[str, torch.Tensor], model_state: State, source: str, config_file: Path) -> str:
+def check_names(
+    state: dict[str, torch.Tensor], model_state: State, source: str, config_file: Path, *, whole: bool = False
+) -> str:
     """Compare weights with a model, as loading does, and return the account of all names.
+
+    Args:
+        state: Weights of the file.
+        model_state: State dict of the model.
+        source: Name of the file in messages.
+        config_file: Config of the model, in messages.
+        whole: Whether the weights of a backbone alone do not fit.
 
     Raises:
         CheckpointMismatchError: The weights are neither the model's nor its backbone's.
     """
     state = from_openmmlab(state)
-    _, report = (compare_backbone if holds_backbone_only(state, model_state) else compare)(state, model_state)
+    backbone_only = not whole and holds_backbone_only(state, model_state)
+    _, report = (compare_backbone if backbone_only else compare)(state, model_state)
     if not report.exact:
         raise CheckpointMismatchError(
             f"{source} does not fit {config_file}: {report.summary()}\n{report.mismatches()}\nNothing was written."
@@ -179,7 +189,8 @@ def convert(options: argparse.Namespace) -> None:
         ConfigError: --config-file can't be used.
         ConversionError: OUTPUT exists, the model of INPUT is unknown, or the written weights differ from those read
             back.
-        ExportError: The transformers library is not installed, or has no such model.
+        ExportError: The transformers library has no such model.
+        MissingPackageError: The transformers library is not installed.
     """
     output: Path = options.output
     outputs = [output / name for name in FILES] if options.to_transformers else [output]
@@ -202,7 +213,8 @@ def convert(options: argparse.Namespace) -> None:
     known = setting if options.setting or options.to_transformers else None
     config_file = options.config_file or (ROOT / SETTINGS[known].config_file if known else None)
     if config_file:
-        print(check_names(state, model_names(config_file, options.opts), str(source), config_file))
+        names = model_names(config_file, options.opts)
+        print(check_names(state, names, str(source), config_file, whole=options.to_transformers))
     if options.to_openmmlab:
         state = to_openmmlab(state)
     metadata = {"format": "pt", "source": options.input, "source_sha256": sha256_of(source)}
@@ -220,7 +232,8 @@ def write_folder(folder: Path, state: State, cfg: CfgNode, metadata: dict[str, s
     Raises:
         CheckpointError: The names or shapes of the weights are not those of transformers' model.
         ConversionError: The written weights differ from those read back.
-        ExportError: The transformers library is not installed, or has no such model.
+        ExportError: The transformers library has no such model.
+        MissingPackageError: The transformers library is not installed.
     """
     import dinat_backbone.transformers  # noqa: F401 - registers the backbone, in the library of an optional extra
 

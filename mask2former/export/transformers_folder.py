@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
+from dinat_common.errors import MissingPackageError
 from mask2former.data.classes import ClassTable
 from mask2former.tasks import tasks_of
 
@@ -48,13 +49,14 @@ def build_config(cfg: CfgNode) -> "Mask2FormerConfig":
     """Build the config of transformers' model from ours.
 
     Raises:
-        ExportError: transformers is not installed, or its Mask2Former can't be configured so.
+        ExportError: transformers' Mask2Former can't be configured so.
+        MissingPackageError: transformers is not installed.
     """
     _check(cfg)
     try:
         from transformers import AutoConfig, Mask2FormerConfig
     except ImportError as error:
-        raise _not_installed(error) from error
+        raise MissingPackageError(__name__, "transformers", error) from error
     node, head, dinat = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.DINAT
     backbone = AutoConfig.for_model(
         "dinat",
@@ -113,12 +115,12 @@ def build_image_processor(cfg: CfgNode) -> "Mask2FormerImageProcessor":
     that masks cover the image.
 
     Raises:
-        ExportError: transformers is not installed.
+        MissingPackageError: transformers is not installed.
     """
     try:
         from transformers import Mask2FormerImageProcessor
     except ImportError as error:
-        raise _not_installed(error) from error
+        raise MissingPackageError(__name__, "transformers", error) from error
     shortest, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     return Mask2FormerImageProcessor(
         do_resize=shortest > 0,
@@ -136,8 +138,7 @@ def build_image_processor(cfg: CfgNode) -> "Mask2FormerImageProcessor":
 def build_empty_transformers_state(config: "Mask2FormerConfig") -> dict[str, Tensor]:
     """State dict of transformers' model on the meta device: names, shapes and dtypes without values.
 
-    Raises:
-        ExportError: transformers knows no DiNAT, because `dinat_backbone.transformers` was not imported.
+    `dinat_backbone.transformers` has to be imported before.
     """
     from transformers import Mask2FormerForUniversalSegmentation
 
@@ -170,7 +171,3 @@ def _check(cfg: CfgNode) -> None:
         found = list(value) if isinstance(value, tuple) else value
         if found != required:
             raise ExportError(f"{key} is {found!r}; Mask2Former of the transformers library has only {required!r}")
-
-
-def _not_installed(error: ImportError) -> ExportError:
-    return ExportError(f"this needs the transformers library ({error}): pip install 'dinat-mask2former[transformers]'")

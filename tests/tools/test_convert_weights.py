@@ -211,6 +211,8 @@ def test_names_of_transformers(name, expected):
         (["a.pth", "w.pkl"], 2, "expected a name that ends in .safetensors or .pth"),
         (["a.pth", "w.pth", "MODEL.DEVICE", "cpu"], 2, "need --setting or --config-file"),
         (["a.pth", "w.pth", "--setting", "voc"], 2, "invalid choice"),
+        (["a.pth", "w.pth", "--to-transformers"], 2, "expected a folder"),
+        (["a.pth", "w", "--to-transformers", "--from-transformers"], 2, "not allowed with"),
     ],
 )
 def test_wrong_calls_are_explained(tmp_path, monkeypatch, capsys, words, status, message):
@@ -219,3 +221,73 @@ def test_wrong_calls_are_explained(tmp_path, monkeypatch, capsys, words, status,
         run(*words)
     assert end.value.code == status
     assert message in capsys.readouterr().err
+
+
+TO_TRANSFORMERS = ("--to-transformers", "--setting", "coco-panoptic", *TINY)
+
+
+@pytest.fixture(scope="module")
+def mask2former(tmp_path_factory):
+    """A checkpoint of a small Mask2Former, as a training writes it."""
+    path = tmp_path_factory.mktemp("mask2former") / "model_final.pth"
+    names = script.model_names(script.ROOT / SETTINGS["coco-panoptic"].config_file, TINY)
+    stream = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(value.shape, generator=stream) for name, value in names.items()}
+    torch.save({"model": state, "iteration": 9}, path)
+    return path, state
+
+
+def test_mask2former_goes_to_transformers_and_back(tmp_path, mask2former, capsys):
+    transformers = pytest.importorskip("transformers", reason="the extra transformers is not installed")
+    path, state = mask2former
+    run(path, tmp_path / "folder", *TO_TRANSFORMERS)
+    folder = tmp_path / "folder"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+    assert metadata(folder / "model.safetensors")["setting"] == "coco-panoptic"
+    model, info = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    assert model.config.id2label[0] == "person" and len(model.config.label_ids_to_fuse) == 53
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    assert (processor.size.shortest_edge, processor.size.longest_edge, processor.size_divisor) == (64, 128, 0)
+    # The folder, its file, and the folder as transformers saves it.
+    model.save_pretrained(tmp_path / "saved")
+    for number, words in enumerate(
+        ([folder], [folder / "model.safetensors", "--from-transformers"], [tmp_path / "saved"])
+    ):
+        run(words[0], tmp_path / f"{number}.pth", *words[1:])
+        assert same(read_checkpoint(tmp_path / f"{number}.pth")["model"], state)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="1"):
+        run(path, folder, *TO_TRANSFORMERS)
+    assert "config.json exists; --overwrite" in capsys.readouterr().err
+    run(path, folder, *TO_TRANSFORMERS, "--overwrite")
+
+
+def test_a_setting_is_recognised_by_names_and_shapes(mask2former):
+    names = script.model_names(script.ROOT / SETTINGS["coco-instance"].config_file)
+    assert script.recognise(names) == "coco-instance"
+    assert script.recognise(mask2former[1]) is None
+
+
+def test_what_can_not_become_a_folder_is_explained(tmp_path, mask2former, capsys):
+    path, state = mask2former
+    backbone = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    torch.save(backbone, tmp_path / "backbone.pth")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "split").mkdir()
+    (tmp_path / "split" / "model.safetensors.index.json").write_text("{}")
+    for words, message in (
+        ([path, tmp_path / "x", "--to-transformers"], "those of none of the published settings; --config-file names"),
+        ([tmp_path / "backbone.pth", tmp_path / "x", *TO_TRANSFORMERS], "does not fit"),
+        ([tmp_path / "empty", tmp_path / "x.pth"], "no model.safetensors in this folder"),
+        ([tmp_path / "split", tmp_path / "x.pth"], "save the model with max_shard_size"),
+        ([path, tmp_path / "x", *TO_TRANSFORMERS, "INPUT.FORMAT", "BGR"], "library has only 'RGB'"),
+    ):
+        with pytest.raises(SystemExit, match="1"):
+            run(*words)
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists() and not (tmp_path / "x.pth").exists()
