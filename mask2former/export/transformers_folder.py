@@ -111,8 +111,8 @@ def build_config(cfg: CfgNode) -> "Mask2FormerConfig":
 def build_image_processor(cfg: CfgNode) -> "Mask2FormerImageProcessor":
     """Build transformers' preparation of images for a config.
 
-    Images are not padded or stretched to a multiple of a number: DiNAT takes any size, and transformers' results assume
-    that masks cover the image.
+    Images are stretched to a multiple of SIZE_DIVISIBILITY, not padded as by our model, because transformers' results
+    assume that masks cover the image.
 
     Raises:
         MissingPackageError: transformers is not installed.
@@ -125,7 +125,7 @@ def build_image_processor(cfg: CfgNode) -> "Mask2FormerImageProcessor":
     return Mask2FormerImageProcessor(
         do_resize=shortest > 0,
         size={"shortest_edge": shortest or 800, "longest_edge": longest},
-        size_divisor=0,
+        size_divisor=max(cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY, 0),
         image_mean=[value / 255 for value in cfg.MODEL.PIXEL_MEAN],
         image_std=[value / 255 for value in cfg.MODEL.PIXEL_STD],
         ignore_index=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,

@@ -28,6 +28,7 @@ from tests.tiny import TINY
 
 transformers = pytest.importorskip("transformers", reason="the extra transformers is not installed")
 pytest.importorskip("dinat_backbone.transformers")
+SizeDict = transformers.image_utils.SizeDict
 
 deterministic = load_script("tools/deterministic_weights.py")
 # Five layers use every level of the pixel decoder twice; windows of 42 positions are larger than the maps.
@@ -269,23 +270,24 @@ def test_pixels_for_transformers(pair):
     image = deterministic.image("pixels", 96, 120).transpose(1, 2, 0)
     resized = build_test_resize(cfg).get_transform(image).apply_image(image)
     assert resized.shape == (64, 80, 3)
-    expected = ((torch.from_numpy(resized.copy()).permute(2, 0, 1) - ours.pixel_mean) / ours.pixel_std)[None]
+    expected = ours.preprocess([{"image": torch.from_numpy(resized.copy()).permute(2, 0, 1)}]).tensor
     processor = build_image_processor(cfg)
     exact = transformers.Mask2FormerImageProcessorPil(**processor.to_dict())
+    pad_size = SizeDict(height=64, width=96)
     for kind, levels in ((processor, 1), (exact, 0)):
-        pixels = kind(image, return_tensors="pt")["pixel_values"]
+        pixels = kind(image, return_tensors="pt", size_divisor=0, pad_size=pad_size)["pixel_values"]
         assert float((pixels - expected).abs().max()) < (levels + 0.001) / 57.12, kind
+    # As configured, they are stretched instead.
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == expected.shape and not pixels[..., 80:].eq(0).any()
 
 
 def test_widths_may_differ_by_a_pixel(pair):
     """transformers rounds the longer side down, Detectron2 to the nearest number."""
     cfg, _, _ = pair
-    image = deterministic.image("pixel", 90, 121).transpose(1, 2, 0)
-    assert build_test_resize(cfg).get_transform(image).apply_image(image).shape == (64, 86, 3)
-    assert build_image_processor(cfg)(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 86)
-    image = deterministic.image("pixel", 90, 120).transpose(1, 2, 0)
-    assert build_test_resize(cfg).get_transform(image).apply_image(image).shape == (64, 85, 3)
-    assert build_image_processor(cfg)(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 85)
+    image = deterministic.image("width", 90, 122).transpose(1, 2, 0)
+    assert build_test_resize(cfg).get_transform(image).apply_image(image).shape == (64, 87, 3)
+    assert build_image_processor(cfg)(image, size_divisor=0)["pixel_values"][0].shape == (3, 64, 86)
 
 
 @pytest.mark.parametrize(

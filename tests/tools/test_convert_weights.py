@@ -252,7 +252,7 @@ def test_mask2former_goes_to_transformers_and_back(tmp_path, mask2former, capsys
     assert not any(info.values())
     assert model.config.id2label[0] == "person" and len(model.config.label_ids_to_fuse) == 53
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    assert (processor.size.shortest_edge, processor.size.longest_edge, processor.size_divisor) == (64, 128, 0)
+    assert (processor.size.shortest_edge, processor.size.longest_edge, processor.size_divisor) == (64, 128, 32)
     # The folder, its file, and the folder as transformers saves it.
     model.save_pretrained(tmp_path / "saved")
     for number, words in enumerate(
