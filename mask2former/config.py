@@ -81,6 +81,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # Weight decay of relative position biases; None: WEIGHT_DECAY, as in the published runs.
     cfg.SOLVER.WEIGHT_DECAY_RPB = None
+    # Weight decay of batch norms; None: WEIGHT_DECAY_NORM.
+    cfg.SOLVER.WEIGHT_DECAY_BATCH_NORM = None
     # Number of batches of an optimiser step, if memory is short: the step is that of one batch of IMS_PER_BATCH times
     # ACCUMULATE_STEPS images. Iterations always count optimiser steps.
     cfg.SOLVER.ACCUMULATE_STEPS = 1

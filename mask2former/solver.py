@@ -15,11 +15,9 @@ from dinat_common.errors import ConfigError
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "images_per_step", "scale_learning_rate"]
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
+    *_BATCH_NORMS,
     nn.GroupNorm,
     nn.InstanceNorm1d,
     nn.InstanceNorm2d,
@@ -29,7 +27,7 @@ _NORMS = (
 )
 # Any, since the base class does not declare the arguments that both take.
 _OPTIMIZERS: dict[str, Any] = {"ADAMW": torch.optim.AdamW, "SGD": torch.optim.SGD}
-_DECAYS = ("WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_EMBED", "WEIGHT_DECAY_RPB")
+_DECAYS = (*("WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BATCH_NORM", "WEIGHT_DECAY_EMBED", "WEIGHT_DECAY_RPB"),)
 _SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR")
 _WARMUPS = ("linear", "constant")
 
@@ -174,8 +172,9 @@ def scale_learning_rate(cfg: CfgNode) -> CfgNode:
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate and weight decay.
 
-    The backbone's rate is multiplied by `BACKBONE_MULTIPLIER`. Norms, embeddings and relative position biases have
-    their own weight decays (`WEIGHT_DECAY_NORM`, `WEIGHT_DECAY_EMBED`, `WEIGHT_DECAY_RPB`).
+    The backbone's rate is multiplied by `BACKBONE_MULTIPLIER`. Norms, batch norms among them, embeddings and
+    relative position biases have their own weight decays (`WEIGHT_DECAY_NORM`, `WEIGHT_DECAY_BATCH_NORM`,
+    `WEIGHT_DECAY_EMBED`, `WEIGHT_DECAY_RPB`).
     """
     solver = cfg.SOLVER
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -188,7 +187,9 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             in_backbone = module_name.removeprefix("module.").startswith("backbone")
             rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if in_backbone else 1.0)
             decay = solver.WEIGHT_DECAY
-            if isinstance(module, _NORMS):
+            if isinstance(module, _BATCH_NORMS) and solver.WEIGHT_DECAY_BATCH_NORM is not None:
+                decay = solver.WEIGHT_DECAY_BATCH_NORM
+            elif isinstance(module, _NORMS):
                 decay = solver.WEIGHT_DECAY_NORM
             elif isinstance(module, nn.Embedding):
                 decay = solver.WEIGHT_DECAY_EMBED

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter
@@ -131,6 +132,8 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model of a config with random weights."""
         model = build_model(cfg)
+        if torch.device(cfg.MODEL.DEVICE).type != "cuda" and torch.distributed.is_initialized():
+            _replace_sync_batch_norms(model)
         total = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad) / 1e6
         message = f"{cfg.MODEL.META_ARCHITECTURE} with {total:.1f} million parameters"
@@ -352,6 +355,16 @@ class Trainer(DefaultTrainer):
             logging.getLogger(__name__).info(results_table(name, tasks))
         write_json(folder / "metrics.json", json_ready(results), indent=2)
         return results if len(results) > 1 else next(iter(results.values()))
+
+
+def _replace_sync_batch_norms(model: nn.Module) -> None:
+    """Replace PyTorch's SyncBatchNorm, which needs a GPU in several processes, by Detectron2's, which does not."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.SyncBatchNorm):
+                norm = NaiveSyncBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum)
+                norm.load_state_dict(child.state_dict())
+                module.add_module(name, norm.to(next(child.parameters()).device))
 
 
 def _augmented(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:

@@ -1,0 +1,79 @@
+"""train_net.py with UPerNets on a miniature ADE20K and on drawn shapes."""
+
+import json
+
+import pytest
+import torch
+
+from mask2former.checkpoint import to_openmmlab
+
+from .conftest import ROOT, load_script
+
+ADE20K = ROOT / "configs/ade20k/semantic-segmentation/dinat/upernet_dinat_mini.yaml"
+SHAPES = ROOT / "configs/shapes/semantic-segmentation/dinat/upernet_dinat_pico_shapes.yaml"
+SMALL = (
+    "MODEL.WEIGHTS '' MODEL.DEVICE cpu MODEL.DINAT.EMBED_DIM 32 MODEL.DINAT.DEPTHS [1,1,1,1] "
+    "MODEL.DINAT.NUM_HEADS [1,2,4,8] MODEL.DINAT.DILATIONS [[1],[2],[1],[1]] MODEL.DINAT.KERNEL_SIZE 3 "
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM 16 MODEL.AUXILIARY_HEAD.CONVS_DIM 16 MODEL.PIXEL_CLASSIFIER.SIZE_DIVISIBILITY 64 "
+    "INPUT.MIN_SIZE_TRAIN (32,128) INPUT.MAX_SIZE_TRAIN 512 INPUT.CROP.SIZE (64,64) INPUT.MIN_SIZE_TEST 64 "
+    "INPUT.MAX_SIZE_TEST 256 TEST.AUG.MIN_SIZES [32,64] TEST.AUG.MAX_SIZE 256 SOLVER.IMS_PER_BATCH 2 "
+    "SOLVER.WARMUP_ITERS 1 DATALOADER.NUM_WORKERS 0 SEED 1 TEST.EVAL_PERIOD 0"
+).split()
+
+
+@pytest.fixture
+def run(loggers_restored):
+    """The command line in this process."""
+    return load_script("train_net.py").run
+
+
+def results(folder):
+    (found,) = json.loads((folder / "inference" / "metrics.json").read_text()).values()
+    return found
+
+
+def test_trains_resumes_averages_and_evaluates_on_ade20k(run, trees, tmp_path, monkeypatch):
+    """Accumulated steps with an average of the weights, validation losses, and both kinds of evaluation."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(trees))
+    options = "SOLVER.ACCUMULATE_STEPS 2 SOLVER.EMA.ENABLED True TEST.VALIDATION_LOSS True SOLVER.CHECKPOINT_PERIOD 1"
+    command = ["--config-file", str(ADE20K), *SMALL, *options.split()]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run([*command, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(whole)])
+    lines = [json.loads(line) for line in (whole / "metrics.json").read_text().splitlines()]
+    assert {"loss_sem_seg", "loss_auxiliary", "validation/loss_sem_seg"} <= {key for line in lines for key in line}
+    trained = torch.load(whole / "model_final.pth", weights_only=True)["model"]
+    assert trained["sem_seg_head.bottleneck.norm.num_batches_tracked"] == 4
+    assert set(results(whole)["sem_seg"]) >= {"mIoU", "pACC"}
+
+    stopped.mkdir()
+    (stopped / "model_0000000.pth").write_bytes((whole / "model_0000000.pth").read_bytes())
+    (stopped / "last_checkpoint").write_text("model_0000000.pth")
+    run([*command, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(stopped), "--resume"])
+    resumed = torch.load(stopped / "model_final.pth", weights_only=True)["model"]
+    assert all(torch.equal(value, resumed[name]) for name, value in trained.items())
+
+    # The file in its published form, with the multi-scale protocol, and in windows.
+    published = {"meta": {"CLASSES": ("wall",)}, "state_dict": to_openmmlab(trained)}
+    torch.save(published, tmp_path / "published.pth")
+    evaluate = [
+        *command,
+        "--eval-only",
+        "SOLVER.EMA.ENABLED",
+        "False",
+        "MODEL.WEIGHTS",
+        str(tmp_path / "published.pth"),
+    ]
+    run([*evaluate, "TEST.AUG.ENABLED", "True", "OUTPUT_DIR", str(tmp_path / "augmented")])
+    assert set(results(tmp_path / "augmented")) == {"sem_seg", "sem_seg_TTA"}
+    windows = "MODEL.PIXEL_CLASSIFIER.WINDOW_SIZE [48,48] MODEL.PIXEL_CLASSIFIER.WINDOW_STRIDE [32,32]".split()
+    run([*evaluate, *windows, "OUTPUT_DIR", str(tmp_path / "windows")])
+    assert set(results(tmp_path / "windows")) == {"sem_seg"}
+
+
+@pytest.mark.slow
+def test_learns_shapes(run, tmp_path, monkeypatch):
+    """From scratch to mIoU 75, in at most six minutes on two cores."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    load_script("datasets/prepare_shapes.py").prepare(tmp_path)
+    run(["--config-file", str(SHAPES), "MODEL.DEVICE", "cpu", "SEED", "1", "OUTPUT_DIR", str(tmp_path / "out")])
+    assert results(tmp_path / "out")["sem_seg"]["mIoU"] > 75
