@@ -6,6 +6,7 @@ Shapes:
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +151,25 @@ class PatchTokenizer(nn.Module):
         return self.norm(self.proj(image).permute(0, 2, 3, 1))
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Where a network gives out a map.
+
+    Attributes:
+        module: Name of the module that ends in the map.
+        channels: Channels of the map.
+        stride: Pixels of the image per position of the map.
+    """
+
+    module: str
+    channels: int
+    stride: int
+
+
+# timm's mark of weights that belong to the group before them.
+WITH_THE_FORMER = (99999,)
+
+
 class Trunk(nn.Module):
     """What lies between an image and the last norm; the base of all networks of the family.
 
@@ -165,6 +185,33 @@ class Trunk(nn.Module):
 
     def set_checkpointing(self, enable: bool) -> None:
         """Choose whether the backward pass recomputes the activations inside blocks instead of keeping them."""
+        raise NotImplementedError
+
+    def stages(self) -> list[Stage]:
+        """The stages of `stage_maps`."""
+        raise NotImplementedError
+
+    def stage_maps(self, image: Tensor) -> Iterator[Tensor]:
+        """Map a normalized image to the outputs of the stages: of each level, or of each block if there is one level.
+
+        Yields:
+            Maps [B, H / stride, W / stride, channels] without norm.
+        """
+        return self.level_maps(image)
+
+    def keep_stages(self, count: int) -> None:
+        """Remove the stages after the first `count`, and what leads to them."""
+        raise NotImplementedError
+
+    def layer_patterns(self, coarse: bool) -> list[tuple[str, tuple[int, ...] | None]]:
+        """Patterns that sort the weights by depth, in the form of timm's `group_matcher`.
+
+        Args:
+            coarse: Whether a level is one group instead of each block.
+
+        Returns:
+            Regular expressions whose groups are numbers in the order of depth, and what to append to these numbers.
+        """
         raise NotImplementedError
 
 

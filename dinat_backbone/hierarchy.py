@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
-from .blocks import Block, NeighborhoodAttention2D, Trunk, drop_path_rates, freeze, initialize, run_blocks
+from .blocks import (
+    WITH_THE_FORMER,
+    Block,
+    NeighborhoodAttention2D,
+    Stage,
+    Trunk,
+    drop_path_rates,
+    freeze,
+    initialize,
+    run_blocks,
+)
 from .config import BackboneConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +58,10 @@ class Level(nn.Module):
     def set_checkpointing(self, enable: bool) -> None:
         """Choose whether the backward pass recomputes the activations inside blocks."""
         self.use_checkpoint = enable
+
+    def end(self) -> None:
+        """Remove the step to the next level."""
+        self.downsample = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map [B, H, W, C] to the output of the level and the input of the next one (the output, after the last)."""
@@ -139,6 +153,23 @@ class Hierarchy(Trunk):
         """Choose whether the backward pass recomputes the activations inside blocks instead of keeping them."""
         for level in self.level_modules():
             level.set_checkpointing(enable)
+
+    def stages(self) -> list[Stage]:
+        """The levels."""
+        return [Stage(f"{self.parts.levels}.{level}", dim, 4 * 2**level) for level, dim in enumerate(self.dims)]
+
+    def keep_stages(self, count: int) -> None:
+        """Remove the levels after the first `count`, and the downsampler of the last one that stays."""
+        levels = self.level_modules()[:count]
+        levels[-1].end()
+        self.add_module(self.parts.levels, nn.ModuleList(levels))
+
+    def layer_patterns(self, coarse: bool) -> list[tuple[str, tuple[int, ...] | None]]:
+        """One group for each level or block; a downsampler belongs to the block before it."""
+        level = rf"^{self.parts.levels}\.(\d+)"
+        if coarse:
+            return [(level, None)]
+        return [(rf"{level}\.blocks\.(\d+)", None), (rf"{level}\.downsample", WITH_THE_FORMER)]
 
 
 class HierarchicalBackbone(Hierarchy, Backbone):

@@ -17,6 +17,7 @@ from .blocks import (
     Block,
     NeighborhoodAttention2D,
     PatchTokenizer,
+    Stage,
     Trunk,
     drop_path_rates,
     freeze,
@@ -73,12 +74,38 @@ class OneLevel(Trunk):
 
     def level_maps(self, image: Tensor) -> Iterator[Tensor]:
         """Map a normalized image [B, 3, H, W] to the one map [B, H/patch_size, W/patch_size, embed_dim]."""
-        x = self.pos_drop(self.patch_embed(image))
-        yield run_blocks(self.layers, x, self.use_checkpoint)
+        output = image
+        for output in self.stage_maps(image):  # noqa: B007 - the last one
+            pass
+        yield output
 
     def set_checkpointing(self, enable: bool) -> None:
         """Choose whether the backward pass recomputes the activations inside blocks instead of keeping them."""
         self.use_checkpoint = enable
+
+    def stages(self) -> list[Stage]:
+        """The blocks."""
+        stride = self.patch_embed.patch_size
+        return [Stage(f"layers.{block}", self.dims[0], stride) for block in range(len(self.layers))]
+
+    def stage_maps(self, image: Tensor) -> Iterator[Tensor]:
+        """Map a normalized image [B, 3, H, W] to the outputs of the blocks, without norm.
+
+        Yields:
+            Maps [B, H/patch_size, W/patch_size, embed_dim], sides rounded up.
+        """
+        x = self.pos_drop(self.patch_embed(image))
+        for block in self.layers:
+            x = run_blocks([block], x, self.use_checkpoint)
+            yield x
+
+    def keep_stages(self, count: int) -> None:
+        """Remove the blocks after the first `count`."""
+        self.layers = self.layers[:count]
+
+    def layer_patterns(self, coarse: bool) -> list[tuple[str, tuple[int, ...] | None]]:
+        """One group for each block."""
+        return [(r"^layers\.(\d+)", None)]
 
 
 class OneLevelBackbone(OneLevel, Backbone):

@@ -129,8 +129,8 @@ class ViTRpb(OneLevel):
         )
         self.image_size = image_size
 
-    def level_maps(self, image: Tensor) -> Iterator[Tensor]:
-        """Map a normalized image [B, 3, image_size, image_size] to the one map.
+    def stage_maps(self, image: Tensor) -> Iterator[Tensor]:
+        """Map a normalized image [B, 3, image_size, image_size] to the outputs of the blocks.
 
         Raises:
             BackboneConfigError: The image has another size.
@@ -140,7 +140,7 @@ class ViTRpb(OneLevel):
             raise BackboneConfigError(
                 f"this ViT-rpb takes images of {self.image_size} x {self.image_size} pixels, got {height} x {width}"
             )
-        return super().level_maps(image)
+        return super().stage_maps(image)
 
 
 class ViTRpbClassifier(Classifier, ViTRpb):
