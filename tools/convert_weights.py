@@ -219,7 +219,7 @@ def convert(options: argparse.Namespace) -> None:
         state = to_openmmlab(state)
     metadata = {"format": "pt", "source": options.input, "source_sha256": sha256_of(source)}
     metadata |= {"setting": setting} if setting else {}
-    if options.to_transformers:
+    if options.to_transformers and config_file:
         write_folder(output, state, setup_cfg(config_file, options.opts), metadata)
     else:
         write(output, state, metadata)

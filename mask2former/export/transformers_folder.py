@@ -75,7 +75,7 @@ def build_config(cfg: CfgNode) -> "Mask2FormerConfig":
     )
     classes = _classes(cfg)
     labels = {class_id: classes.name(class_id) for class_id in range(head.NUM_CLASSES)}
-    return Mask2FormerConfig(
+    config = Mask2FormerConfig(
         backbone_config=backbone,
         feature_size=head.CONVS_DIM,
         mask_feature_size=head.MASK_DIM,
@@ -102,10 +102,11 @@ def build_config(cfg: CfgNode) -> "Mask2FormerConfig":
         feature_strides=[4, 8, 16, 32],
         id2label=labels,
         label2id={name: label for label, name in labels.items()},
-        # For post_process_panoptic_segmentation.
-        label_ids_to_fuse=[class_id for class_id in labels if class_id not in classes.thing_ids],
         architectures=["Mask2FormerForUniversalSegmentation"],
     )
+    # A field of ours: the stuff classes, an argument of `post_process_panoptic_segmentation`.
+    config.update({"label_ids_to_fuse": [class_id for class_id in labels if class_id not in classes.thing_ids]})
+    return config
 
 
 def build_image_processor(cfg: CfgNode) -> "Mask2FormerImageProcessor":
