@@ -238,7 +238,9 @@ class MaskRCNNHeads(nn.Module):
             clipped.clip(of_image.image_size)
             if of_image.has("gt_classes"):
                 clipped = clipped[clipped.nonempty()]
-            refined.append(Instances(of_image.image_size, proposal_boxes=clipped))
+            # Detectron2's sampler expects this field of all proposals.
+            logits_of_image = own.new_zeros(len(clipped))
+            refined.append(Instances(of_image.image_size, proposal_boxes=clipped, objectness_logits=logits_of_image))
         return refined
 
     def _maps(self, features: Mapping[str, Tensor]) -> list[Tensor]:

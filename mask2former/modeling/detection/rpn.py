@@ -13,6 +13,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 
@@ -68,7 +69,22 @@ class LowQualityMatcher(Matcher):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class MaskRCNNProposals(RPN):
-    """Detectron2's region proposal network with `BoxTransform` and `LowQualityMatcher`."""
+    """Detectron2's region proposal network with `BoxTransform` and `LowQualityMatcher`.
+
+    Losses are computed whenever targets are given, also in evaluation mode.
+    """
+
+    def forward(
+        self, images: ImageList, features: Mapping[str, Tensor], gt_instances: list[Instances] | None = None
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Propose regions, as many as in a training if there are targets; see Detectron2's `RPN`."""
+        mode = self.training
+        # Detectron2's method goes by the mode; there is no layer that does.
+        self.train(gt_instances is not None)
+        try:
+            return super().forward(images, dict(features), gt_instances)
+        finally:
+            self.train(mode)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:

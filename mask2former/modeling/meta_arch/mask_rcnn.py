@@ -1,6 +1,7 @@
 """Mask R-CNN and Cascade Mask R-CNN over any backbone, as in the published detectors of NAT and DiNAT."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from detectron2.modeling import (
     build_proposal_generator,
     build_roi_heads,
 )
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
-from mask2former.modeling.detection import FPN, build_fpn
+from ..detection import FPN, build_fpn
+from ..inference import InferenceSettings
+from ..mask_resizing import Size
 
 
 @META_ARCH_REGISTRY.register()
@@ -59,7 +62,10 @@ class MaskRCNN(GeneralizedRCNN):
         }
 
     def forward(
-        self, batched_inputs: list[dict[str, Any]], target_counts: Sequence[int] | None = None
+        self,
+        batched_inputs: list[dict[str, Any]],
+        target_counts: Sequence[int] | None = None,
+        settings: InferenceSettings | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Compute losses in training mode, detections otherwise.
 
@@ -70,55 +76,86 @@ class MaskRCNN(GeneralizedRCNN):
                 * `instances` (training): `Instances` with `gt_boxes`, `gt_classes` and `gt_masks`.
                 * `height`, `width` (inference, optional): Size of the results; default: that of `image`.
             target_counts: `count_targets` of the whole batch if `batched_inputs` is a part of it (training).
+            settings: Settings of this call (inference); a detector has none of its own.
 
         Returns:
-            The losses in training mode; otherwise a dict per image with `instances`, see `at_size`.
+            The losses in training mode; otherwise a dict per image with `instances`, see `Detections.results`.
         """
-        if not self.training:
-            return self.inference(batched_inputs)
-        losses = super().forward(batched_inputs)
-        if target_counts is not None:
-            share = len(batched_inputs) / len(target_counts)
-            losses = {name: share * loss for name, loss in losses.items()}
-        return losses
-
-    def count_targets(self, batched_inputs: list[dict[str, Any]]) -> list[int]:
-        """Weight of each training input in the losses of a batch: losses are means over images."""
-        return [1] * len(batched_inputs)
-
-    def inference(
-        self,
-        batched_inputs: list[dict[str, Any]],
-        detected_instances: list[Instances] | None = None,
-        do_postprocess: bool = True,
-    ) -> list[Any]:
-        """Detect objects; see Detectron2's `GeneralizedRCNN.inference` for the arguments and `forward` for results."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16_inference):
-            found = super().inference(batched_inputs, detected_instances, do_postprocess=False)
-        if not do_postprocess:
-            return found
+        if self.training:
+            return self.losses(batched_inputs, target_counts)
+        settings = settings or InferenceSettings(tasks=("instance",))
         return [
-            {"instances": at_size(of_image, inputs.get("height"), inputs.get("width"))}
-            for of_image, inputs in zip(found, batched_inputs, strict=True)
+            found.results((inputs.get("height", found.size[0]), inputs.get("width", found.size[1])), settings)
+            for found, inputs in zip(self.predict(batched_inputs), batched_inputs, strict=True)
         ]
 
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> list["Detections"]:
+        """Detections in the pixels of each input; `inference.run` brings them to the size of an image."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16_inference):
+            found = self.inference(batched_inputs, do_postprocess=False)
+        return [Detections(of_image) for of_image in found]
 
-def at_size(found: Instances, height: int | None, width: int | None) -> Instances:
-    """Bring the detections in an input to the size of the image that it was resized from.
+    def losses(
+        self, batched_inputs: list[dict[str, Any]], target_counts: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the losses of training inputs, also in evaluation mode.
 
-    Args:
-        found: Detections in pixels of the input, with `pred_masks` [N, 1, h, w] inside the boxes.
-        height: Height of the image; None: that of the input.
-        width: Width of the image; None: that of the input.
+        Args:
+            batched_inputs: Dicts, one per image, see `forward`.
+            target_counts: `count_targets` of the whole batch if `batched_inputs` is a part of it: the losses of all
+                parts then add up to the mean of the images.
+        """
+        images = self.preprocess_image(batched_inputs)
+        targets = [inputs["instances"].to(self.device) for inputs in batched_inputs]
+        features = self.backbone(images.tensor)
+        proposals, losses = self.proposal_generator(images, features, targets)
+        losses = losses | self.roi_heads.losses(features, proposals, targets)
+        if target_counts is None:
+            return losses
+        share = len(batched_inputs) / len(target_counts)
+        return {name: share * loss for name, loss in losses.items()}
 
-    Returns:
-        `Instances` with `pred_boxes` (x0, y0, x1, y1), float32 in pixels of the image, `scores` in descending order,
-        `pred_classes`, and `pred_masks` bool [N, height, width].
+    def count_targets(self, batched_inputs: list[dict[str, Any]]) -> list[int]:
+        """Weight of each training input in the losses of a batch, which are means over images."""
+        return [1] * len(batched_inputs)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections in one image.
+
+    Attributes:
+        instances: `Instances` in pixels of the input, with `pred_boxes`, `scores`, `pred_classes`, and `pred_masks`
+            [N, 1, h, w] inside the boxes.
     """
-    size = (height or found.image_size[0], width or found.image_size[1])
-    factors = [whole / part for whole, part in zip(size, found.image_size, strict=True)]
-    boxes = found.pred_boxes.tensor * found.pred_boxes.tensor.new_tensor([*factors[::-1], *factors[::-1]])
-    masks = paste_masks_in_image(found.pred_masks[:, 0], boxes, size).bool()
-    result = Instances(size, pred_boxes=Boxes(boxes), scores=found.scores, pred_classes=found.pred_classes)
-    result.pred_masks = masks
-    return result
+
+    instances: Instances
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the input without padding."""
+        return self.instances.image_size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the masks, on any device."""
+        return self.instances.pred_masks.nbytes
+
+    def results(self, size: Size, settings: InferenceSettings) -> dict[str, Any]:
+        """Compute `instances` at the size of the image that the input was resized from.
+
+        Args:
+            size: Height and width of the image.
+            settings: Settings, which have no effect: the model has chosen its detections.
+
+        Returns:
+            A dict with `instances`: `pred_boxes` (x0, y0, x1, y1), float32 in pixels of the image, `scores` in
+            descending order, `pred_classes`, and `pred_masks` bool [N, H, W].
+        """
+        found = self.instances
+        height, width = (whole / part for whole, part in zip(size, self.size, strict=True))
+        boxes = found.pred_boxes.clone()
+        boxes.scale(width, height)
+        masks = paste_masks_in_image(found.pred_masks[:, 0], boxes.tensor, size).bool()
+        fields = {"scores": found.scores, "pred_classes": found.pred_classes, "pred_masks": masks}
+        return {"instances": Instances(size, pred_boxes=boxes, **fields)}

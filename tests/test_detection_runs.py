@@ -1,0 +1,161 @@
+"""Detectors from the outside: training, evaluation, prediction and export on COCO's layout in miniature."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+import train_net
+from mask2former import setup_cfg
+from mask2former.checkpoint import to_openmmlab
+from mask2former.data import build_train_mapper
+from mask2former.engine import Trainer
+
+from .conftest import ROOT
+
+FOLDER = ROOT / "configs" / "coco" / "detection"
+HEADS = {"mask": FOLDER / "nat" / "nat_mini_maskrcnn.yaml", "cascade": FOLDER / "nat" / "nat_mini_cascademaskrcnn.yaml"}
+# A detector that learns nothing, in a moment.
+SHRUNK = (
+    "MODEL.WEIGHTS '' MODEL.DEVICE cpu MODEL.DINAT.EMBED_DIM 32 MODEL.DINAT.DEPTHS [1,1,1,1] "
+    "MODEL.DINAT.NUM_HEADS [1,2,4,8] MODEL.DINAT.KERNEL_SIZE 3 MODEL.FPN.OUT_CHANNELS 16 "
+    "MODEL.ROI_BOX_HEAD.CONV_DIM 16 MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.ROI_MASK_HEAD.CONV_DIM 16 "
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN 50 MODEL.RPN.POST_NMS_TOPK_TRAIN 20 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16 "
+    "MODEL.RPN.PRE_NMS_TOPK_TEST 50 MODEL.RPN.POST_NMS_TOPK_TEST 20 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0 "
+    "INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 128 INPUT.MIN_SIZE_TRAIN [64,96] INPUT.MAX_SIZE_TRAIN 128 "
+    "INPUT.CROP.SHORT_EDGES [48,64] INPUT.CROP.SIZE [32,64] SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 2 "
+    "SOLVER.STEPS [] SOLVER.AMP.ENABLED False DATALOADER.NUM_WORKERS 0 SEED 1 TEST.DETECTIONS_PER_IMAGE 10"
+).split()
+SHRUNK = [word.strip("'") for word in SHRUNK]
+
+
+@pytest.fixture(autouse=True)
+def _data(trees, monkeypatch, loggers_restored):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(trees))
+
+
+@pytest.fixture(params=HEADS)
+def head(request):
+    return request.param
+
+
+def run(head, output, *words, flags=()):
+    arguments = ["--config-file", str(HEADS[head]), "--num-gpus", "1", *flags, *SHRUNK, "OUTPUT_DIR", str(output)]
+    train_net.run([*arguments, *words])
+
+
+def metrics(output):
+    return json.loads((output / "inference" / "metrics.json").read_text())["coco_2017_val"]
+
+
+def test_training_and_evaluation(head, tmp_path):
+    run(head, tmp_path / "a", "SOLVER.EMA.ENABLED", "True", "TEST.VALIDATION_LOSS", "True")
+    losses = [json.loads(line) for line in (tmp_path / "a" / "metrics.json").read_text().splitlines()]
+    names = {"loss_rpn_cls", "loss_rpn_loc"}
+    ending = {"mask": [""], "cascade": [f"_stage{stage}" for stage in range(3)]}[head]
+    names |= {f"loss_{kind}{end}" for kind in ("cls", "box_reg", "mask") for end in ending}
+    assert names <= losses[0].keys() | losses[-1].keys()
+    assert "validation/total_loss" in losses[-1]
+    found = metrics(tmp_path / "a")
+    assert list(found) == ["bbox", "segm"] and {"AP", "AP50", "APs", "AP-person"} <= found["bbox"].keys()
+    # The published form of the same weights is evaluated alike.
+    state = torch.load(tmp_path / "a" / "model_final.pth", weights_only=True)["model"]
+    torch.save({"meta": {"CLASSES": ("person",)}, "state_dict": to_openmmlab(state)}, tmp_path / "published.pth")
+    results = {}
+    for weights in (tmp_path / "a" / "model_final.pth", tmp_path / "published.pth"):
+        run(head, tmp_path / weights.stem, "MODEL.WEIGHTS", str(weights), flags=["--eval-only"])
+        lines = (tmp_path / weights.stem / "inference" / "coco_boxes_results.json").read_text()
+        results[weights.stem] = json.loads(lines)
+    assert results["model_final"] == results["published"]
+    assert len(results["published"]) == 40
+
+
+def test_a_run_is_resumed_as_if_it_had_not_ended(tmp_path):
+    untested = ("DATASETS.TEST", "[]")
+    run("cascade", tmp_path / "whole", "SOLVER.CHECKPOINT_PERIOD", "1", *untested)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts" / "last_checkpoint").write_text("model_0000000.pth")
+    (tmp_path / "parts" / "model_final.pth").unlink()
+    run("cascade", tmp_path / "parts", *untested, flags=["--resume"])
+    whole, parts = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"] for name in ("whole", "parts")
+    )
+    assert all(whole[name].equal(parts[name]) for name in whole)
+
+
+def test_accumulation_is_the_mean_over_parts(tmp_path):
+    run("mask", tmp_path, "SOLVER.ACCUMULATE_STEPS", "2", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "[]")
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+@pytest.fixture
+def shrunk():
+    """Function that builds the model of a head and its inputs."""
+
+    def build(head, *words):
+        cfg = setup_cfg(HEADS[head], [*SHRUNK, *words])
+        torch.manual_seed(0)
+        records = DatasetCatalog.get("coco_2017_val")[:2]
+        np.random.seed(0)
+        return build_model(cfg), [build_train_mapper(cfg)(record) for record in records]
+
+    return build
+
+
+def test_losses_do_not_depend_on_the_mode_and_parts_add_up(shrunk):
+    model, inputs = shrunk("mask", "MODEL.DINAT.DROP_PATH_RATE", "0.0")
+    with EventStorage(), torch.no_grad():
+        torch.manual_seed(3)
+        trained = model.train()(inputs[:1])
+        torch.manual_seed(3)
+        assert {k: float(v) for k, v in model.eval().losses(inputs[:1]).items()} == pytest.approx(
+            {k: float(v) for k, v in trained.items()}
+        )
+        counts = model.count_targets(inputs)
+        torch.manual_seed(3)
+        part = model.losses(inputs[:1], counts)
+        assert float(part["loss_mask"]) == pytest.approx(float(trained["loss_mask"]) / 2)
+    assert not model.training and not model.proposal_generator.training
+
+
+def test_an_image_without_anything_to_find_is_trained_and_predicted(shrunk, head):
+    model, inputs = shrunk(head, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
+    empty = {**inputs[0], "instances": inputs[0]["instances"][:0]}
+    # In bfloat16 autocast, as the published models are trained.
+    with EventStorage(), torch.autocast("cpu", torch.bfloat16):
+        losses = model.train()([empty, inputs[1]])
+        sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    with torch.no_grad():
+        found = model.eval()([{"image": inputs[0]["image"], "height": 30, "width": 40}])[0]["instances"]
+    assert len(found) == 0 and found.pred_masks.shape == (0, 30, 40) and found.pred_masks.dtype == torch.bool
+
+
+def test_frozen_levels_get_no_gradient(shrunk):
+    model, _ = shrunk("mask", "MODEL.BACKBONE.FREEZE_AT", "3")
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen and all(name.startswith("backbone.bottom_up.") for name in frozen)
+    assert "backbone.bottom_up.levels.1.blocks.0.mlp.fc1.weight" in frozen
+
+
+LAYERS = (("box_predictor", "cls_score"), ("box_predictor", "bbox_pred"), ("mask_head", "predictor"))
+
+
+def test_another_number_of_classes_keeps_everything_but_the_class_layers(tmp_path, head):
+    model = build_model(setup_cfg(HEADS[head], SHRUNK))
+    torch.save({"model": model.state_dict()}, tmp_path / "a.pth")
+    cfg = setup_cfg(HEADS[head], [*SHRUNK, "OUTPUT_DIR", str(tmp_path / "b")])
+    cfg.MODEL.WEIGHTS = str(tmp_path / "a.pth")
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 90
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    report = trainer.checkpointer.report
+    stages = range(3 if head == "cascade" else 1)
+    layers = [f"{x}.{s}.{y}" for s in stages for x, y in LAYERS]
+    assert set(report.reinitialised) == {f"roi_heads.{n}.{k}" for n in layers for k in ("weight", "bias")}
+    assert report.classes == (80, 90) and report.classes_key == "MODEL.ROI_HEADS.NUM_CLASSES"
