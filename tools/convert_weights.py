@@ -8,14 +8,16 @@
     python tools/convert_weights.py upernet_dinat_tiny.pth upernet.safetensors --from-openmmlab
     python tools/convert_weights.py mask2former_dinat_large_coco_panoptic.pth FOLDER --to-transformers
     python tools/convert_weights.py FOLDER mask2former_dinat_large_coco_panoptic.pth
+    python tools/convert_weights.py dinat_mini_in1k_224.pth FOLDER --to-transformers --model dinat_mini
 
 INPUT is what MODEL.WEIGHTS accepts, a file or a URL: a checkpoint of Mask2Former or of a training, a state dict, an
 ImageNet classifier. OUTPUT holds only the weights, under their names without `module.` and `model.`, and says where
 they come from (setting, source, SHA-256 of the source). It is read again and compared before it gets its name.
 
 With --to-transformers, OUTPUT is a folder for `Mask2FormerForUniversalSegmentation.from_pretrained` of the transformers
-library. A published setting is recognised by names and shapes; any other model needs --config-file. A folder of that
-library may also be INPUT.
+library. A published setting is recognised by names and shapes; any other model needs --config-file. For a classifier,
+the folder is one for `AutoModelForImageClassification`; --model tells NAT and DiNAT apart, whose weights have the same
+names and shapes. A folder of that library may also be INPUT.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from detectron2.config import CfgNode
 from safetensors.torch import save
 
 import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
+from dinat_backbone.variants import VARIANTS, published_names
 from dinat_common.errors import UserError, report_errors, run_script
 from dinat_common.files import atomic_write, check_file, sha256_of, user_path, write_json
 from dinat_common.weights import without_wrappers
@@ -61,6 +64,8 @@ from mask2former.model_zoo import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = (".safetensors", ".pth")
+# The file of weights in folders that older versions of transformers wrote.
+OLDER_WEIGHTS = "pytorch_model.bin"
 
 State = Mapping[str, torch.Tensor]
 
@@ -161,6 +166,8 @@ def read_input(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     is_folder = source.is_dir()
     if is_folder:
         folder, source = source, source / WEIGHTS
+        if (older := folder / OLDER_WEIGHTS).is_file() and not source.is_file():
+            source = older
         if not source.is_file():
             split = " (they are in several files: save the model with max_shard_size='100GB')"
             reason = split if source.with_name(f"{WEIGHTS}.index.json").is_file() else ""
@@ -200,7 +207,14 @@ def convert(options: argparse.Namespace) -> None:
         check_file(path)
     source, content = read_input(options)
     state, earlier = content.pop("model"), content.pop("metadata", {})
-    setting = options.setting or (earlier.get("setting") if isinstance(earlier, Mapping) else None)
+    earlier = earlier if isinstance(earlier, Mapping) else {}
+    if options.to_transformers and (options.model or "head.weight" in published_names(state)):
+        model = options.model or earlier.get("model") or recognise_classifier(published_names(state), source)
+        metadata = {"format": "pt", "source": options.input, "source_sha256": sha256_of(source), "model": model}
+        write_folder(output, *classifier_for_transformers(state, model), metadata)
+        report(outputs[-1], state, metadata, content)
+        return
+    setting = options.setting or earlier.get("setting")
     setting = setting if setting in SETTINGS else None
     if options.to_transformers and not (options.config_file or setting):
         setting = recognise(state)
@@ -219,35 +233,82 @@ def convert(options: argparse.Namespace) -> None:
         state = to_openmmlab(state)
     metadata = {"format": "pt", "source": options.input, "source_sha256": sha256_of(source)}
     metadata |= {"setting": setting} if setting else {}
+    metadata |= {"model": earlier["model"]} if earlier.get("model") in VARIANTS else {}
     if options.to_transformers and config_file:
-        write_folder(output, state, setup_cfg(config_file, options.opts), metadata)
+        write_folder(output, *mask2former_for_transformers(state, setup_cfg(config_file, options.opts)), metadata)
     else:
         write(output, state, metadata)
     report(outputs[-1], state, metadata, content)
 
 
-def write_folder(folder: Path, state: State, cfg: CfgNode, metadata: dict[str, str]) -> None:
-    """Write a folder of transformers; the weights are written last.
+Config = Any  # a configuration or an image processor, classes of a library that may be missing
+
+
+def recognise_classifier(state: State, source: Path) -> str:
+    """Name of the only published classifier of transformers that has the names and shapes of `state`.
 
     Raises:
-        CheckpointError: The names or shapes of the weights are not those of transformers' model.
-        ConversionError: The written weights differ from those read back.
+        ConversionError: None has, or several have.
+        MissingPackageError: The transformers library is not installed.
+    """
+    from dinat_backbone.transformers import conversion
+
+    found = conversion.recognise(state)
+    if len(found) != 1:
+        names = ", ".join(found) or f"none of {', '.join(conversion.names())}"
+        raise ConversionError(f"{source}: names and shapes are those of {names}; --model says which classifier it is")
+    return found[0]
+
+
+def classifier_for_transformers(state: State, name: str) -> tuple[Config, Config, State, State]:
+    """Parts of the folder of a classifier: configuration, image processor, weights, and what transformers expects.
+
+    Raises:
+        CheckpointError: A name is not one of a NAT or DiNAT.
+        NotInTransformersError: transformers has no such classifier.
+        MissingPackageError: The transformers library is not installed.
+    """
+    from dinat_backbone.transformers import conversion
+
+    state = published_names(state)
+    config = conversion.classifier_config(name, len(state["head.bias"]) if "head.bias" in state else None)
+    renamed = conversion.to_transformers(state, config.model_type)
+    return config, conversion.image_processor(name), renamed, conversion.empty_state(config)
+
+
+def mask2former_for_transformers(state: State, cfg: CfgNode) -> tuple[Config, Config, State, State]:
+    """Parts of the folder of a Mask2Former: configuration, image processor, weights, and what transformers expects.
+
+    Raises:
+        CheckpointError: A name is not one of Mask2Former.
         ExportError: The transformers library has no such model.
         MissingPackageError: The transformers library is not installed.
     """
     import dinat_backbone.transformers  # noqa: F401 - registers the backbone, in the library of an optional extra
 
-    config, processor = build_config(cfg), build_image_processor(cfg)
+    config = build_config(cfg)
     taken, _ = compare(dict(state), build_empty_state(cfg))
     renamed = to_transformers(with_class_weights(taken, cfg))
-    _, account = compare(renamed, build_empty_transformers_state(config))
+    return config, build_image_processor(cfg), renamed, build_empty_transformers_state(config)
+
+
+def write_folder(
+    folder: Path, config: Config, processor: Config, state: State, expected: State, metadata: dict[str, str]
+) -> None:
+    """Write a folder of transformers; the weights are written last.
+
+    Raises:
+        CheckpointError: The names or shapes of the weights are not those of transformers' model.
+        ConversionError: The written weights differ from those read back.
+    """
+    _, account = compare(dict(state), expected)
     if not account.exact:
         raise CheckpointMismatchError(
             f"the model of transformers differs: {account.summary()}\n{account.mismatches()}\nNothing was written."
         )
     write_json(folder / CONFIG, json.loads(config.to_json_string()), indent=2)
     write_json(folder / PROCESSOR, json.loads(processor.to_json_string()), indent=2)
-    write(folder / WEIGHTS, renamed, metadata, without_wrappers)
+    write(folder / WEIGHTS, state, metadata, without_wrappers)
 
 
 def report(output: Path, state: State, metadata: dict[str, str], left_out: Mapping[str, Any]) -> None:
@@ -279,15 +340,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--setting", choices=SETTINGS, help="check names and shapes against this setting, and record it")
     model.add_argument("--config-file", type=user_path, metavar="F", help="check names and shapes against this config")
+    model.add_argument("--model", choices=VARIANTS, metavar="NAME", help="published classifier, for --to-transformers")
     library = parser.add_mutually_exclusive_group()
     library.add_argument(
         "--from-transformers",
         action="store_true",
         help="rename the weights of a DiNAT, or of Mask2Former with a DiNAT, from the transformers library",
     )
-    library.add_argument(
-        "--to-transformers", action="store_true", help="write Mask2Former as a folder for the transformers library"
-    )
+    library.add_argument("--to-transformers", action="store_true", help="write a folder for the transformers library")
     library.add_argument(
         "--from-openmmlab", action="store_true", help="rename the weights of a published UPerNet or detector"
     )
@@ -302,6 +362,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error(f"OUTPUT {options.output}: expected a folder, since --to-transformers writes several files")
     if not options.to_transformers and options.output.suffix not in ENDINGS:
         parser.error(f"OUTPUT {options.output}: expected a name that ends in {endings}")
+    if options.model and not options.to_transformers:
+        parser.error("--model is for --to-transformers")
     if options.opts and not (options.setting or options.config_file):
         parser.error(f"{' '.join(options.opts)}: config keys need --setting or --config-file")
     return options

@@ -55,6 +55,7 @@ def classifier_config(name: str, num_labels: int | None = None, **fields: Any) -
     settings = {_FIELDS.get(key, key): value for key, value in variant.settings.items()}
     config_class = DinatConfig if "dilations" in settings else NatConfig
     settings["num_labels"] = variant.num_classes if num_labels is None else num_labels
+    settings["architectures"] = [_MODELS[config_class].__name__]
     return config_class(**settings | fields)
 
 
@@ -132,6 +133,28 @@ def to_native(model: NeighborhoodForImageClassification) -> DiNATClassifier:
     )
     native.load_state_dict(dinat_from_transformers(model.state_dict()))
     return native.train(model.training)
+
+
+def empty_state(config: NeighborhoodConfig) -> StateDict:
+    """State dict of a classifier on the meta device: names and shapes without values."""
+    with torch.device("meta"):
+        return _MODELS[type(config)](config).state_dict()
+
+
+def recognise(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the published classifiers with the names and shapes of `state`, whatever its number of classes.
+
+    Dilations leave no trace in the weights: a NAT and a DiNAT of the same size are both found.
+    """
+    head = len(state["head.bias"]) if "head.bias" in state else 0
+    shapes = {key: value.shape for key, value in state.items()}
+    found = []
+    for name in names():
+        with torch.device("meta"):
+            expected = create_classifier(name, num_classes=head).state_dict()
+        if shapes == {key: value.shape for key, value in expected.items()}:
+            found.append(name)
+    return found
 
 
 def _variant(name: str) -> Variant:
