@@ -146,9 +146,27 @@ class PatchTokenizer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map [B, 3, H, W] to [B, H/patch_size, W/patch_size, dim], sides rounded up."""
-        height, width = image.shape[2:]
-        image = F.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        image = pad_to_multiple(image, self.patch_size)
         return self.norm(self.proj(image).permute(0, 2, 3, 1))
+
+
+def pad_to_multiple(x: Tensor, factor: int) -> Tensor:
+    """Pad maps [..., H, W] with zeros at the bottom and right until both sides are multiples of `factor`.
+
+    In an export with symbolic sizes, sides that are known to be multiples add nothing to the graph.
+    """
+    below, right = (-side % factor for side in x.shape[-2:])
+    if all(map(_is_zero, (below, right))):
+        return x
+    return F.pad(x, (0, right, 0, below))
+
+
+def _is_zero(size: int | torch.SymInt) -> bool:
+    if isinstance(size, int):
+        return size == 0
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import, rarely needed
+
+    return statically_known_true(size == 0)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,12 @@ The models are the variant "DiNAT_s" of Hassani and Shi, "Dilated Neighborhood A
 from functools import partial
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
-from .blocks import PatchTokenizer
+from .blocks import PatchTokenizer, pad_to_multiple
 from .classifier import Classifier
 from .config import build_settings
 from .hierarchy import HierarchicalBackbone, Hierarchy, Parts
@@ -34,10 +32,10 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, H, W, C] to [B, H/2, W/2, 2C], sides rounded up."""
-        height, width = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        neighbors = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.reduction(self.norm(torch.cat(neighbors, dim=-1)))
+        x = pad_to_multiple(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        batch, height, width, channels = x.shape
+        neighbors = x.reshape(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(neighbors.flatten(3)))
 
 
 _PARTS = Parts(partial(PatchTokenizer, patch_size=4), PatchMerging, levels="layers")
