@@ -2,10 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
+from PIL import Image
 
+from mask2former import Predictor, setup_cfg
 from mask2former.checkpoint import to_openmmlab
+from mask2former.export import ExportError, export_network
 
 from .conftest import ROOT, load_script
 
@@ -68,6 +73,29 @@ def test_trains_resumes_averages_and_evaluates_on_ade20k(run, trees, tmp_path, m
     windows = "MODEL.PIXEL_CLASSIFIER.WINDOW_SIZE [48,48] MODEL.PIXEL_CLASSIFIER.WINDOW_STRIDE [32,32]".split()
     run([*evaluate, *windows, "OUTPUT_DIR", str(tmp_path / "windows")])
     assert set(results(tmp_path / "windows")) == {"sem_seg"}
+
+
+def test_predictor_and_demo_give_class_maps(tmp_path, loggers_restored):
+    """Of a model whose classes would allow panoptic segmentation, too."""
+    opts = [*SMALL, "DATASETS.TRAIN", "('ade20k_panoptic_train',)"]
+    predictor = Predictor.from_config(ADE20K, "", opts=opts)
+    assert (predictor.task, predictor.model.inference_settings.tasks) == ("semantic", ("semantic",))
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    result = predictor(image)
+    assert result.size == (60, 90) and sum(segment["area"] for segment in result.segments()) == 60 * 90
+    # The network sees an image of 64 x 96 pixels, without padding.
+    assert predictor.analyze(image).output.image_size == (64, 96)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    demo = ["--config-file", str(ADE20K), "--input", str(tmp_path / "image.png"), "--output", str(tmp_path / "out")]
+    assert load_script("demo/demo.py").main([*demo, "--json", *SMALL]) == 0
+    assert json.loads((tmp_path / "out" / "image_semantic.json").read_text())["task"] == "semantic"
+
+
+def test_export_is_refused():
+    """Its input would need one size, while UPerNet sees images at their own sizes, without padding."""
+    cfg = setup_cfg(ADE20K, SMALL)
+    with pytest.raises(ExportError, match="PixelClassifier"):
+        export_network(build_model(cfg), (64, 64))
 
 
 @pytest.mark.slow
