@@ -17,6 +17,7 @@ from torchvision.ops import StochasticDepth
 from .config import BackboneConfigError
 from .ops import check_settings, neighborhood_attention_2d
 from .ops.exportable import pad_map
+from .ops.reference import neighbors
 
 
 class NeighborhoodAttention2D(nn.Module):
@@ -72,6 +73,10 @@ class NeighborhoodAttention2D(nn.Module):
         x = neighborhood_attention_2d(*query_key_value, self.rpb, *settings, dropout)
         x = x[:, :height, :width].flatten(-2)
         return self.proj_drop(self.proj(x))
+
+    def neighbors(self, size: int) -> Tensor:
+        """Positions that each position of an axis attends to: [size, k]. Those from `size` on are padding."""
+        return neighbors(max(size, self.kernel_size * self.dilation), self.kernel_size, self.dilation)[0][:size]
 
     def extra_repr(self) -> str:
         """Return the settings that the submodules do not show."""

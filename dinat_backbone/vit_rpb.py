@@ -74,6 +74,10 @@ class GlobalAttention2D(nn.Module):
         x = x.permute(0, 2, 1, 3).flatten(-2).unflatten(1, (self.side, self.side))
         return self.proj_drop(self.proj(x))
 
+    def neighbors(self, size: int) -> Tensor:
+        """Positions that each position of an axis attends to, which are all: [size, size]."""
+        return torch.arange(size).expand(size, -1)
+
     def _bias(self) -> Tensor:
         """Bias of all pairs of positions, [heads, side * side queries, side * side keys]."""
         # The keys of a query are a window of the table that moves against the query.

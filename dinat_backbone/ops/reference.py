@@ -63,8 +63,8 @@ def forward(call: Call) -> Tensor:
 
     Probabilities are dropped as in `F.dropout`.
     """
-    rows, row_bias = _neighbors(call.query.shape[1], call.kernel_size, call.dilation)
-    columns, column_bias = _neighbors(call.query.shape[2], call.kernel_size, call.dilation)
+    rows, row_bias = neighbors(call.query.shape[1], call.kernel_size, call.dilation)
+    columns, column_bias = neighbors(call.query.shape[2], call.kernel_size, call.dilation)
     index = (slice(None), rows[:, None, :, None], columns[None, :, None, :])
     scores = torch.einsum("bhwnd,bhwyxnd->bhwnyx", call.query, call.key[index]) * call.scale
     if call.rpb is not None:
@@ -75,7 +75,7 @@ def forward(call: Call) -> Tensor:
     return torch.einsum("bhwnyx,bhwyxnd->bhwnd", probabilities, call.value[index])
 
 
-def _neighbors(size: int, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor]:
+def neighbors(size: int, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor]:
     """Positions of the keys of each query along one axis, and their entries in the bias table: [size, k] each."""
     position = torch.arange(size)
     group, coordinate = position % dilation, position // dilation

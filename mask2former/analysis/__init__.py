@@ -2,5 +2,28 @@
 
 from .costs import Cost, Costs, count_costs, printed
 from .networks import Network, build_network
+from .receptive_fields import (
+    LayerField,
+    area_above,
+    effective_fields,
+    own_neighbors,
+    side_around,
+    swin_neighbors,
+    theoretical_fields,
+)
 
-__all__ = ["Cost", "Costs", "Network", "build_network", "count_costs", "printed"]
+__all__ = [
+    "Cost",
+    "Costs",
+    "LayerField",
+    "Network",
+    "area_above",
+    "build_network",
+    "count_costs",
+    "effective_fields",
+    "own_neighbors",
+    "printed",
+    "side_around",
+    "swin_neighbors",
+    "theoretical_fields",
+]
