@@ -1,18 +1,22 @@
 #!/usr/bin/env python
-"""Write the tables of docs/models.md from `mask2former.model_zoo`: `python docs/list_models.py`.
+"""Write the tables of docs/models.md from `mask2former.model_zoo`, and draw its picture: `python docs/list_models.py`.
 
 A table stands between two comments with its name, `<!-- table: upernet -->` and `<!-- end -->`.
 """
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from PIL import Image
 from tabulate import tabulate
 
 from mask2former.model_zoo import MODELS, Group, PublishedModel
 
-PAGE = Path(__file__).resolve().parent / "models.md"
+DOCS = Path(__file__).resolve().parent
+PAGE, PICTURE = DOCS / "models.md", DOCS / "pictures" / "models_receptive_field.png"
 TABLE = re.compile(r"(?<=<!-- table: )(\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
 NUMBERS: dict[Group, dict[str, Callable[[PublishedModel], str]]] = {
     "classification": {"top-1": lambda model: metric(model, "top1")},
@@ -70,5 +74,17 @@ def with_tables(text: str) -> str:
     return TABLE.sub(lambda match: f"{match[1]} -->\n\n{tables[match[1]]}\n\n", text)
 
 
+def draw_picture() -> None:
+    """Draw the receptive fields of a model with and without dilation, in few colours."""
+    tool = [sys.executable, str(DOCS.parent / "tools" / "analyze_model.py"), "--model", "dinat_mini", "--compare"]
+    subprocess.run([*tool, "--receptive-field", str(PICTURE)], check=True, stdout=subprocess.DEVNULL)
+    with Image.open(PICTURE) as picture:
+        smaller = picture.convert("RGB").resize(
+            (picture.width * 3 // 4, picture.height * 3 // 4), Image.Resampling.LANCZOS
+        )
+    smaller.quantize(64, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
+
+
 if __name__ == "__main__":
+    draw_picture()
     PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -43,16 +43,20 @@ class Network(nn.Module):
         return self._run(self.model, image)
 
 
-def build_network(cfg: CfgNode) -> Network:
-    """Build the network of a config on the meta device, in evaluation mode: shapes without values or memory.
+def build_network(cfg: CfgNode, device: str = "meta") -> Network:
+    """Build the network of a config in evaluation mode, without loading weights.
+
+    Args:
+        cfg: Config.
+        device: Device of the network. On the meta device it has shapes without values or memory.
 
     Raises:
         ConfigError: The config can't be used, or it is not clear what the network of such a model is.
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
+    cfg.MODEL.DEVICE = device
+    with torch.device(device):
         return Network(build_model(cfg)).eval()
 
 
