@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from mask2former import setup_cfg
-from mask2former.checkpoint import compare, from_openmmlab
+from mask2former.checkpoint import compare, compare_backbone, from_openmmlab, holds_backbone_only
 from mask2former.model_zoo import MODELS
 
 from ..conftest import ROOT
@@ -91,6 +91,21 @@ def test_the_checkpoint_fits(name):
     taken, report = compare(state, model.state_dict())
     assert report.exact and not report.initial and not report.dropped
     assert len(taken) == len(shapes) == len(model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["nat_base_upernet", "upernet_dinat_small", "upernet_dinat_s_tiny"])
+def test_trainings_start_from_the_imagenet_classifier(name):
+    cfg = config(name, "MODEL.DEVICE", "meta")
+    with torch.device("meta"):
+        state = build_model(cfg).state_dict()
+    path = ROOT / "tests/published/state_dicts" / f"state_dict_{cfg.MODEL.WEIGHTS.removesuffix('.pth')}.json.gz"
+    shapes = json.loads(gzip.decompress(path.read_bytes()))
+    file = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    assert holds_backbone_only(file, state)
+    _, report = compare_backbone(file, state)
+    assert report.exact and set(report.dropped) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
+    kept = {key for key in report.initial if key.startswith("backbone.")}
+    assert kept == {f"backbone.norm{level}.{leaf}" for level in range(4) for leaf in ("weight", "bias")}
 
 
 def test_all_are_in_the_table_of_models():

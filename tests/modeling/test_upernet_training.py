@@ -30,7 +30,7 @@ def cfg():
 
 
 def test_two_images_are_overfitted(cfg):
-    cfg.MODEL.DINAT.KERNEL_SIZES, cfg.SOLVER.BASE_LR = [3, 3, 3, 3], 3e-3
+    cfg.MODEL.DINAT.KERNEL_SIZES = [3, 3, 3, 3]
     batch = [example([0, 1, 2], size=(32, 32)), example([3, 0], seed=1, size=(24, 32))]
     model, losses, totals = train(cfg, batch, 30)
     assert set(losses) == {"loss_sem_seg", "loss_auxiliary"}
