@@ -2,19 +2,25 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 import train_net
-from mask2former import setup_cfg
+from mask2former import Predictor, setup_cfg
 from mask2former.checkpoint import to_openmmlab
 from mask2former.data import build_train_mapper
+from mask2former.data.dataset_mapper import TestMapper
+from mask2former.data.resizing import build_test_resize
 from mask2former.engine import Trainer
+from mask2former.export import ExportError, export_form
+from mask2former.prediction import InstancePrediction
 
 from .conftest import ROOT
 
@@ -159,3 +165,32 @@ def test_another_number_of_classes_keeps_everything_but_the_class_layers(tmp_pat
     layers = [f"{x}.{s}.{y}" for s in stages for x, y in LAYERS]
     assert set(report.reinitialised) == {f"roi_heads.{n}.{k}" for n in layers for k in ("weight", "bias")}
     assert report.classes == (80, 90) and report.classes_key == "MODEL.ROI_HEADS.NUM_CLASSES"
+
+
+def test_predictor_and_pictures(head, tmp_path, shrunk):
+    model, inputs = shrunk(head)
+    torch.save({"model": model.state_dict()}, tmp_path / "a.pth")
+    predictor = Predictor.from_config(HEADS[head], tmp_path / "a.pth", SHRUNK, confidence_threshold=0.0)
+    found = predictor(inputs[0]["file_name"])
+    resize = build_test_resize(setup_cfg(HEADS[head], SHRUNK))
+    tested = TestMapper(T.AugmentationList([resize]))({"file_name": inputs[0]["file_name"]})
+    with torch.no_grad():
+        expected = model.eval()([tested])[0]["instances"]
+    assert isinstance(found, InstancePrediction) and len(found.scores) == len(expected) == 10
+    x0, y0, x1, y1 = expected.pred_boxes.tensor.numpy().T
+    np.testing.assert_allclose(found.boxes, np.stack([x0, y0, x1 - x0, y1 - y0], axis=1), atol=1e-3)
+    assert [entry["bbox"] for entry in found.to_coco(7)] == found.boxes.tolist()
+    assert [entry["bbox"] for entry in found.segments()] == found.boxes.tolist()
+    back = InstancePrediction.from_record(json.loads(json.dumps(found.record())), found.size, found.classes, None)
+    np.testing.assert_array_equal(back.boxes, found.boxes)
+    kept = found.filter(min_score=float(found.scores[3]))
+    np.testing.assert_array_equal(kept.boxes, found.boxes[: len(kept.scores)])
+    plain = replace(found, predicted_boxes=None)
+    assert plain.boxes.dtype == np.int64
+    assert (found.draw() != plain.draw()).any()
+
+
+def test_a_detector_is_not_exported(shrunk):
+    model, _ = shrunk("mask")
+    with pytest.raises(ExportError, match=r"a MaskRCNN can't be exported; MaskFormer.* can"):
+        export_form(model)

@@ -138,13 +138,17 @@ class SegmentPrediction(Prediction):
         """The segments as JSON-ready dicts.
 
         Keys: `id`, `category_id`, `category_name`, `isthing`, `score` if it has one, `track_id` in a video, `area`
-        (pixels), `bbox` ([x, y, width, height], tight) and `segmentation` (COCO's compressed RLE: `size` [H, W] and
-        `counts`).
+        (pixels), `bbox` ([x, y, width, height]: around the mask in whole pixels, or as predicted by a detector) and
+        `segmentation` (COCO's compressed RLE: `size` [H, W] and `counts`).
         """
         return [
-            {**entry, "area": int(np.count_nonzero(mask)), "bbox": tight_box(mask), "segmentation": encode_rle(mask)}
-            for entry, mask in self.entries_and_masks()
+            {**entry, "area": int(np.count_nonzero(mask)), "bbox": box, "segmentation": encode_rle(mask)}
+            for (entry, mask), box in zip(self.entries_and_masks(), self._boxes(), strict=True)
         ]
+
+    def _boxes(self) -> Iterable[list[Any]]:
+        """The box [x, y, width, height] of each entry."""
+        return (tight_box(mask) for _, mask in self.entries_and_masks())
 
     def content(self) -> dict[str, Any]:
         """The segments under `segments_info`."""

@@ -41,11 +41,12 @@ class Label:
 
 @dataclass(frozen=True)
 class Segment:
-    """An area to draw: its mask, bool [H, W], colour and text (empty: none)."""
+    """An area to draw: its mask, bool [H, W], colour, text (empty: none) and box (x, y, width, height; None: none)."""
 
     mask: NDArray[np.bool_]
     color: Color
     text: str
+    box: Sequence[float] | None = None
 
 
 def draw_panoptic(
@@ -89,6 +90,7 @@ def draw_instances(
     classes: ClassTable,
     *,
     track_ids: Sequence[int] | None = None,
+    boxes: NDArray[np.floating] | None = None,
     enlarge: bool = True,
 ) -> Rgb:
     """Draw instances, the best one on top.
@@ -100,6 +102,7 @@ def draw_instances(
         scores: Score of each instance, or None.
         classes: Names and colours of the category ids.
         track_ids: Number of each object in a video, or None.
+        boxes: Box of each instance (x, y, width, height) [N, 4], which is drawn around it, or None.
         enlarge: Whether small images are enlarged; otherwise the picture has the size of the image.
 
     Returns:
@@ -114,9 +117,10 @@ def draw_instances(
     columns = {key: column for key, column in columns.items() if column is not None}
     infos = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     segments = []
-    for mask, info, color in zip(masks, infos, classes.segment_colors(infos), strict=True):
+    of_each = boxes if boxes is not None else [None] * len(masks)
+    for mask, info, color, box in zip(masks, infos, classes.segment_colors(infos), of_each, strict=True):
         _check_size(image, mask, "a mask")
-        segments.append(Segment(mask, color, _text(info, classes)))
+        segments.append(Segment(mask, color, _text(info, classes), box))
     order = range(len(segments)) if scores is None else np.argsort(scores, kind="stable")
     return draw_segments(image, [segments[i] for i in order], enlarge=enlarge)
 
@@ -171,6 +175,10 @@ def draw_segments(image: Rgb, segments: Sequence[Segment], *, enlarge: bool = Tr
     labels = []
     for segment in segments:
         label = _paint(picture, segment, factor, line)
+        if segment.box is not None:
+            x, y, width, height = (factor * side for side in segment.box)
+            corners = (round(x), round(y)), (round(x + width) - 1, round(y + height) - 1)
+            cv2.rectangle(picture, *corners, [int(channel) for channel in segment.color], line)
         if label is not None:
             labels.append(label)
     # Small segments have the fewest places for their text, so they choose first.

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
 import numpy as np
+import torch
+from detectron2.structures import Instances
 from hotcoco import mask as mask_util
 from numpy.typing import NDArray
 
 from dinat_common.errors import checked_fraction
 from mask2former.data.classes import ClassTable
 from mask2former.data.coco_format import encode_rle, segment_info, tight_box
+from mask2former.modeling.inference import mask_boxes
 from mask2former.prediction.base import ImageId, Mask, Prediction, SegmentPrediction, whole_number
 from mask2former.prediction.drawing import Rgb, draw_instances, draw_panoptic, draw_semantic
 from mask2former.tasks import TASKS, Task
@@ -112,12 +115,15 @@ class InstancePrediction(SegmentPrediction):
         category_ids: Contiguous category ids, int [N].
         scores: Scores, float [N].
         track_ids: Track numbers in a video, int [N].
+        predicted_boxes: Boxes that a detector predicted (x, y, width, height), float [N, 4]; None: the model predicts
+            only masks.
     """
 
     masks: Mask
     category_ids: NDArray[np.int64]
     scores: NDArray[np.float32]
     track_ids: NDArray[np.int64] | None = None
+    predicted_boxes: NDArray[np.float32] | None = None
     task: ClassVar[Task] = "instance"
 
     @property
@@ -126,8 +132,10 @@ class InstancePrediction(SegmentPrediction):
         return self.masks.shape[1], self.masks.shape[2]
 
     @property
-    def boxes(self) -> NDArray[np.int64]:
-        """Tight bounding boxes of the masks [N, 4]: x, y, width, height in pixels."""
+    def boxes(self) -> NDArray[np.int64] | NDArray[np.float32]:
+        """Boxes [N, 4]: x, y, width, height in pixels, as predicted by a detector, or else around the masks (int)."""
+        if self.predicted_boxes is not None:
+            return self.predicted_boxes
         return np.array([tight_box(mask) for mask in self.masks], np.int64).reshape(-1, 4)
 
     def without_duplicates(self, max_iou: float = 0.5) -> "Self":
@@ -165,12 +173,15 @@ class InstancePrediction(SegmentPrediction):
             {
                 "image_id": _image_id(image_id),
                 "category_id": self.classes.dataset_id(entry["category_id"]),
-                "bbox": tight_box(mask),
+                "bbox": box,
                 "score": entry["score"],
                 "segmentation": encode_rle(mask),
             }
-            for entry, mask in self.entries_and_masks()
+            for (entry, mask), box in zip(self.entries_and_masks(), self._boxes(), strict=True)
         ]
+
+    def _boxes(self) -> list[list[Any]]:
+        return self.boxes.tolist()
 
     @classmethod
     def from_output(cls, output: Mapping[str, Any], image: Rgb, classes: ClassTable, lowest_score: float) -> "Self":
@@ -185,6 +196,7 @@ class InstancePrediction(SegmentPrediction):
             masks=np.stack(masks) if masks else np.zeros((0, *image.shape[:2]), dtype=bool),
             category_ids=instances.pred_classes.numpy(),
             scores=instances.scores.float().numpy(),
+            predicted_boxes=_predicted_boxes(instances, image),
         )
 
     @classmethod
@@ -199,23 +211,47 @@ class InstancePrediction(SegmentPrediction):
             category_ids=np.array([segment["category_id"] for segment in record], np.int64),
             scores=np.array([segment["score"] for segment in record], np.float32),
             track_ids=np.array([segment["track_id"] for segment in record], np.int64) if tracked else None,
+            predicted_boxes=_recorded_boxes(record),
         )
 
     def _draw(self, image: Rgb, enlarge: bool) -> Rgb:
         tracks = None if self.track_ids is None else self.track_ids.tolist()
         categories, scores = self.category_ids.tolist(), self.scores.tolist()
-        return draw_instances(image, self.masks, categories, scores, self.classes, track_ids=tracks, enlarge=enlarge)
+        extras: dict[str, Any] = {"track_ids": tracks, "boxes": self.predicted_boxes, "enlarge": enlarge}
+        return draw_instances(image, self.masks, categories, scores, self.classes, **extras)
 
     def _keep(self, ids: Sequence[int]) -> "Self":
         index = np.array(ids, dtype=np.int64) - 1
         tracks = None if self.track_ids is None else self.track_ids[index]
+        boxes = None if self.predicted_boxes is None else self.predicted_boxes[index]
         return replace(
             self,
             masks=self.masks[index],
             category_ids=self.category_ids[index],
             scores=self.scores[index],
             track_ids=tracks,
+            predicted_boxes=boxes,
         )
+
+
+def _predicted_boxes(instances: Instances, image: Rgb) -> NDArray[np.float32] | None:
+    """The boxes of a detector in pixels of the image; None if they are only the boxes around the masks."""
+    if not instances.has("pred_boxes") or not len(instances):
+        return None
+    boxes = instances.pred_boxes.tensor.float()
+    if torch.equal(boxes, mask_boxes(instances.pred_masks)):
+        return None
+    height, width = (whole / part for whole, part in zip(image.shape, instances.image_size, strict=False))
+    corners = boxes.numpy() * np.array([width, height, width, height], np.float32)
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+
+
+def _recorded_boxes(record: Sequence[Mapping[str, Any]]) -> NDArray[np.float32] | None:
+    """Predicted boxes of a record. Those around masks are whole numbers there."""
+    boxes = [segment["bbox"] for segment in record if isinstance(segment.get("bbox"), list)]
+    if not boxes or len(boxes) < len(record) or not all(isinstance(side, float) for box in boxes for side in box):
+        return None
+    return np.array(boxes, np.float32)
 
 
 # Class of pixels whose segment was filtered out.

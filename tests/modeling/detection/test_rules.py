@@ -1,0 +1,199 @@
+"""The rules of the published detectors, one by one."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_anchor_generator, build_backbone
+from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from dinat_backbone import add_dinat_config
+from mask2former.config import ConfigError, add_maskformer2_config, setup_cfg
+from mask2former.modeling.detection import FPN, build_fpn
+from mask2former.modeling.detection.roi_heads import CascadeMaskRCNNHeads, RegionPooler, box_levels
+from mask2former.modeling.detection.rpn import BoxTransform, LowQualityMatcher
+from mask2former.modeling.inference import InferenceSettings
+from mask2former.modeling.meta_arch.mask_rcnn import Detections
+
+from ...conftest import ROOT
+
+LIMIT = math.log(1000 / 16)
+
+
+def test_deltas_are_limited_on_both_sides():
+    boxes = torch.tensor([[10.0, 20.0, 110.0, 60.0]])
+    for weights in ((1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)):
+        deltas = torch.tensor([[0.0, 0.0, -9.0 * weights[2], 9.0 * weights[3], 0.0, 0.0, 0.0, 0.0]])
+        moved = BoxTransform(weights).apply_deltas(deltas, boxes).view(2, 4)
+        width, height = (moved[0, 2:] - moved[0, :2]).tolist()
+        assert width == pytest.approx(100 * math.exp(-LIMIT)) and height == pytest.approx(40 * math.exp(LIMIT))
+        assert moved[1].tolist() == pytest.approx(boxes[0].tolist())
+
+
+def test_a_target_takes_its_best_boxes_from_the_lowest_overlap_on():
+    #                        boxes: background, ignored, best of 0, better for 0 but best of 1, too low
+    overlaps = torch.tensor([[0.10, 0.40, 0.50, 0.50, 0.00], [0.00, 0.20, 0.10, 0.45, 0.00], [0.0, 0.0, 0.0, 0.0, 0.2]])
+    matches, labels = LowQualityMatcher([0.3, 0.7], [0, -1, 1], lowest=0.3)(overlaps)
+    assert labels.tolist() == [0, -1, 1, 1, 0]
+    assert matches[2:4].tolist() == [0, 1]
+    matches, labels = LowQualityMatcher([0.3, 0.7], [0, -1, 1], lowest=0.3)(torch.zeros(0, 4))
+    assert (matches.tolist(), labels.tolist()) == ([0] * 4, [0] * 4)
+
+
+def test_anchors_have_no_offset_of_half_a_pixel():
+    cfg = setup_cfg(ROOT / "configs" / "_base_" / "maskrcnn.yaml")
+    strides = [4, 8, 16, 32, 64]
+    generator = build_anchor_generator(cfg, [ShapeSpec(channels=1, stride=stride) for stride in strides])
+    anchors = generator([torch.zeros(1, 1, 3, 2)] * 5)
+    for stride, level in zip(strides, anchors, strict=True):
+        boxes = level.tensor.view(3, 2, 3, 4)  # rows, columns, ratios
+        for ratio, box in zip((0.5, 1.0, 2.0), boxes[2, 1], strict=True):
+            width, height = 8 * stride / math.sqrt(ratio), 8 * stride * math.sqrt(ratio)
+            x, y = 1 * stride, 2 * stride
+            expected = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+            assert box.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_proposals_are_suppressed_per_level_and_empty_ones_are_left_out():
+    same, empty = [0.0, 0.0, 10.0, 10.0], [200.0, 0.0, 300.0, 10.0]
+    boxes = [torch.tensor([[same, same, empty]]), torch.tensor([[same]])]
+    logits = [torch.tensor([[3.0, 2.0, 9.0]]), torch.tensor([[1.0]])]
+    (found,) = find_top_rpn_proposals(boxes, logits, [(100, 100)], 0.7, 1000, 1000, 0.0, False)
+    assert found.objectness_logits.tolist() == [3.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("side", "level"), [(1, 0), (55.9, 0), (56, 0), (111.9, 0), (112, 1), (223.9, 1), (224, 2), (448, 3), (5000, 3)]
+)
+def test_levels_double_from_56_pixels_on(side, level):
+    assert box_levels(torch.tensor([[7.0, 9.0, 7.0 + side, 9.0 + side]]), 4).tolist() == [level]
+    # A rounding error below the border makes no difference.
+    side = side - 3e-5
+    assert box_levels(torch.tensor([[0.0, 0.0, side, side]]), 4).tolist() == [level]
+
+
+def test_regions_of_several_images_keep_their_order():
+    pooler = RegionPooler(7, [4, 8], 0)
+    maps = [torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 64, 64) + level * 10 for level in range(2)]
+    small, large = [0.0, 0.0, 20.0, 20.0], [0.0, 0.0, 120.0, 120.0]
+    pooled = pooler(maps, [torch.tensor([large, small]), torch.tensor([small])])
+    assert pooled.amax((1, 2, 3)).tolist() == [10.0, 0.0, 1.0]
+    assert pooler(maps, [torch.zeros(0, 4), torch.zeros(0, 4)]).shape == (0, 1, 7, 7)
+
+
+class Fixed(nn.Module):
+    """A head that returns the same whatever it gets."""
+
+    def __init__(self, *values):
+        super().__init__()
+        self.values = values
+
+    def forward(self, x):
+        return self.values[0] if len(self.values) == 1 else self.values
+
+    layers = forward
+
+
+def cascade(logits, deltas, masks):
+    """A cascade of fixed outputs, for boxes that a pooler would only have to pass on."""
+    cfg = setup_cfg(ROOT / "configs" / "_base_" / "cascade.yaml", ["MODEL.DEVICE", "cpu"])
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    shapes = {f"p{level}": ShapeSpec(channels=4, stride=2**level) for level in range(2, 6)}
+    parts = CascadeMaskRCNNHeads.from_config(cfg, shapes)
+    predictors = parts["box_predictors"]
+    for predictor, *outputs in zip(predictors, logits, deltas, strict=True):
+        predictor.forward = Fixed(*outputs).forward
+    parts |= {"box_heads": [Fixed(torch.zeros(1, 4)) for _ in range(3)], "mask_heads": [Fixed(mask) for mask in masks]}
+    return CascadeMaskRCNNHeads(**parts).eval()
+
+
+def test_cascade():
+    """Refined by the best class but the background; mean of logits; boxes of the last stage; mean of mask sigmoids."""
+    logits = [torch.tensor([row]) for row in ([1.0, 2.0, 9.0], [4.0, 0.0, 0.0], [0.0, 4.0, 0.0])]
+    right, none = [10.0, 0.0, 0.0, 0.0], [0.0] * 4  # weights of the first stage are 10: one width to the right
+    deltas = [torch.tensor([row]) for row in (none + right, none + none, none + none)]
+    masks = [torch.full((2, 2, 28, 28), value) for value in (0.0, 2.0, -1.0)]
+    heads = cascade(logits, deltas, masks)
+    features = {f"p{level}": torch.zeros(1, 4, 256 // 2**level, 256 // 2**level) for level in range(2, 6)}
+    start = Boxes(torch.tensor([[20.0, 30.0, 60.0, 70.0]]))
+    (found,) = heads.predict(features, [Instances((256, 256), proposal_boxes=start)])
+    mean = (sum(logits) / 3).softmax(-1)[0]
+    assert found.pred_classes.tolist() == [1, 0]
+    assert found.scores.tolist() == pytest.approx(sorted(mean[:2].tolist(), reverse=True))
+    for box in found.pred_boxes.tensor:
+        assert box.tolist() == pytest.approx([60.0, 30.0, 100.0, 70.0])
+    expected = torch.tensor([0.0, 2.0, -1.0]).sigmoid().mean()
+    assert found.pred_masks.flatten().tolist() == pytest.approx([float(expected)] * found.pred_masks.numel())
+
+
+def test_refined_boxes_are_clipped_to_the_image():
+    heads = cascade([torch.zeros(1, 3)] * 3, [torch.tensor([[50.0, 0.0, 0.0, 0.0] * 2])] * 3, [torch.zeros(1)] * 3)
+    proposals = [Instances((64, 90), proposal_boxes=Boxes(torch.tensor([[20.0, 30.0, 60.0, 70.0]])))]
+    (refined,) = heads.refine(torch.zeros(1, 3), torch.tensor([[5.0, 0.0, 0.0, 0.0] * 2]), proposals, 0)
+    assert refined.proposal_boxes.tensor.tolist() == [[40.0, 30.0, 80.0, 64.0]]
+    (refined,) = heads.refine(torch.zeros(1, 3), torch.tensor([[50.0, 0.0, 0.0, 0.0] * 2]), proposals, 0)
+    # Empty, but not left out at test time.
+    assert refined.proposal_boxes.tensor.tolist() == [[90.0, 30.0, 90.0, 64.0]]
+
+
+def test_refinement_in_a_training_takes_the_labels_and_leaves_out_targets():
+    heads = cascade([torch.zeros(1, 3)] * 3, [torch.zeros(1, 8)] * 3, [torch.zeros(1)] * 3)
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 20.0, 20.0]])
+    targets = Boxes(torch.tensor([[1.0, 1.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0], [5.0, 5.0, 20.0, 20.0]]))
+    fields = {"gt_classes": torch.tensor([1, 2, 1]), "gt_boxes": targets}
+    proposals = [Instances((64, 64), proposal_boxes=Boxes(boxes), **fields)]
+    logits = torch.tensor([[5.0, 0.0, 0.0]] * 3)  # class 0 is the best; the first region has the label 1
+    deltas = torch.tensor([[10.0, 0.0, 0.0, 0.0, 20.0, 0.0, 0.0, 0.0]] * 3)
+    (refined,) = heads.refine(logits, deltas, proposals, 0)
+    assert refined.proposal_boxes.tensor.tolist() == [[20.0, 0.0, 30.0, 10.0], [10.0, 0.0, 20.0, 10.0]]
+
+
+def test_results_are_in_pixels_of_the_image_and_empty_boxes_stay():
+    boxes = Boxes(torch.tensor([[8.0, 10.0, 24.0, 30.0], [40.0, 0.0, 40.0, 20.0]]))
+    masks = torch.ones(2, 1, 28, 28)
+    found = Instances((50, 40), pred_boxes=boxes, scores=torch.ones(2), pred_classes=torch.zeros(2), pred_masks=masks)
+    result = Detections(found).results((100, 20), InferenceSettings())["instances"]
+    assert result.pred_boxes.tensor.tolist() == [[4, 20, 12, 60], [20, 0, 20, 40]]
+    assert found.pred_boxes.tensor[0].tolist() == [8, 10, 24, 30]  # left as it was
+    inside = torch.zeros(100, 20, dtype=torch.bool)
+    inside[20:60, 4:12] = True
+    assert result.pred_masks[0].equal(inside)
+    found.pred_masks = masks / 2
+    # A probability of 0.5 is inside; at the border it is less.
+    assert Detections(found).results((100, 20), InferenceSettings())["instances"].pred_masks[0, 40, 8]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (70, 90), (33, 61)])
+def test_pyramid_for_any_size(size):
+    cfg = get_cfg()
+    add_maskformer2_config(cfg)
+    add_dinat_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = "build_dinat_fpn_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 8
+    cfg.MODEL.DINAT.EMBED_DIM, cfg.MODEL.DINAT.DEPTHS, cfg.MODEL.DINAT.KERNEL_SIZE = 32, [1, 1, 1, 1], 3
+    cfg.MODEL.DINAT.NUM_HEADS = [1, 2, 4, 8]
+    pyramid = build_backbone(cfg).eval()
+    assert isinstance(pyramid, FPN) and pyramid.size_divisibility == 32
+    image = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        found, maps = pyramid(image), pyramid.bottom_up(image)
+        merged = pyramid.fpn_lateral5(maps["res5"])
+        for level in (5, 4, 3, 2):
+            assert found[f"p{level}"].equal(pyramid.get_submodule(f"fpn_output{level}")(merged))
+            if level > 2:
+                finer = pyramid.get_submodule(f"fpn_lateral{level - 1}")(maps[f"res{level - 1}"])
+                merged = finer + F.interpolate(merged, finer.shape[-2:])
+    assert found["p6"].equal(found["p5"][:, :, ::2, ::2])
+    assert {name: shape.stride for name, shape in pyramid.output_shape().items()} == {
+        f"p{level}": 2**level for level in range(2, 7)
+    }
+    cfg.MODEL.FPN.IN_FEATURES = ["res1"]
+    with pytest.raises(ConfigError, match=r"MODEL\.FPN\.IN_FEATURES is \['res1'\]; the backbone has res2, .*, res5"):
+        build_fpn(cfg, pyramid.bottom_up)
