@@ -8,7 +8,8 @@ import torch
 from detectron2.modeling import build_model
 
 from mask2former import setup_cfg
-from mask2former.checkpoint import compare, from_openmmlab
+from mask2former.checkpoint import compare, from_openmmlab, to_openmmlab
+from mask2former.solver import parameter_groups
 
 from .conftest import ROOT
 
@@ -111,6 +112,24 @@ def test_recipe(stem):
     assert box.SMOOTH_L1_BETA == 0
     assert list(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS) == [0.5, 0.6, 0.7]
     assert list(cfg.MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS) == [1, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("stem", ["nat_small_maskrcnn", "cascadedmaskrcnn_dinat_s_tiny"])
+def test_names_with_norm_or_rpb_are_not_decayed(stem):
+    cfg = config(stem)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_model(cfg)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    published = {
+        name: theirs for theirs, name in zip(to_openmmlab(model.state_dict()), model.state_dict(), strict=True)
+    }
+    groups = parameter_groups(cfg, model)
+    assert {group["lr"] for group in groups} == {cfg.SOLVER.BASE_LR}
+    for group in groups:
+        for parameter in group["params"]:
+            name = published[names[parameter]]
+            assert group["weight_decay"] == (0.0 if "rpb" in name or "norm" in name else 0.05), name
 
 
 @pytest.mark.parametrize("stem", FAMILY)
