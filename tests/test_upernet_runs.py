@@ -1,4 +1,4 @@
-"""train_net.py with UPerNets on a miniature ADE20K and on drawn shapes."""
+"""train_net.py, demo.py and Predictor with UPerNets, on a miniature ADE20K."""
 
 import json
 
@@ -15,7 +15,6 @@ from mask2former.export import ExportError, export_network
 from .conftest import ROOT, load_script
 
 ADE20K = ROOT / "configs/ade20k/semantic-segmentation/dinat/upernet_dinat_mini.yaml"
-SHAPES = ROOT / "configs/shapes/semantic-segmentation/dinat/upernet_dinat_pico_shapes.yaml"
 SMALL = (
     "MODEL.WEIGHTS '' MODEL.DEVICE cpu MODEL.DINAT.EMBED_DIM 32 MODEL.DINAT.DEPTHS [1,1,1,1] "
     "MODEL.DINAT.NUM_HEADS [1,2,4,8] MODEL.DINAT.DILATIONS [[1],[2],[1],[1]] MODEL.DINAT.KERNEL_SIZE 3 "
@@ -96,12 +95,3 @@ def test_export_is_refused():
     cfg = setup_cfg(ADE20K, SMALL)
     with pytest.raises(ExportError, match="PixelClassifier"):
         export_network(build_model(cfg), (64, 64))
-
-
-@pytest.mark.slow
-def test_learns_shapes(run, tmp_path, monkeypatch):
-    """From scratch to mIoU 75, in at most six minutes on two cores."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    load_script("datasets/prepare_shapes.py").prepare(tmp_path)
-    run(["--config-file", str(SHAPES), "MODEL.DEVICE", "cpu", "SEED", "1", "OUTPUT_DIR", str(tmp_path / "out")])
-    assert results(tmp_path / "out")["sem_seg"]["mIoU"] > 75
