@@ -1,5 +1,7 @@
 """Draw the `shapes` data set: pictures with their panoptic, instance and semantic segmentation in COCO's layout.
 
+With --classes, the set for classification instead: pictures of ten classes, in a folder for each class.
+
 The same options always give the same files. A finished data set with a manifest of the same options is kept, an
 interrupted one is completed, and one of other options is replaced when the new one is complete.
 """
@@ -7,7 +9,7 @@ interrupted one is completed, and one of other options is replaced when the new 
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,19 @@ from dinat_common.files import atomic_write, check_folder, user_path, write_json
 from mask2former.data.coco_format import instance_annotation, segment_info, unused_segment_id
 from mask2former.data.datasets import datasets_root
 from mask2former.data.datasets.registry import IGNORE_LABEL
-from mask2former.data.datasets.shapes import CATEGORIES, ShapesSegment, draw_scene
+from mask2former.data.datasets.shapes import (
+    CATEGORIES,
+    PICTURE_CLASSES,
+    ShapesSegment,
+    draw_picture,
+    draw_scene,
+)
 from mask2former.utils.label_images import ids_to_colors
 from mask2former.utils.parallel import default_workers, processes, report_interval
 
 # To be increased when the same options draw other files than before.
 VERSION = 4
+CLASSES_VERSION = 1
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
 MIN_SIZE = 48
@@ -55,10 +64,39 @@ def prepare(root: str | Path, *, train: int = 1200, val: int = 150, size: int = 
     Raises:
         ShapesError: An option is out of range, or the folder exists but was not made by this script.
     """
-    if min(train, val) < 1 or size < MIN_SIZE or seed < 0:
-        raise ShapesError(f"expected train >= 1, val >= 1, size >= {MIN_SIZE} and seed >= 0")
+    _check(train, val, size, seed)
     manifest = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
-    folder = Path(root, "shapes")
+    return _prepare(Path(root, "shapes"), manifest, _draw_split)
+
+
+def prepare_classes(root: str | Path, *, train: int = 2000, val: int = 500, size: int = 64, seed: int = 0) -> Path:
+    """Draw the data set for classification into `root`/shape_classes, unless it exists.
+
+    Args:
+        root: Folder that DETECTRON2_DATASETS names.
+        train: Number of images to train on, the same for each class as far as possible.
+        val: Number of images to validate on, from another stream of random numbers.
+        size: Height and width of the images in pixels.
+        seed: Seed of the pictures.
+
+    Returns:
+        The folder of the data set.
+
+    Raises:
+        ShapesError: An option is out of range, or the folder exists but was not made by this script.
+    """
+    _check(train, val, size, seed, least=len(PICTURE_CLASSES))
+    manifest = {"version": CLASSES_VERSION, "train": train, "val": val, "size": size, "seed": seed}
+    return _prepare(Path(root, "shape_classes"), manifest, _draw_classes)
+
+
+def _check(train: int, val: int, size: int, seed: int, least: int = 1) -> None:
+    if min(train, val) < least or size < MIN_SIZE or seed < 0:
+        raise ShapesError(f"expected train >= {least}, val >= {least}, size >= {MIN_SIZE} and seed >= 0")
+
+
+def _prepare(folder: Path, manifest: dict[str, int], draw_split: Callable[[Path, str, dict[str, int]], None]) -> Path:
+    train, val, size = manifest["train"], manifest["val"], manifest["size"]
     found = _read_manifest(folder)
     if found == manifest:
         print(f"{folder} is complete: {train} + {val} images of {size} x {size} pixels")
@@ -67,13 +105,13 @@ def prepare(root: str | Path, *, train: int = 1200, val: int = 150, size: int = 
         raise ShapesError(
             f"{folder} was not written by this script (it has no {MANIFEST}) and is left unchanged: please move it"
         )
-    unfinished = folder.with_name("shapes.partial")
+    unfinished = folder.with_name(f"{folder.name}.partial")
     check_folder(unfinished)
     if _read_manifest(unfinished) != manifest:
         shutil.rmtree(unfinished, ignore_errors=True)
         write_json(unfinished / MANIFEST, manifest)
     for split in SPLITS:
-        _draw_split(unfinished, split, manifest)
+        draw_split(unfinished, split, manifest)
     _move_into_place(unfinished, folder)
     print(f"{folder}: {train} + {val} images of {size} x {size} pixels")
     return folder
@@ -138,6 +176,23 @@ def _draw_image(folder: Path, split: str, image_id: int, rng: RandomState, size:
     }
 
 
+def _draw_classes(folder: Path, split: str, manifest: dict[str, int]) -> None:
+    """Draw the missing images of a split into class folders."""
+    draw_index = partial(_draw_of_class, folder, split, manifest)
+    with processes(default_workers() if manifest[split] > _FEW else 1) as parallel:
+        drawings = parallel(draw_index, range(manifest[split]))
+        for _ in tqdm(drawings, f"classes {split}", manifest[split], unit="image", mininterval=report_interval()):
+            pass
+
+
+def _draw_of_class(folder: Path, split: str, manifest: dict[str, int], index: int) -> None:
+    name = PICTURE_CLASSES[index % len(PICTURE_CLASSES)]
+    path = folder / split / name / f"{index // len(PICTURE_CLASSES):05d}.jpg"
+    if not path.exists():
+        rng = RandomState([manifest["seed"], SPLITS.index(split), index])
+        _save(draw_picture(rng, name, manifest["size"]), path, "JPEG", quality=95, subsampling=0)
+
+
 def _with_ids(segments: Sequence[ShapesSegment]) -> dict[int, ShapesSegment]:
     """Segments by ids whose colours are near those of their categories, as in COCO's panoptic PNGs."""
     numbered: dict[int, ShapesSegment] = {}
@@ -152,8 +207,8 @@ def _save(pixels: np.ndarray, path: Path, format: str, **options: Any) -> None:
 
 
 def _move_into_place(partial: Path, folder: Path) -> None:
-    shutil.rmtree(partial / "records")
-    replaced = folder.with_name("shapes.replaced")
+    shutil.rmtree(partial / "records", ignore_errors=True)
+    replaced = folder.with_name(f"{folder.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     with writing(folder):
         if folder.exists():
@@ -175,13 +230,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--root", type=user_path, default=datasets_root(), help="default: DETECTRON2_DATASETS or datasets"
     )
-    parser.add_argument("--train", type=int, default=1200, metavar="N", help="images to train on; default: 1200")
-    parser.add_argument("--val", type=int, default=150, metavar="N", help="images to validate on; default: 150")
-    parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of the images; default: 128")
+    parser.add_argument("--classes", action="store_true", help="draw the set for classification")
+    parser.add_argument("--train", type=int, metavar="N", help="images to train on; default: 1200, of classes 2000")
+    parser.add_argument("--val", type=int, metavar="N", help="images to validate on; default: 150, of classes 500")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="side of the images; default: 128, of classes 64")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     options = parser.parse_args(arguments)
     with report_errors():
-        prepare(options.root, train=options.train, val=options.val, size=options.size, seed=options.seed)
+        given = {key: vars(options)[key] for key in ("train", "val", "size") if vars(options)[key] is not None}
+        draw = prepare_classes if options.classes else prepare
+        draw(options.root, seed=options.seed, **given)
     return 0
 
 

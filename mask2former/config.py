@@ -39,6 +39,8 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _add_pixel_classifier_keys(cfg)
     # Predict in bfloat16 autocast; SOLVER.AMP.ENABLED is for training.
     cfg.TEST.AMP = False
+    # Number of images that a process predicts at a time. Other models than classifiers pad them to a common size.
+    cfg.TEST.IMS_PER_BATCH = 1
     # Metric whose best weights a training keeps as model_best.pth, for example panoptic_seg/PQ, sem_seg/mIoU or
     # validation/total_loss. Empty: none.
     cfg.TEST.BEST_METRIC = ""
@@ -51,8 +53,8 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
-    # One of six training inputs: mask_former_{semantic,panoptic,instance}, coco_{instance,panoptic}_lsj, and
-    # mask_rcnn_instance of detectors.
+    # One of seven training inputs: mask_former_{semantic,panoptic,instance}, coco_{instance,panoptic}_lsj,
+    # mask_rcnn_instance of detectors and image_classification.
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
     # Values that become 0 and 255 in images with more than 8 bits, such as (0, 4095) for 12 bits. Empty: 16-bit values
     # are divided by 257, and images without a fixed range (floating point, 32 bits) are refused.
@@ -70,6 +72,24 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.CROP.SHORT_EDGES = (400, 500, 600)
     # Pad training images to a multiple of this number; -1: no padding.
     cfg.INPUT.SIZE_DIVISIBILITY = -1
+    # Classifiers: side of the input, and the part of the shorter side of a resized image that evaluation keeps.
+    cfg.INPUT.CLASSIFICATION = node = CfgNode()
+    node.SIZE = 224
+    node.CROP_PCT = 0.875
+    # Classifiers, training, all by timm: area and ratio of random crops; bilinear, bicubic or random (one of these for
+    # each image); timm's description of RandAugment (empty: none).
+    node.SCALE = (0.08, 1.0)
+    node.RATIO = (3 / 4, 4 / 3)
+    node.INTERPOLATION = "random"
+    node.RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
+    # Probability that a region of an image becomes noise.
+    node.ERASING = 0.25
+    # Parameters of the beta distributions of mixup and CutMix (0: not used), probabilities that a batch is mixed, and
+    # that it is by CutMix.
+    node.MIXUP = 0.8
+    node.CUTMIX = 1.0
+    node.MIX_PROB = 1.0
+    node.MIX_SWITCH_PROB = 0.5
     # Drop segments that cropping left without a pixel. Published runs keep them (except coco_instance_lsj).
     cfg.INPUT.DROP_EMPTY_TARGETS = False
 
@@ -83,6 +103,18 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_RPB = None
     # Weight decay of batch norms; None: WEIGHT_DECAY_NORM.
     cfg.SOLVER.WEIGHT_DECAY_BATCH_NORM = None
+    # Parameters without weight decay: "1-D" for those with one dimension, and patterns of names such as "*.bias". If
+    # there are any, the keys WEIGHT_DECAY_NORM, _BATCH_NORM, _EMBED and _RPB have no effect.
+    cfg.SOLVER.WEIGHT_DECAY_EXEMPT = ()
+    # Factor of the learning rate from each block of the backbone to the one before; 1: all have the same rate.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # Length of the training in epochs, which replaces MAX_ITER (0: it does not). The epochs of the warm-up replace
+    # WARMUP_ITERS; those at the end with the lowest rate follow EPOCHS and replace COOLDOWN_ITERS.
+    cfg.SOLVER.EPOCHS = 0
+    cfg.SOLVER.WARMUP_EPOCHS = 0
+    cfg.SOLVER.COOLDOWN_EPOCHS = 0
+    # CosineCooldownLR: iterations at the end of MAX_ITER with the rate BASE_LR_END.
+    cfg.SOLVER.COOLDOWN_ITERS = 0
     # Number of batches of an optimiser step, if memory is short: the step is that of one batch of IMS_PER_BATCH times
     # ACCUMULATE_STEPS images. Iterations always count optimiser steps.
     cfg.SOLVER.ACCUMULATE_STEPS = 1

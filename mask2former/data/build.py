@@ -14,11 +14,18 @@ from detectron2.data import (
 )
 from detectron2.data import transforms as T
 from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mask2former.config import ConfigError
+from mask2former.data.classification import (
+    LabelMapper,
+    build_batch_augmentation,
+    build_classification_mapper,
+    build_classification_test_mapper,
+)
 from mask2former.data.dataset_mapper import (
     TestMapper,
     TrainingMapper,
@@ -32,6 +39,7 @@ from mask2former.data.image_io import configured_range
 from mask2former.data.label_maps import read_semantic_map
 from mask2former.data.resizing import build_resize_kind, build_test_resize
 from mask2former.data.training_order import Mapper, TrainingLoader
+from mask2former.solver import images_per_step
 from mask2former.tasks import TASKS, Task, architecture_of, class_count, tasks_of
 from mask2former.utils.parallel import default_workers, report_interval
 
@@ -85,13 +93,15 @@ def check_agreement(cfg: CfgNode) -> None:
             )
 
 
-def build_train_mapper(cfg: CfgNode) -> TrainingMapper:
+def build_train_mapper(cfg: CfgNode) -> TrainingMapper | LabelMapper:
     """Build the mapper that INPUT.DATASET_MAPPER_NAME names.
 
     Raises:
         ConfigError: There is no such mapper, or a value of INPUT cannot be used with it.
     """
     task, node, flip = _build_task(cfg), cfg.INPUT, cfg.INPUT.RANDOM_FLIP
+    if task == "classification":
+        return build_classification_mapper(cfg)
     if flip not in _FLIPS:
         raise ConfigError(f"INPUT.RANDOM_FLIP is {flip!r}, expected one of {', '.join(_FLIPS)}")
     if node.DATASET_MAPPER_NAME.endswith("_lsj"):
@@ -172,6 +182,8 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper | None = None) -> TrainingLo
     for name in cfg.DATASETS.TRAIN:
         dataset_metadata(name)
     mapper = build_train_mapper(cfg) if mapper is None else mapper
+    if _build_task(cfg) == "classification":
+        return _build_classification_loader(cfg, mapper)
     node = cfg.DATALOADER
     repeat = node.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
     if repeat and not node.REPEAT_THRESHOLD > 0:
@@ -204,6 +216,25 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper | None = None) -> TrainingLo
         seed=cfg.SEED if cfg.SEED >= 0 else None,
         group_by_shape=node.ASPECT_RATIO_GROUPING,
         workers=node.NUM_WORKERS,
+    )
+
+
+def _build_classification_loader(cfg: CfgNode, mapper: Mapper) -> TrainingLoader:
+    images: Any = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ConfigError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; a classifier is trained with "
+            "TrainingSampler"
+        )
+    batch_size = cfg.SOLVER.IMS_PER_BATCH
+    return TrainingLoader(
+        images,
+        mapper,
+        batch_size=batch_size,
+        seed=cfg.SEED if cfg.SEED >= 0 else None,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        batch_mapper=build_batch_augmentation(cfg, batch_size // comm.get_world_size()),
+        multiple_of=images_per_step(cfg),
     )
 
 
@@ -251,13 +282,24 @@ def build_test_loader(
         MissingDatasetError: Files of the data set are missing.
     """
     dataset_metadata(dataset_name)
-    mapper = TestMapper(_build_test_resizing(cfg), cfg.INPUT.FORMAT, configured_range(cfg))
+    if "classification" in tasks_of(cfg):
+        mapper = build_classification_test_mapper(cfg)
+    else:
+        mapper = TestMapper(_build_test_resizing(cfg), cfg.INPUT.FORMAT, configured_range(cfg))
     dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
     kept = [image for image in dicts if skip is None or not skip(image)]
     if not kept:
         # Detectron2's loader needs at least one.
         return DataLoader(DatasetFromList(kept, serialize=False))
-    return build_detection_test_loader(kept, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    return build_detection_test_loader(
+        kept, mapper=mapper, batch_size=_build_test_batch(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+
+
+def _build_test_batch(cfg: CfgNode) -> int:
+    if cfg.TEST.IMS_PER_BATCH < 1:
+        raise ConfigError(f"TEST.IMS_PER_BATCH is {cfg.TEST.IMS_PER_BATCH}, expected at least 1")
+    return cfg.TEST.IMS_PER_BATCH
 
 
 def build_validation_loader(cfg: CfgNode) -> DataLoader:
@@ -272,7 +314,11 @@ def build_validation_loader(cfg: CfgNode) -> DataLoader:
     limit = cfg.TEST.VALIDATION_IMAGES
     if limit < 1:
         raise ConfigError(f"TEST.VALIDATION_IMAGES is {limit}, expected at least 1")
-    mapper = _build_mapper(cfg, _build_test_resizing(cfg))
+    mapper: Any
+    if "classification" in tasks_of(cfg):
+        mapper = build_classification_mapper(cfg, augmented=False)
+    else:
+        mapper = _build_mapper(cfg, _build_test_resizing(cfg))
     for name in cfg.DATASETS.TEST:
         dataset_metadata(name)
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)

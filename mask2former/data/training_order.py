@@ -1,15 +1,16 @@
 """The order of training images: endless, the same in all processes, and continued from any place of it.
 
 Nothing is drawn from a generator that has a history. The images of an epoch are shuffled by seed and epoch, and the
-augmentation of an image is drawn by seed, epoch and its place in the epoch, whichever process or worker reads it.
+augmentation of an image is drawn by seed, epoch and its place in the epoch, whichever process or worker reads it;
+that of a batch as a whole, by the place of its first image.
 """
 
 import logging
+import os
 import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,10 @@ _logger = logging.getLogger(__name__)
 _ATTEMPTS = 100
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
+BatchMapper = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
+# Part of the key of the draws of a whole batch, which tells them from those of its first image.
+_BATCH = 1
 
 
 class Place(NamedTuple):
@@ -48,17 +53,25 @@ class ImageOrder:
     until a batch of their kind is full (Detectron2's aspect ratio grouping).
     """
 
-    def __init__(self, factors: Tensor, seed: int, is_wide: Callable[[int], bool] | None = None):
+    def __init__(
+        self,
+        factors: Tensor,
+        seed: int,
+        is_wide: Callable[[int], bool] | None = None,
+        multiple_of: int = 1,
+    ):
         """Initialize the order at its beginning.
 
         Args:
             factors: Mean number of times that each image is shown per epoch, [number of images].
             seed: Seed of all draws.
             is_wide: Function that returns whether an image is wider than high; None for batches of any images.
+            multiple_of: Number that the length of an epoch is a multiple of: the last images of its order are left out.
         """
         self._factors = factors
         self._seed = seed
         self._is_wide = is_wide
+        self._multiple_of = multiple_of
         self._epoch, self._epoch_seed, self._offset = 0, seed, 0
         self._images: list[int] | None = None  # those of the epoch, once they are needed
         self._waiting: tuple[list[Place], list[Place]] = ([], [])
@@ -79,7 +92,7 @@ class ImageOrder:
 
     def fork(self) -> "ImageOrder":
         """A copy that continues from the same place independently."""
-        other = ImageOrder(self._factors, self._seed, self._is_wide)
+        other = ImageOrder(self._factors, self._seed, self._is_wide, self._multiple_of)
         other.load_state_dict(self.state_dict(), own_seed=False, same_images=True)
         return other
 
@@ -115,19 +128,28 @@ class ImageOrder:
             self._epoch, self._epoch_seed, self._offset = state["epoch"] + 1, self._seed, 0
 
     @property
+    def factors(self) -> Tensor:
+        """Mean number of times that each image is shown per epoch, [number of images]."""
+        return self._factors
+
+    @property
     def seed(self) -> int:
         """Seed of the draws."""
         return self._seed
 
     def _next(self) -> Place:
         if self._images is None:
-            self._images = epoch_images(self._factors, self._epoch_seed, self._epoch)
+            self._images = self._shuffled()
         while self._offset >= len(self._images):
             self._epoch, self._epoch_seed, self._offset = self._epoch + 1, self._seed, 0
-            self._images = epoch_images(self._factors, self._epoch_seed, self._epoch)
+            self._images = self._shuffled()
         place = Place(self._epoch, self._offset, self._images[self._offset])
         self._offset += 1
         return place
+
+    def _shuffled(self) -> list[int]:
+        images = epoch_images(self._factors, self._epoch_seed, self._epoch)
+        return images[: len(images) // self._multiple_of * self._multiple_of]
 
     def _wait(self, place: Place) -> None:
         self._waiting[int(self._is_wide is not None and self._is_wide(place.image))].append(place)
@@ -151,7 +173,7 @@ class TrainingLoader:
 
     def __init__(
         self,
-        images: Sequence[dict[str, Any]],
+        images: Any,
         mapper: Mapper,
         *,
         batch_size: int,
@@ -159,11 +181,14 @@ class TrainingLoader:
         seed: int | None = None,
         group_by_shape: bool = False,
         workers: int = 0,
+        batch_mapper: BatchMapper | None = None,
+        multiple_of: int = 1,
     ):
         """Initialize the loader at the beginning of the order.
 
         Args:
-            images: Dicts in Detectron2's format, the same in all processes.
+            images: Dicts in Detectron2's format, the same in all processes; a list, or a PyTorch data set that keeps
+                them in less memory.
             mapper: Function that makes the input of the model of a dict. If it returns None, another image that is
                 drawn at random takes its place.
             batch_size: Number of images per batch, over all processes.
@@ -172,28 +197,39 @@ class TrainingLoader:
             group_by_shape: Whether a batch has either wide images only or none. Where `images` have no width and
                 height, the headers of the files are read.
             workers: Number of worker processes; 0 reads images in this process.
+            batch_mapper: Function that augments the mapped images of a batch of this process together, with draws
+                that the place of the batch decides.
+            multiple_of: Number that the length of an epoch is a multiple of, to drop its last partial batch.
 
         Raises:
-            ConfigError: Processes can't share a batch evenly.
+            ConfigError: Processes can't share a batch evenly, or there are fewer images than `multiple_of`.
         """
         processes = comm.get_world_size()
         if batch_size < processes or batch_size % processes:
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH is {batch_size}, expected a multiple of the number of processes, {processes}"
             )
+        if len(images) < multiple_of:
+            raise ConfigError(
+                f"{len(images)} training images make no step of {multiple_of}: lower SOLVER.IMS_PER_BATCH or "
+                "SOLVER.ACCUMULATE_STEPS"
+            )
         factors = torch.ones(len(images)) if factors is None else factors
         self._own_seed = seed is not None
         self._mapper = mapper
+        self._batch_mapper = batch_mapper
         self._workers = workers
-        self._images = DatasetFromList(list(images), copy=False)
+        self._multiple_of = multiple_of
+        self._images = images if isinstance(images, Dataset) else DatasetFromList(list(images), copy=False)
         # A batch of one is never mixed.
         grouped = group_by_shape and batch_size > processes
         self._order = ImageOrder(
             factors,
             comm.shared_random_seed() if seed is None else seed,
             _Shapes(images).is_wide if grouped else None,
+            multiple_of,
         )
-        names = [Path(str(image.get("file_name", ""))).name for image in images]
+        names = [os.path.basename(str(image.get("file_name", ""))) for image in images]
         contents = zlib.crc32("\n".join(names).encode(), zlib.crc32(factors.numpy().tobytes()))
         self._layout: dict[str, Any] = {
             "processes": processes,
@@ -201,8 +237,13 @@ class TrainingLoader:
             "images": [len(images), contents],
         }
 
+    def images_per_epoch(self) -> int:
+        """Mean number of images of an epoch."""
+        total = int(self._order.factors.sum())
+        return total // self._multiple_of * self._multiple_of
+
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        images = _AugmentedImages(self._images, self._mapper, self._order.seed)
+        images = _AugmentedImages(self._images, self._mapper, self._order.seed, self._batch_mapper)
         batches = _Batches(self._order.fork(), self._layout["batch_size"])
         # The generator keeps the loader from drawing from the global one.
         loader = DataLoader(
@@ -262,10 +303,19 @@ class _Batches:
 class _AugmentedImages(Dataset):
     """Mapped images by their place in the order, which alone decides the random draws of the mapper."""
 
-    def __init__(self, images: DatasetFromList, mapper: Mapper, seed: int):
-        self._images = images
+    def __init__(self, images: Dataset, mapper: Mapper, seed: int, batch_mapper: BatchMapper | None):
+        self._images: Any = images
         self._mapper = mapper
+        self._batch_mapper = batch_mapper
         self._seed = seed
+
+    def __getitems__(self, places: list[Place]) -> list[dict[str, Any]]:
+        """The images of a batch."""
+        batch = [self[place] for place in places]
+        if self._batch_mapper is None:
+            return batch
+        with draws_of(self._seed, places[0].epoch, places[0].offset, _BATCH):
+            return self._batch_mapper(batch)
 
     def __getitem__(self, index: Place) -> dict[str, Any]:
         epoch, offset, image = index

@@ -191,11 +191,11 @@ def draw_loss_curves(metrics_file: str | Path, picture: str | Path, metric: str 
     Args:
         metrics_file: The `metrics.json` of a training, one JSON object per line.
         picture: PNG file to write; it is not written if there is nothing to show yet.
-        metric: Name of the metric in `metrics_file`; by default the first of PQ, AP and mIoU that the file has.
+        metric: Name of the metric in `metrics_file`; by default the first of PQ, AP, mIoU and top1 that the file has.
     """
     lines = read_metrics(metrics_file)
     training, validation = _curve(lines, "total_loss"), _curve(lines, "validation/total_loss")
-    usual = ("panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU")
+    usual = ("panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU", "classification/top1")
     metric = metric or next((name for name in usual if _curve(lines, name)), "")
     measured = {} if metric.endswith("total_loss") else _curve(lines, metric)
     if not (training or validation or measured):

@@ -17,9 +17,11 @@ from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWrit
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
+from dinat_common.errors import ConfigError
 from dinat_common.files import write_json
 from mask2former.checkpoint import AVERAGE_KEY, Checkpointer
 from mask2former.data import build_test_loader, build_train_loader, build_validation_loader
+from mask2former.data.training_order import TrainingLoader
 from mask2former.engine.hooks import AverageHook, BestWeights, build_average, validation_losses
 from mask2former.engine.metrics_log import EventsWriter, MetricsLog, MetricsWriter
 from mask2former.engine.resuming import config_differences, fit_optimizer_state, parameter_names, set_iteration
@@ -37,7 +39,8 @@ from mask2former.evaluation import (
     write_speed,
 )
 from mask2former.maskformer_model import MaskFormer
-from mask2former.solver import build_lr_scheduler, build_optimizer, scale_learning_rate
+from mask2former.solver import build_lr_scheduler, build_optimizer, iterations_of_epochs, scale_learning_rate
+from mask2former.tasks import tasks_of
 from mask2former.test_time_augmentation import ModelWithTTA, SemanticSegmentorWithTTA
 
 
@@ -76,9 +79,8 @@ class Trainer(DefaultTrainer):
         self._given_cfg = cfg
         self._resumed_from = ""  # config of the checkpoint
         self._afresh: list[str] = []
-        self.cfg = cfg = scale_learning_rate(self.auto_scale_workers(cfg, comm.get_world_size()))
+        cfg = scale_learning_rate(self.auto_scale_workers(cfg, comm.get_world_size()))
         self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
         self._last_eval_results: dict[str, Any] | None = None
         self._repeating = False  # the evaluation after the last checkpoint
 
@@ -89,6 +91,15 @@ class Trainer(DefaultTrainer):
             model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        if cfg.SOLVER.EPOCHS:
+            if not isinstance(data_loader, TrainingLoader):
+                raise ConfigError(
+                    f"SOLVER.EPOCHS is {cfg.SOLVER.EPOCHS}, but the training loader ({type(data_loader).__name__}) has "
+                    "no epochs: set SOLVER.MAX_ITER, and SOLVER.EPOCHS to 0"
+                )
+            cfg = iterations_of_epochs(cfg, data_loader.images_per_epoch())
+        self.cfg = cfg
+        self.max_iter = cfg.SOLVER.MAX_ITER
         for dataset_name in cfg.DATASETS.TEST:
             # Missing files should stop the run now and not after the training.
             DatasetCatalog.get(dataset_name)
@@ -371,6 +382,8 @@ def _augmented(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
     """Config and model of an evaluation with test-time augmentation."""
     if isinstance(model, MaskFormer):
         return cfg, ModelWithTTA(cfg, model)
+    if "classification" in tasks_of(cfg):
+        raise ConfigError("TEST.AUG.ENABLED is True, but classifiers have no test-time augmentation")
     # For other architectures only class maps are known to be of a kind that can be averaged.
     cfg = cfg.clone()
     cfg.defrost()

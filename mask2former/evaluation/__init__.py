@@ -1,6 +1,7 @@
 """Metrics of data sets, measured on any device and in any number of processes, on one machine or several."""
 
 from mask2former.evaluation.cityscapes import CityscapesAP, CityscapesIoU
+from mask2former.evaluation.classification import ClassAccuracy
 from mask2former.evaluation.coco import BoxAP, InstanceAP, PanopticQuality, SemanticIoU
 from mask2former.evaluation.evaluator import StreamingEvaluator, build_evaluator
 from mask2former.evaluation.inference import (
@@ -20,6 +21,7 @@ __all__ = [
     "BoxAP",
     "CityscapesAP",
     "CityscapesIoU",
+    "ClassAccuracy",
     "EvaluationError",
     "InstanceAP",
     "PanopticQuality",

@@ -12,6 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from mask2former.evaluation.cityscapes import CityscapesAP, CityscapesIoU
+from mask2former.evaluation.classification import ClassAccuracy
 from mask2former.evaluation.coco import BoxAP, InstanceAP, PanopticQuality, SemanticIoU
 from mask2former.evaluation.metric import EvaluationError, Image, Metric, image_key
 from mask2former.evaluation.records import RecordStore
@@ -22,6 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 # Metrics by `evaluator_type` of a data set's metadata. ADE20K's sets have COCO's types.
 _METRICS: Mapping[str, tuple[type[Metric], ...]] = {
+    "classification": (ClassAccuracy,),
     "coco": (BoxAP, InstanceAP),
     "coco_panoptic_seg": (PanopticQuality, BoxAP, InstanceAP, SemanticIoU),
     "sem_seg": (SemanticIoU,),

@@ -3,7 +3,7 @@
 Nothing is read then: annotations are loaded, and paths computed, when a data set is used.
 """
 
-from mask2former.data.datasets import ade20k, cityscapes, coco, shapes
+from mask2former.data.datasets import ade20k, cityscapes, coco, imagenet, shapes
 from mask2former.data.datasets.custom import register_custom_datasets
 from mask2former.data.datasets.registry import (
     AnnotationError,
@@ -17,7 +17,7 @@ from mask2former.data.datasets.registry import (
     register_dataset,
 )
 
-for _dataset in (ade20k, cityscapes, coco, shapes):
+for _dataset in (ade20k, cityscapes, coco, imagenet, shapes):
     _dataset.register()
 
 __all__ = [

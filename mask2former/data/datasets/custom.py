@@ -19,6 +19,7 @@ from dinat_common.files import user_path
 from mask2former.config import ConfigError
 from mask2former.data import values
 from mask2former.data.classes import ClassTable
+from mask2former.data.datasets.class_folders import ClassImages, class_folders, read_class_folders
 from mask2former.data.datasets.coco_json import FileFinder, entries, errors_name, read_json, read_panoptic
 from mask2former.data.datasets.pairs import Names, explain_no_pairs, find_pairs
 from mask2former.data.datasets.registry import (
@@ -74,7 +75,7 @@ class CustomDataset:
             **{key: str(path) for key, path in self.paths.items()},
             **self.names.given(),
             **({_VALUES: dict(self.values)} if self.values else {}),
-            "ignore_label": self.ignore_label,
+            **({} if FORMATS[self.format].task == "classification" else {"ignore_label": self.ignore_label}),
             "classes": [class_entry(category) for category in self.categories],
         }
 
@@ -153,17 +154,13 @@ def _read_entry(entry: Any, where: str, config_dir: Path) -> CustomDataset:
         )
     if not isinstance(format, str) or format not in FORMATS:
         raise ConfigError(f"{where}: format is {format!r}, expected one of {', '.join(FORMATS)}")
-    needed, optional = FORMATS[format].needed, FORMATS[format].optional
-    semantic = format == "semantic"
-    _check_keys(entry, (*_OTHER_KEYS, *needed, *optional, *((_VALUES, *_NAME_KEYS) if semantic else ())), where)
-    if lacking := [key for key in (*needed, "classes") if entry.get(key) in (None, "", [], ())]:
+    needed, optional, task = FORMATS[format].needed, FORMATS[format].optional, FORMATS[format].task
+    semantic, folders = format == "semantic", task == "classification"
+    keys = _OTHER_KEYS[:-1] if folders else _OTHER_KEYS
+    _check_keys(entry, (*keys, *needed, *optional, *((_VALUES, *_NAME_KEYS) if semantic else ())), where)
+    asked = needed if folders else (*needed, "classes")
+    if lacking := [key for key in asked if entry.get(key) in (None, "", [], ())]:
         raise ConfigError(f"{where}: format {format} needs {', '.join(lacking)}")
-    # COCO's files count categories from 1, label maps from 0.
-    categories = read_classes(entry["classes"], f"{where}: classes", first_id=int(not semantic))
-    ignore_label = entry.get("ignore_label", unused_value(range(len(categories))))
-    if type(ignore_label) is not int:
-        raise ConfigError(f"{where}: ignore_label is {ignore_label!r}, expected a whole number")
-    _check_classes(categories, format, ignore_label, where)
     paths = {}
     for key in (*needed, *optional):
         if key in entry:
@@ -171,12 +168,26 @@ def _read_entry(entry: Any, where: str, config_dir: Path) -> CustomDataset:
             if not isinstance(path, str | Path) or not str(path):
                 raise ConfigError(f"{where}: {key} is {path!r}, expected a path")
             paths[key] = (config_dir.absolute() / user_path(path)).resolve()
+    classes = entry.get("classes") or (_folder_classes(paths["images"], where) if folders else None)
+    # COCO's files count categories from 1, label maps and class folders from 0.
+    categories = read_classes(classes, f"{where}: classes", first_id=int(not semantic and not folders))
+    ignore_label = entry.get("ignore_label", unused_value(range(len(categories))))
+    if type(ignore_label) is not int:
+        raise ConfigError(f"{where}: ignore_label is {ignore_label!r}, expected a whole number")
+    _check_classes(categories, format, ignore_label, where)
     names = {key: entry[key] for key in _NAME_KEYS if semantic and entry.get(key)}
     for key, part in names.items():
         if not isinstance(part, str) or "/" in part:
             raise ConfigError(f"{where}: {key} is {part!r}, expected a part of a file name, such as '_mask'")
     values = _read_values(entry.get(_VALUES) or {}, {*range(len(categories)), ignore_label}, where)
     return CustomDataset(name, format, categories, paths, ignore_label, values, Names(**names))
+
+
+def _folder_classes(images: Path, where: str) -> tuple[str, ...]:
+    """Names of the class folders, where an entry does not list the classes."""
+    if not images.is_dir() or not (names := class_folders(images)):
+        raise ConfigError(f"{where}: no folder with class folders, {images}, and no classes; expected one of them")
+    return names
 
 
 def _read_values(entry: Any, allowed: Collection[int], where: str) -> dict[int, int]:
@@ -321,6 +332,10 @@ def _load_semantic(metadata: Metadata) -> list[DatasetDict]:
     return _with_result_names(dicts, images)
 
 
+def _load_class_folders(metadata: Metadata) -> ClassImages:
+    return read_class_folders(metadata.image_root, metadata.image_classes, metadata.get("file_list"))
+
+
 def _with_result_names(dicts: list[DatasetDict], root: str | Path) -> list[DatasetDict]:
     """Add `result_name`, under which results are written, where images of different folders or endings share a stem."""
     names = [Path(record["file_name"]).stem for record in dicts]
@@ -346,7 +361,7 @@ class CustomFormat:
     """
 
     task: Task
-    load: Callable[[Metadata], list[DatasetDict]]
+    load: Callable[[Metadata], Sequence[DatasetDict]]
     needed: Mapping[str, str]
     optional: Mapping[str, str] = field(default_factory=dict)
 
@@ -361,5 +376,8 @@ FORMATS: Mapping[str, CustomFormat] = {
     ),
     "semantic": CustomFormat(
         "semantic", _load_semantic, {"images": "image_root", "labels": "sem_seg_root"}, {"files": "file_list"}
+    ),
+    "class_folders": CustomFormat(
+        "classification", _load_class_folders, {"images": "image_root"}, {"files": "file_list"}
     ),
 }

@@ -127,7 +127,7 @@ def predicted_metadata(cfg: CfgNode) -> Metadata:
 
 def register_dataset(
     name: str,
-    load: Callable[[Metadata], list[DatasetDict]],
+    load: Callable[[Metadata], Sequence[DatasetDict]],
     *,
     paths: Mapping[str, str | Path],
     source: str,
@@ -151,8 +151,8 @@ def register_dataset(
 
 
 def _load_existing(
-    load: Callable[[Metadata], list[DatasetDict]], metadata: Metadata, paths: Mapping[str, str | Path], source: str
-) -> list[DatasetDict]:
+    load: Callable[[Metadata], Sequence[DatasetDict]], metadata: Metadata, paths: Mapping[str, str | Path], source: str
+) -> Sequence[DatasetDict]:
     expected = [getattr(metadata, key) for key in paths]
     missing = [path for path in expected if _is_missing(path)]
     if missing:

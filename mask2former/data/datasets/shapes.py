@@ -1,4 +1,6 @@
-"""The `shapes` data set that `datasets/prepare_shapes.py` draws: categories, layout under `shapes/`, and pictures.
+"""The `shapes` data sets that `datasets/prepare_shapes.py` draws: categories, layout under `shapes/`, and pictures.
+
+The set for classification, in class folders under `shape_classes/`, has pictures of one thing, or of one kind of stuff.
 
 Category ids have gaps and do not start at 0, as COCO's, so that code that works here must map them. Edges are
 anti-aliased in the picture and crisp in the masks: each outline is filled on a finer grid, and a pixel belongs to the
@@ -14,6 +16,7 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
+from mask2former.data.datasets.class_folders import register_class_folders
 from mask2former.data.datasets.registry import Category, CocoLayout, register_coco_layout
 from mask2former.tasks import SEGMENTATION_SWITCHES
 
@@ -28,6 +31,10 @@ CATEGORIES = (
     Category(21, "checks", (150, 105, 80), False),
     Category(23, "gradient", (190, 200, 210), False),
 )
+
+# Classes of whole pictures, in the order of their folders.
+THING_CLASSES = ("arrow", "bar", "cross", "disc", "square", "star", "triangle")
+PICTURE_CLASSES = tuple(sorted((*THING_CLASSES, "checks", "gradient", "stripes")))
 
 _THINGS = tuple(category for category in CATEGORIES if category.isthing)
 _STUFF = tuple(category for category in CATEGORIES if not category.isthing)
@@ -44,7 +51,7 @@ _STUFF_HUES = {"stripes": 0.33, "checks": 0.0, "gradient": 0.66}
 
 
 def register() -> None:
-    """Register shapes_{train,val}_{panoptic,instance,semantic}."""
+    """Register shapes_{train,val}_{panoptic,instance,semantic,classification}."""
     for split in ("train", "val"):
         layout = CocoLayout(
             image_root=f"shapes/{split}",
@@ -55,6 +62,12 @@ def register() -> None:
         )
         for task in SEGMENTATION_SWITCHES:
             register_coco_layout(f"shapes_{split}_{task}", task, CATEGORIES, layout, source=_SOURCE)
+        register_class_folders(
+            f"shapes_{split}_classification",
+            f"shape_classes/{split}",
+            PICTURE_CLASSES,
+            source=f"{_SOURCE} --classes",
+        )
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,19 @@ def draw_scene(rng: RandomState, size: int) -> ShapesScene:
     smallest = {True: size**2 * _MIN_AREA / 2, False: size**2 * _MIN_STUFF_AREA}
     kept = [segment for segment in segments if segment.mask.sum() >= smallest[segment.category.isthing]]
     return ShapesScene(np.rint(np.clip(noisy, 0, 1) * 255).astype(np.uint8), kept)
+
+
+def draw_picture(rng: RandomState, name: str, size: int) -> NDArray[np.uint8]:
+    """Draw a picture of a class of `PICTURE_CLASSES`, uint8 RGB [size, size, 3]: one thing on any stuff, or stuff."""
+    stuff = _STUFF[rng.randint(len(_STUFF))].name if name in THING_CLASSES else name
+    image = stuff_texture(rng, stuff, size)
+    if name in THING_CLASSES:
+        color = vivid_color(rng, THING_CLASSES.index(name) / len(THING_CLASSES))
+        radius = size * rng.uniform(0.2, 0.4)
+        center = rng.uniform(0.35, 0.65, 2) * size
+        paint_thing(rng, image, Thing(Category(0, name, (0, 0, 0), True), center, radius, color))
+    noisy = image + rng.normal(0, rng.uniform(0.005, 0.025), image.shape)
+    return np.rint(np.clip(noisy, 0, 1) * 255).astype(np.uint8)
 
 
 def paint_thing(rng: RandomState, image: Pixels, thing: Thing) -> Pixels:
@@ -184,8 +210,7 @@ def _outline(rng: RandomState, thing: Thing) -> NDArray[np.float64]:
     """Closed outline [N, 2] in pixels (x, y), randomly rotated and stretched."""
     unit = _unit_outline(rng, thing.category.name) * [1, rng.uniform(0.8, 1)]
     angle = rng.uniform(0, 2 * np.pi)
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    return thing.center + thing.radius * unit @ turn
+    return thing.center + thing.radius * unit @ _turned(angle)
 
 
 def _unit_outline(rng: RandomState, name: str) -> NDArray[np.float64]:
@@ -200,7 +225,19 @@ def _unit_outline(rng: RandomState, name: str) -> NDArray[np.float64]:
         corner = np.array([[1, -arm], [1, arm], [arm, arm]])
         quarter = np.array([[0, 1], [-1, 0]])
         return np.concatenate([corner @ np.linalg.matrix_power(quarter, i) for i in range(4)])
+    if name == "bar":
+        return _polar(np.ones(4)) @ _turned(np.pi / 4) * [1.2, rng.uniform(0.25, 0.35)]
+    if name == "star":
+        return _polar(np.tile([1, rng.uniform(0.4, 0.5)], 5))
+    if name == "arrow":
+        shaft, head = rng.uniform(0.15, 0.2), rng.uniform(0.5, 0.65)
+        half = np.array([[1, 0], [0.1, head], [0.1, shaft], [-1, shaft]])
+        return np.concatenate([half, half[:0:-1] * [1, -1]])
     raise ValueError(f"unknown shape {name!r}")
+
+
+def _turned(angle: float) -> NDArray[np.float64]:
+    return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
 
 def _polar(radii: NDArray[np.float64]) -> NDArray[np.float64]:
