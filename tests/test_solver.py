@@ -1,5 +1,6 @@
 """Parameter groups, learning-rate curve and clipping of the published recipes."""
 
+import math
 import re
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from detectron2.modeling import build_model
 
 from mask2former.config import ConfigError, setup_cfg
+from mask2former.engine.resuming import set_iteration
 from mask2former.model_zoo import SETTINGS
-from mask2former.solver import build_lr_scheduler, build_optimizer, scale_learning_rate
+from mask2former.solver import build_lr_scheduler, build_optimizer, iterations_of_epochs, scale_learning_rate
 
-from .conftest import config_path, golden
+from .conftest import ROOT, config_path, golden
 
 
 @pytest.fixture
@@ -258,3 +260,59 @@ def test_frozen_parameters_are_not_optimised(cfg):
     left = {name for name, p in model.named_parameters() if id(p) not in optimised}
     first = ("backbone.patch_embed.", "backbone.levels.0.", "backbone.levels.1.", "backbone.norm0.", "backbone.norm1.")
     assert left == {name for name, _ in model.named_parameters() if name.startswith(first)}
+
+
+CLASSIFIER = "configs/imagenet/classification/dinat/dinat_mini.yaml"
+
+
+def test_published_classifiers_exempt_vectors_and_biases_from_decay_but_not_position_biases():
+    cfg = setup_cfg(ROOT / CLASSIFIER, ["MODEL.DEVICE", "meta"])
+    got = settings_by_name(cfg)
+    for name, (rate, decay) in got.items():
+        assert rate == 1e-3
+        assert decay == (0.05 if name.endswith((".weight", ".rpb")) and "norm" not in name else 0.0), name
+    assert got["backbone.levels.0.blocks.0.attn.rpb"] == (1e-3, 0.05)
+
+
+@pytest.mark.parametrize("backbone", ["D2DiNAT", "D2IsotropicDiNAT"])
+def test_layer_decay_lowers_the_rate_block_by_block(backbone):
+    depths = "[2,2,2,2]" if backbone == "D2DiNAT" else "[4]"
+    heads = "[1,2,4,8]" if backbone == "D2DiNAT" else "[1]"
+    opts = f"MODEL.DEVICE meta MODEL.BACKBONE.NAME {backbone} MODEL.DINAT.DEPTHS {depths} MODEL.DINAT.NUM_HEADS {heads}"
+    opts += " MODEL.DINAT.EMBED_DIM 32 SOLVER.BASE_LR 1.0 SOLVER.BACKBONE_MULTIPLIER 1.0 SOLVER.LAYER_DECAY 0.5"
+    cfg = setup_cfg(ROOT / "configs/_base_/classification.yaml", opts.split())
+    rates = {name: rate for name, (rate, _) in settings_by_name(cfg).items()}
+    assert rates["head.weight"] == 1.0
+    if backbone == "D2DiNAT":
+        assert rates["backbone.norm3.weight"] == 1.0
+        assert rates["backbone.levels.3.blocks.1.attn.rpb"] == 0.5
+        assert rates["backbone.levels.2.downsample.norm.weight"] == 0.5**3
+        assert rates["backbone.levels.2.blocks.1.mlp.fc1.bias"] == 0.5**3
+        assert rates["backbone.patch_embed.norm.bias"] == 0.5**9
+    else:
+        assert rates["backbone.layers.3.norm1.weight"] == 0.5
+        assert rates["backbone.patch_embed.proj.weight"] == 0.5**5
+
+
+def test_cosine_starts_under_the_warm_up_and_ends_in_the_cooldown():
+    cfg = setup_cfg(ROOT / CLASSIFIER)
+    cfg = iterations_of_epochs(cfg, 1_281_167)
+    steps = 1251
+    assert (310 * steps, 20 * steps) == (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    scheduler = build_lr_scheduler(cfg, torch.optim.SGD([parameter], lr=cfg.SOLVER.BASE_LR))
+
+    def cosine(iteration):
+        return 5e-6 + (1e-3 - 5e-6) * (1 + math.cos(math.pi * iteration / (300 * steps))) / 2
+
+    expected = {
+        0: 1e-6,
+        steps: 1e-6 + (1e-3 - 1e-6) / 20,
+        20 * steps - 1: 1e-3 - (1e-3 - 1e-6) / (20 * steps),
+        20 * steps: cosine(20 * steps),
+        150 * steps: cosine(150 * steps),
+        300 * steps: 5e-6,
+        310 * steps - 1: 5e-6,
+    }
+    for iteration, rate in expected.items():
+        assert set_iteration(scheduler, iteration) == [pytest.approx(rate, rel=1e-9)], iteration

@@ -137,7 +137,7 @@ def read_class_folders(root: str | Path, folders: Sequence[str], files: str | Pa
             `files` names an image that does not exist.
     """
     root = Path(root)
-    _require_same(root, class_folders(root), folders, "expected from the list of classes is")
+    _require_same(root, class_folders(root), folders, "the list of classes has")
     with ThreadPoolExecutor(default_workers()) as executor:
         names = list(executor.map(lambda folder: _images_in(root / folder), folders))
     if files is not None:

@@ -126,8 +126,8 @@ def draw_picture(rng: RandomState, name: str, size: int) -> NDArray[np.uint8]:
     image = stuff_texture(rng, stuff, size)
     if name in THING_CLASSES:
         color = vivid_color(rng, THING_CLASSES.index(name) / len(THING_CLASSES))
-        radius = size * rng.uniform(0.2, 0.4)
-        center = rng.uniform(0.35, 0.65, 2) * size
+        radius = size * rng.uniform(0.3, 0.45)
+        center = rng.uniform(0.42, 0.58, 2) * size
         paint_thing(rng, image, Thing(Category(0, name, (0, 0, 0), True), center, radius, color))
     noisy = image + rng.normal(0, rng.uniform(0.005, 0.025), image.shape)
     return np.rint(np.clip(noisy, 0, 1) * 255).astype(np.uint8)
