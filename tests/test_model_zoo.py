@@ -55,3 +55,8 @@ def test_config_file_is_in_the_folder_of_its_family(group, name):
     expected = {"NAT": "nat", "DiNAT": "dinat", "DiNATs": "dinat_s"}.get(family, "isotropic")
     assert folder == ("isotropic" if "isotropic" in name else expected)
     assert MODELS[name].config_file.stem == name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_config_file_exists(name):
+    assert (ROOT / MODELS[name].config_file).is_file()

@@ -23,7 +23,7 @@ EXACT = {
 # One model of each kind; the others take minutes together.
 QUICK = (
     *("dinat_mini", "dinat_s_tiny", "dinat_isotropic_small", "vitrpb_small"),
-    *("maskrcnn_dinat_mini", "cascadedmaskrcnn_dinat_s_tiny", "upernet_dinat_mini", "coco-panoptic"),
+    *("maskrcnn_dinat_mini", "cascadedmaskrcnn_dinat_s_tiny", "upernet_dinat_mini"),
 )
 ROWS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
 
