@@ -12,6 +12,7 @@ The options determine the format:
     --annotations F --panoptic DIR           COCO's panoptic JSON and its PNGs
     --labels DIR --classes F                 PNGs with a class id or colour per pixel, and a list of classes
     --labels DIR --instances DIR --classes F the same, and PNGs with an instance number per pixel (0: none)
+    none of these                            --images has a folder for each class, to classify whole images
 
 --val-images, --val-annotations, ... name the files of a split for evaluation.
 Exit status: 0 if the data can be used, 1 if not, 2 if the command line is wrong.
@@ -27,6 +28,7 @@ from pathlib import Path
 from dinat_common.errors import report_errors, report_interrupt, run_script
 from dinat_common.files import check_folder, user_path
 from mask2former.data.custom.class_list import SourceError
+from mask2former.data.custom.classification import make_class_recipe
 from mask2former.data.custom.inspection import Inspection, inspect_sources, render
 from mask2former.data.custom.model_size import SIZES, Machine, read_backbones
 from mask2former.data.custom.preview import write_preview
@@ -47,7 +49,7 @@ _COMMANDS = {
     "config": "write a config for training, with a reason for each setting",
 }
 _FILES = {
-    "images": "folder of the images",
+    "images": "folder of the images, or of a folder for each class",
     "annotations": "COCO's instances or panoptic JSON",
     "panoptic": "folder of panoptic PNGs",
     "labels": "folder of semantic label PNGs",
@@ -266,7 +268,9 @@ def config(inspection: Inspection, options: argparse.Namespace) -> list[str]:
         )
     machine = Machine(options.gpu_memory, options.num_gpus, default_workers())
     weights = str(user_path(options.weights).resolve()) if user_path(options.weights).is_file() else options.weights
-    recipe = make_recipe(replace(inspection, splits=parts), machine, read_backbones(BASES), options.size, weights)
+    folders = inspection.train.content.source.format == "class_folders"
+    make = make_class_recipe if folders else make_recipe
+    recipe = make(replace(inspection, splits=parts), machine, read_backbones(BASES), options.size, weights)
     if inspection.train.content.source.value_range is not None:
         low, high = inspection.train.content.source.value_range
         recipe.set(f"values from {low:g} to {high:g} become 0 to 255", INPUT__VALUE_RANGE=[low, high])

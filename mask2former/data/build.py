@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from mask2former.config import ConfigError
 from mask2former.data.classification import (
+    ImageTransform,
     LabelMapper,
     build_batch_augmentation,
     build_classification_mapper,
-    build_classification_test_mapper,
+    build_evaluation_transform,
 )
 from mask2former.data.dataset_mapper import (
     TestMapper,
@@ -282,10 +283,7 @@ def build_test_loader(
         MissingDatasetError: Files of the data set are missing.
     """
     dataset_metadata(dataset_name)
-    if "classification" in tasks_of(cfg):
-        mapper = build_classification_test_mapper(cfg)
-    else:
-        mapper = TestMapper(_build_test_resizing(cfg), cfg.INPUT.FORMAT, configured_range(cfg))
+    mapper = TestMapper(_build_test_augmentations(cfg), cfg.INPUT.FORMAT, configured_range(cfg))
     dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
     kept = [image for image in dicts if skip is None or not skip(image)]
     if not kept:
@@ -318,7 +316,7 @@ def build_validation_loader(cfg: CfgNode) -> DataLoader:
     if "classification" in tasks_of(cfg):
         mapper = build_classification_mapper(cfg, augmented=False)
     else:
-        mapper = _build_mapper(cfg, _build_test_resizing(cfg))
+        mapper = _build_mapper(cfg, _build_test_augmentations(cfg))
     for name in cfg.DATASETS.TEST:
         dataset_metadata(name)
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
@@ -333,5 +331,12 @@ def build_validation_loader(cfg: CfgNode) -> DataLoader:
     return build_detection_test_loader(chosen, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
-def _build_test_resizing(cfg: CfgNode) -> T.AugmentationList:
-    return T.AugmentationList([build_test_resize(cfg)])
+def _build_test_augmentations(cfg: CfgNode) -> T.AugmentationList:
+    return T.AugmentationList([build_test_transform(cfg)])
+
+
+def build_test_transform(cfg: CfgNode) -> T.Augmentation | T.Transform:
+    """Build what happens to images before a model sees them in evaluation and prediction: resizing, or also a crop."""
+    if "classification" in tasks_of(cfg):
+        return ImageTransform(build_evaluation_transform(cfg))
+    return build_test_resize(cfg)

@@ -65,10 +65,14 @@ class EvaluationTransform:
     size: int
     crop_pct: float
 
+    @property
+    def shorter_side(self) -> int:
+        """Length of the shorter side of the resized image."""
+        return math.floor(self.size / self.crop_pct)
+
     def __call__(self, image: Pixels) -> Pixels:
         """Map an image [H, W, 3] to [size, size, 3]."""
-        shorter = math.floor(self.size / self.crop_pct)
-        resized = TF.resize(Image.fromarray(image), [shorter], InterpolationMode.BICUBIC)
+        resized = TF.resize(Image.fromarray(image), [self.shorter_side], InterpolationMode.BICUBIC)
         return np.array(TF.center_crop(resized, [self.size, self.size]))
 
 
@@ -178,11 +182,6 @@ def build_evaluation_transform(cfg: CfgNode) -> EvaluationTransform:
     if not 0 < node.CROP_PCT <= 1:
         raise ConfigError(f"INPUT.CLASSIFICATION.CROP_PCT is {node.CROP_PCT}, expected more than 0 and at most 1")
     return EvaluationTransform(node.SIZE, node.CROP_PCT)
-
-
-def build_classification_test_mapper(cfg: CfgNode) -> TestMapper:
-    """Build the mapper of images for evaluation."""
-    return _build_image_mapper(cfg, build_evaluation_transform(cfg))
 
 
 def build_classification_mapper(cfg: CfgNode, *, augmented: bool = True) -> LabelMapper:

@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 from dinat_common.errors import UserError
 from dinat_common.files import atomic_write
 from mask2former.data.classes import ClassTable
+from mask2former.data.classification import build_evaluation_transform
 from mask2former.data.image_io import configured_range
 from mask2former.maskformer_model import MaskFormer
 from mask2former.modeling.meta_arch.image_classifier import ImageClassifier
@@ -105,7 +106,7 @@ def export_network(model: nn.Module, size: tuple[int, int], freedom: Freedom = "
     if any(side < step or side % step for side in size):
         raise ExportError(f"size {size[0]} x {size[1]}: expected multiples of {step}")
     if freedom == "size" and form.one_size:
-        raise ExportError(f"--free size: a {type(model).__name__} sees images of one size; --free batch is possible")
+        raise ExportError("--free size: image classifiers see images of one size; --free batch is possible")
     shapes: dict[int, Any] = {}
     if freedom != "none":
         shapes[0] = Dim("batch", min=1, max=256)
@@ -183,6 +184,21 @@ def _describe_segmentation(cfg: CfgNode, model: MaskFormer, metadata: Metadata) 
     }
 
 
+def _describe_classifier(cfg: CfgNode, model: ImageClassifier, metadata: Metadata) -> dict[str, Any]:
+    table, transform = ClassTable.from_metadata(metadata, "classification"), build_evaluation_transform(cfg)
+    return {
+        "tasks": ["classification"],
+        "classes": [{"name": table.name(i), "color": list(table.color(i))} for i in range(model.head.out_features)],
+        "shorter_side": transform.shorter_side,
+        "crop": transform.size,
+    }
+
+
+def _size_of_crop(cfg: CfgNode, model: ImageClassifier) -> tuple[int, int]:
+    side = build_evaluation_transform(cfg).size
+    return side, side
+
+
 @dataclass(frozen=True)
 class ExportForm:
     """How models of a meta-architecture are exported.
@@ -209,6 +225,9 @@ FORMS: Mapping[str, ExportForm] = {
     "MaskFormer": ExportForm(
         ExportedNetwork, ("pred_logits", "pred_masks"), side_step, _size_of_photograph, _describe_segmentation
     ),
+    "ImageClassifier": ExportForm(
+        ExportedClassifier, ("logits",), lambda model: 1, _size_of_crop, _describe_classifier, one_size=True
+    ),
 }
 
 
@@ -220,7 +239,7 @@ def export_form(model: nn.Module) -> ExportForm:
     """
     form = next((FORMS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in FORMS), None)
     if form is None:
-        raise ExportError(f"a {type(model).__name__} can't be exported; {' and '.join(FORMS)} can")
+        raise ExportError(f"{type(model).__name__}: such models can't be exported; {' and '.join(FORMS)} can")
     return form
 
 

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import transforms as T
 from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
@@ -29,11 +30,11 @@ from torch import nn
 from dinat_common.errors import checked_fraction
 from mask2former.checkpoint import Checkpointer
 from mask2former.config import ConfigError, setup_cfg
+from mask2former.data.build import build_test_transform
 from mask2former.data.classes import ClassTable
 from mask2former.data.datasets import predicted_metadata, register_custom_datasets
 from mask2former.data.image_io import configured_range
 from mask2former.data.photographs import ValueRange
-from mask2former.data.resizing import ResizeShortestEdge, build_test_resize
 from mask2former.engine import available_device
 from mask2former.evaluation import config_digest, weights_digest
 from mask2former.modeling import inference
@@ -151,7 +152,7 @@ class Predictor:
         metadata: Metadata,
         task: Task | None = None,
         *,
-        resize: ResizeShortestEdge,
+        resize: T.Augmentation | T.Transform,
         image_format: str = "RGB",
         confidence_threshold: float | None = None,
         max_pixels: int = _MAX_PIXELS,
@@ -164,7 +165,7 @@ class Predictor:
             model: Model to predict with.
             metadata: Names and colours of its classes.
             task: Default task; None: the richest that the model has on.
-            resize: Augmentation that gives an image the size that the model was trained for.
+            resize: Augmentation or transform that gives an image the size that the model was trained for.
             image_format: Order of the channels that the model expects, "RGB" or "BGR".
             confidence_threshold: Default threshold, see the class.
             max_pixels: Number of pixels above which results are made smaller and enlarged.
@@ -183,7 +184,7 @@ class Predictor:
         self.task = self._checked(task or switched_on, confidence_threshold)
         self.confidence_threshold = confidence_threshold
         self.value_range = value_range
-        self._resize = resize
+        self._resize = T.AugmentationList([resize])
         self._image_format = image_format
         self._max_pixels = _checked_size(max_pixels, "max_pixels")
         self._config_digest = config_digest
@@ -240,7 +241,7 @@ class Predictor:
             model,
             metadata,
             task,
-            resize=build_test_resize(cfg),
+            resize=build_test_transform(cfg),
             image_format=cfg.INPUT.FORMAT,
             confidence_threshold=confidence_threshold,
             value_range=configured_range(cfg),
@@ -397,7 +398,9 @@ class Predictor:
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def _input(self, image: Rgb) -> dict[str, torch.Tensor]:
-        pixels = self._resize.get_transform(image).apply_image(image)
+        resized = T.AugInput(image)
+        self._resize(resized)
+        pixels = resized.image
         if self._image_format == "BGR":
             pixels = pixels[:, :, ::-1]
         return {"image": torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))}

@@ -5,16 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
 from PIL import Image
 
 from dinat_common.errors import ConfigError
 from mask2former import setup_cfg
+from mask2former.data.build import build_test_transform
 from mask2former.data.classification import (
     build_batch_augmentation,
     build_classification_mapper,
-    build_classification_test_mapper,
     build_evaluation_transform,
 )
+from mask2former.data.dataset_mapper import TestMapper
 from mask2former.data.datasets import AnnotationError
 from mask2former.data.training_order import TrainingLoader
 from tests.conftest import ROOT
@@ -51,7 +53,9 @@ def test_photographs_have_the_pixels_of_pillows_rgb_conversion(name, mode, optio
     pixels = deterministic.image("photo", 70, 60).transpose(1, 2, 0)
     Image.fromarray(pixels).convert(mode).save(tmp_path / name, **options)
     cfg = config(INPUT__CLASSIFICATION__SIZE=60, INPUT__CLASSIFICATION__CROP_PCT=1.0)
-    record = build_classification_test_mapper(cfg)({"file_name": str(tmp_path / name)})
+    record = TestMapper(T.AugmentationList([build_test_transform(cfg)]), cfg.INPUT.FORMAT)(
+        {"file_name": str(tmp_path / name)}
+    )
     expected = np.array(Image.open(tmp_path / name).convert("RGB"))[5:65]
     assert np.array_equal(record["image"].numpy(), expected.transpose(2, 0, 1))
 

@@ -1,1 +1,1 @@
-"""A user's own data: four formats are read, checked, drawn, split and prepared for training (tools/dataset.py)."""
+"""A user's own data: five formats are read, checked, drawn, split and prepared for training (tools/dataset.py)."""

@@ -240,14 +240,18 @@ def _check_leakage(inspection: Inspection) -> None:
     for image, scan in inspection.splits["val"].pairs():
         if twin := by_digest.get(scan.digest):
             findings.add(problems.LEAKAGE, f"{image.path} = {twin.path.name}")
-        elif image.path.stem in names:
+        # Class folders often number their images alike.
+        elif image.path.stem in names and inspection.train.content.source.format != "class_folders":
             findings.add(problems.LEAKED_NAME, str(image.path))
 
 
 def render(inspection: Inspection) -> str:
     """The splits, the table of problems, and the verdict."""
     lines = [_summary(split) for split in inspection.splits.values()]
-    if inspection.train.content.source.format != "semantic":
+    format = inspection.train.content.source.format
+    if format == "class_folders":
+        lines.append(f"classes: {', '.join(category.name for category in inspection.categories)}")
+    elif format != "semantic":
         for kind, isthing in (("things", True), ("stuff", False)):
             if names := [c.name for c in inspection.categories if c.isthing == isthing]:
                 lines.append(f"{kind}: {', '.join(names)}")
@@ -276,5 +280,6 @@ def _summary(split: InspectedSplit) -> str:
     spread = f" ({smallest[1]} x {smallest[0]} to {largest[1]} x {largest[0]})" if len(set(split.sizes)) > 1 else ""
     return (
         f"{source.split}: {source.format}, {len(split.content.images)} images of {width} x {height}{spread}, "
-        f"{len(split.content.categories)} classes, {split.total('segments').total()} segments"
+        f"{len(split.content.categories)} classes"
+        + ("" if source.format == "class_folders" else f", {split.total('segments').total()} segments")
     )

@@ -96,27 +96,34 @@ class Fit:
     checkpoint: bool
     images: int
 
-    def memory(self, pixels: int) -> float:
+    def memory(self, pixels: int, costs: Mapping[str, Cost] = COSTS) -> float:
         """GiB for images with this number of pixels."""
-        return COSTS[self.size].fixed + self.images * COSTS[self.size].per_image(pixels, self.checkpoint)
+        return costs[self.size].fixed + self.images * costs[self.size].per_image(pixels, self.checkpoint)
 
 
-def largest_fit(memory: float, pixels: int, most: int, sizes: Sequence[str] = tuple(COSTS)) -> Fit | None:
+def largest_fit(
+    memory: float,
+    pixels: int,
+    most: int,
+    sizes: Sequence[str] = tuple(COSTS),
+    costs: Mapping[str, Cost] = COSTS,
+) -> Fit | None:
     """The largest model that can be trained on a GPU; without checkpointing, which costs time, if that fits.
 
     Args:
         memory: GiB of the GPU.
         pixels: Number of pixels of a training image.
         most: Largest useful number of images per GPU.
-        sizes: Keys of `COSTS` to choose from, the best first.
+        sizes: Keys of `costs` to choose from, the best first.
+        costs: Costs by size.
 
     Returns:
         The fit; None if even one image is too much for all models.
     """
     for size in sizes:
         for checkpoint in (False, True):
-            room = _USABLE * memory - COSTS[size].fixed
-            if (images := int(room / COSTS[size].per_image(pixels, checkpoint))) >= 1:
+            room = _USABLE * memory - costs[size].fixed
+            if (images := int(room / costs[size].per_image(pixels, checkpoint))) >= 1:
                 return Fit(size, checkpoint, min(images, most))
     return None
 
@@ -146,6 +153,8 @@ def choose_model(
     size: str | None,
     weights: str,
     backbones: Mapping[str, Mapping[str, Any]],
+    costs: Mapping[str, Cost] = COSTS,
+    smallest_side: int = 256,
 ) -> Choice:
     """Choose the size of the DiNAT, and the side of training images.
 
@@ -161,6 +170,8 @@ def choose_model(
         size: Size that the user wants; None for any.
         weights: Value of MODEL.WEIGHTS; may be empty.
         backbones: Section MODEL.DINAT by size.
+        costs: Costs by size.
+        smallest_side: Smallest side of training images that is tried if the memory is too small.
 
     Raises:
         RecipeError: The model does not fit into the memory at any image size.
@@ -173,12 +184,12 @@ def choose_model(
     if size and not machine.gpu_memory:
         return Choice(size, side, Fit(size, checkpoint=False, images=1), reason)
     sizes, reasons = ((size,), {size: reason}) if size else _useful_sizes(images, pretrained=bool(weights))
-    for smaller in range(side, min(side - 1, 255), -128):
-        if fit := largest_fit(machine.gpu_memory, smaller * smaller, batch // machine.gpus, sizes):
+    for smaller in range(side, min(side, smallest_side) - 1, -128):
+        if fit := largest_fit(machine.gpu_memory, smaller * smaller, batch // machine.gpus, sizes, costs):
             return Choice(fit.size, smaller, fit, reasons.get(fit.size, "the largest that fits"))
     raise RecipeError(
-        f"--gpu-memory {machine.gpu_memory:g}: too little to train DiNAT-{sizes[-1].title()} on images of 256 x 256; "
-        f"--gpu-memory 0 chooses a model for CPUs, which fits any GPU"
+        f"--gpu-memory {machine.gpu_memory:g}: too little to train DiNAT-{sizes[-1].title()} on images of "
+        f"{smallest_side} x {smallest_side}; --gpu-memory 0 chooses a model for CPUs, which fits any GPU"
     )
 
 

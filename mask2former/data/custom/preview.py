@@ -19,8 +19,17 @@ from mask2former.data.coco_format import to_rle
 from mask2former.data.custom.inspection import InspectedSplit, Inspection
 from mask2former.data.custom.source import LabelledImage, Split, SplitContent
 from mask2former.data.custom.training_files import combine, contiguous_labels, void_label
+from mask2former.data.datasets.registry import Category
 from mask2former.data.image_io import read_image, read_label_map, read_panoptic_ids
-from mask2former.prediction.drawing import contact_sheet, draw_instances, draw_panoptic, draw_semantic
+from mask2former.prediction.drawing import (
+    Label,
+    contact_sheet,
+    draw_instances,
+    draw_labels,
+    draw_panoptic,
+    draw_semantic,
+    enlarged,
+)
 from mask2former.prediction.text import TextLine
 from mask2former.utils.label_images import write_png
 
@@ -83,6 +92,8 @@ def draw(content: SplitContent, labelled: LabelledImage) -> NDArray[np.uint8]:
         masks = [mask_util.decode(to_rle(a["segmentation"], size)).astype(bool) for a in labelled.annotations]
         stacked = np.stack(masks) if masks else np.zeros((0, *size), bool)
         return draw_instances(image, stacked, [position[a["category_id"]] for a in labelled.annotations], None, classes)
+    if format == "class_folders":
+        return _draw_class(image, categories[position[labelled.annotations[0]["category_id"]]])
     if labelled.label is None:
         raise ValueError(f"{labelled.path}: no label to draw")
     if format == "semantic":
@@ -102,6 +113,12 @@ def draw(content: SplitContent, labelled: LabelledImage) -> NDArray[np.uint8]:
         for segment in segments
     ]
     return draw_panoptic(image, ids, infos, classes)
+
+
+def _draw_class(image: NDArray[np.uint8], category: Category) -> NDArray[np.uint8]:
+    """The image with the name of its class at its upper edge; RGB."""
+    picture = enlarged(image)
+    return draw_labels(picture, [Label(category.name, category.color, (0, 0), 0.0)])
 
 
 def _same_shape(pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
@@ -125,13 +142,11 @@ def _draw_histograms(inspection: Inspection, path: Path) -> None:
     if len(order) > _MOST:
         order = [*order[: _MOST // 2], *order[-_MOST // 2 :]]
     counts: dict[str, dict[Split, Counter[int]]] = {
-        "images with the class": {name: split.images() for name, split in inspection.splits.items()},
-        "segments": {name: split.total("segments") for name, split in inspection.splits.items()},
-        "pixels in %": {},
+        "images with the class": {name: split.images() for name, split in inspection.splits.items()}
     }
-    for name, split in inspection.splits.items():
-        pixels = split.total("pixels")
-        counts["pixels in %"][name] = Counter({c: 100 * n / max(1, pixels.total()) for c, n in pixels.items()})
+    if inspection.train.content.source.format != "class_folders":
+        counts["segments"] = {name: split.total("segments") for name, split in inspection.splits.items()}
+        counts["pixels in %"] = {name: _percent(split.total("pixels")) for name, split in inspection.splits.items()}
     figure = Figure(figsize=(13, max(3.2, 1.4 + 0.24 * len(order))), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(1, len(counts) + 1, width_ratios=[1] * len(counts) + [1.1])
@@ -145,6 +160,11 @@ def _draw_histograms(inspection: Inspection, path: Path) -> None:
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png")
+
+
+def _percent(pixels: Counter[int]) -> Counter[int]:
+    """Shares of the sum in percent."""
+    return Counter({c: 100 * n / max(1, pixels.total()) for c, n in pixels.items()})
 
 
 def _write_names(axes: Axes, names: Sequence[str]) -> None:

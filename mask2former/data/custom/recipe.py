@@ -47,11 +47,13 @@ class Recipe:
 
     Attributes:
         size: Size of the DiNAT, as in configs/_base_/dinat_SIZE.yaml.
+        bases: Configs that it starts from, relative to configs/_base_.
         values: Values by config key, with dots.
         reasons: Lines of text.
     """
 
     size: str
+    bases: list[str]
     values: dict[str, Any] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
 
@@ -94,11 +96,12 @@ def make_recipe(
     side = int(min(most, max(_SMALLEST, 32 * round(typical / 32))))
     choice = choose_model(images, side, batch, machine, size, weights, backbones)
     side, fit = choice.side, choice.fit
-    recipe = Recipe(choice.size)
+    small = ["shapes.yaml"] if choice.size == PICO else []
+    recipe = Recipe(choice.size, ["mask2former.yaml", f"dinat_{choice.size}.yaml", *small])
     _set_classes(recipe, inspection, task)
     _set_model(recipe, choice, machine, weights, backbones[recipe.size])
     _set_sizes(recipe, task, side, height, width)
-    _set_batch(recipe, batch, fit.images if fit else batch, machine, images)
+    set_batch(recipe, batch, fit.images if fit else batch, machine, images)
     _set_length(recipe, images, batch, task, pretrained=bool(weights))
     _set_void(recipe, inspection, task)
     return recipe
@@ -149,6 +152,11 @@ def _set_model(recipe: Recipe, choice: Choice, machine: Machine, weights: str, b
             f"dilations reduced: feature maps of {side} x {side} images are smaller than a dilated window",
             MODEL__DINAT__DILATIONS=dilations,
         )
+    set_start(recipe, weights)
+
+
+def set_start(recipe: Recipe, weights: str) -> None:
+    """Set the initial weights; may be empty."""
     start = f"starts from {weights}" if weights else (
         "starts from RANDOM weights: give --weights (ImageNet or your own checkpoint, see Weights in README.md) unless "
         "you have many thousands of images"
@@ -195,12 +203,21 @@ def _set_sizes(recipe: Recipe, task: Task, side: int, height: int, width: int) -
     )
 
 
-def _set_batch(recipe: Recipe, batch: int, fitting: int, machine: Machine, images: int) -> None:
-    """Divide the `batch` images of a step over GPUs that can process `fitting` images at a time."""
+def set_batch(recipe: Recipe, batch: int, fitting: int, machine: Machine, images: int, usual: int = _BATCH) -> None:
+    """Divide the images of a step over GPUs, and choose the number of data loading processes.
+
+    Args:
+        recipe: Recipe that gets the settings.
+        batch: Number of images of a step.
+        fitting: Number of images that a GPU can process at a time.
+        machine: The machine for training.
+        images: Number of training images.
+        usual: Batch of the published settings.
+    """
     of_gpu = batch // machine.gpus
     together = max(number for number in range(1, of_gpu + 1) if of_gpu % number == 0 and number <= fitting)
     steps = of_gpu // together
-    why = "as published" if batch == _BATCH else f"there are {images} images; published {_BATCH}"
+    why = "as published" if batch == usual else f"there are {images} images; published {usual}"
     gpus = f" on each of {machine.gpus} GPUs" if machine.gpus > 1 else ""
     recipe.set(
         f"batch of {batch} ({why})"

@@ -35,7 +35,7 @@ class Scan:
         digest: Digest of its pixels.
         found: Problems.
         pixels: Number of pixels by category id.
-        segments: Number of instances by category id, without crowds; 1 for a class without instances.
+        segments: Number of instances by category id, without crowds; 1 for a class without instances, or of an image.
         crowds: Number of crowds by category id; they are no targets.
         others: Number of pixels of a label map by value that no category has, such as void.
         numbered: Number of pixels with an instance number by category id.
@@ -82,7 +82,9 @@ class Scanner:
     def __call__(self, image: LabelledImage) -> Scan:
         """Open an image and its labels."""
         scan = self._scan_image(image)
-        if self.format == "coco_instance":
+        if self.format == "class_folders":
+            scan.segments.update(annotation["category_id"] for annotation in image.annotations)
+        elif self.format == "coco_instance":
             self._scan_annotations(image, scan)
         else:
             try:

@@ -1,18 +1,20 @@
 """The files of a data set as the user names them, and the images, labels and classes that they describe.
 
-Four formats are read; no image is opened here.
+Five formats are read; no image is opened here.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from mask2former.config import ConfigError
 from mask2former.data import problems, values
+from mask2former.data.classes import ClassTable
 from mask2former.data.custom.class_list import SourceError, known_keys, read_class_file, read_label_classes
+from mask2former.data.datasets.class_folders import class_folders, read_class_folders
 from mask2former.data.datasets.coco_json import (
     FileFinder,
     ImageIndex,
@@ -32,7 +34,7 @@ from mask2former.utils.journal import Key
 from mask2former.utils.label_images import color_to_id
 
 Split = Literal["train", "val"]
-Format = Literal["coco_instance", "coco_panoptic", "semantic", "semantic_instance"]
+Format = Literal["coco_instance", "coco_panoptic", "semantic", "semantic_instance", "class_folders"]
 
 # Options of each format in addition to `images`.
 _PARTS: dict[Format, tuple[str, ...]] = {
@@ -40,7 +42,10 @@ _PARTS: dict[Format, tuple[str, ...]] = {
     "coco_panoptic": ("annotations", "panoptic"),
     "semantic": ("labels", "classes"),
     "semantic_instance": ("labels", "instances", "classes"),
+    "class_folders": (),
 }
+# Names of folders that divide a data set, in lower case.
+_SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _FOLDERS = ("images", "panoptic", "labels", "instances")
 _FILES = ("annotations", "classes", "files")
 
@@ -50,13 +55,13 @@ class Source:
     """The files of one split.
 
     Attributes:
-        images: Folder of the images.
+        images: Folder of the images; without labels, folder of a folder for each class.
         annotations: COCO's instances JSON, or the panoptic JSON if `panoptic` is given.
         panoptic: Folder of panoptic PNGs.
         labels: Folder of semantic label maps.
         instances: Folder of maps of instance numbers (0: no instance).
         classes: File with the list of classes.
-        files: Text file that lists the images to use (semantic formats).
+        files: Text file that lists the images to use (semantic formats and class folders).
         ignore_label: Value of void in semantic label maps; None if the list of classes determines it.
         split: Purpose of the files.
         values: Class ids of values of label maps that do not stand for themselves.
@@ -87,10 +92,7 @@ class Source:
         """
         given = {key for key in ("annotations", "panoptic", "labels", "instances") if getattr(self, key)}
         if not any(given == set(parts) - {"classes"} for parts in _PARTS.values()):
-            formats = "; ".join(f"{name}: {', '.join(('images', *parts))}" for name, parts in _PARTS.items())
-            raise SourceError(
-                f"{self.split}: {', '.join(sorted(given)) or 'only images'} do not form a format ({formats})"
-            )
+            self._refuse(given)
         for option, value in {"--map": self.values, "a part of file names": self.names.given()}.items():
             if value and not self.labels:
                 raise SourceError(f"{self.split}: {option} is for label maps (--labels); {self.format} has none")
@@ -103,13 +105,39 @@ class Source:
             path = getattr(self, key)
             if path is not None and not (path.is_dir() if key in _FOLDERS else path.is_file()):
                 raise SourceError(f"{self.split}: {key}: no {'folder' if key in _FOLDERS else 'file'} {path}")
+        if self.format == "class_folders":
+            self._check_class_folders()
+
+    def _refuse(self, given: Collection[str], reason: str = "") -> NoReturn:
+        formats = "; ".join(f"{name}: {', '.join(('images', *parts))}" for name, parts in _PARTS.items())
+        raise SourceError(
+            f"{self.split}: {', '.join(sorted(given)) or 'only images'} do not form a format ({formats} in a folder "
+            f"for each class){reason}"
+        )
+
+    def _check_class_folders(self) -> None:
+        try:
+            folders = class_folders(self.images)
+        except AnnotationError as error:
+            self._refuse((), f"; {error}")
+        if not folders:
+            self._refuse((), f"; {self.images} is empty")
+        if splits := [folder for folder in folders if folder.lower() in _SPLIT_NAMES]:
+            raise SourceError(
+                f"{self.split}: {self.images} has folders such as {splits[0]}, which are not classes: pass --images "
+                f"{self.images}/{splits[0]}, and the images for evaluation as --val-images"
+            )
+        if self.classes:
+            raise SourceError(f"{self.split}: --classes: the names of the folders in {self.images} are the classes")
 
     @property
     def format(self) -> Format:
         """The format that the files form."""
         if self.annotations:
             return "coco_panoptic" if self.panoptic else "coco_instance"
-        return "semantic_instance" if self.instances else "semantic"
+        if self.labels:
+            return "semantic_instance" if self.instances else "semantic"
+        return "class_folders"
 
 
 @dataclass(frozen=True)
@@ -122,7 +150,8 @@ class LabelledImage:
         size: Annotated height and width, if there are any.
         label: Semantic label map or panoptic PNG.
         numbers: Map of instance numbers.
-        annotations: Entries of COCO's files: annotations of instances, or `segments_info`.
+        annotations: Entries of COCO's files: annotations of instances, or `segments_info`; of an image in a class
+            folder, its `category_id`.
     """
 
     key: int | str
@@ -167,6 +196,8 @@ def read_source(source: Source) -> SplitContent:
         AnnotationError: An annotation file is not in COCO's format, or there is no image.
         SourceError: The list of classes can't be used.
     """
+    if source.format == "class_folders":
+        return _read_class_folders(source)
     content = _read_coco(source, source.annotations) if source.annotations else _read_label_maps(source)
     if not content.images:
         pairs = find_pairs(source.images, source.labels, source.files, source.names) if source.labels else {}
@@ -180,6 +211,18 @@ def read_source(source: Source) -> SplitContent:
         reasons = "".join(f"; {message}" for message in content.findings.messages(blocks=True))
         raise AnnotationError(f"{source.split}: no images with annotations in {source.annotations}{reasons}")
     return content
+
+
+def _read_class_folders(source: Source) -> SplitContent:
+    names, table = class_folders(source.images), ClassTable()
+    categories = tuple(Category(i, name, table.color(i), isthing=True) for i, name in enumerate(names))
+    images = tuple(
+        LabelledImage(image["image_id"], Path(image["file_name"]), annotations=({"category_id": image["label"]},))
+        for image in read_class_folders(source.images, names, source.files)
+    )
+    if not images:
+        raise AnnotationError(f"{source.split}: no image in the folders of {source.images}")
+    return SplitContent(source, categories, images)
 
 
 def _read_coco(source: Source, path: Path) -> SplitContent:

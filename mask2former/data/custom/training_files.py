@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from dinat_common.files import atomic_write
 from mask2former.data.coco_format import instance_annotation, segment_info, unused_segment_id
 from mask2former.data.custom.inspection import InspectedSplit
-from mask2former.data.custom.model_size import PICO
 from mask2former.data.custom.recipe import Recipe
 from mask2former.data.custom.scan import label_pairs
 from mask2former.data.custom.source import LabelledImage, Split, SplitContent
@@ -33,7 +32,7 @@ Categories = tuple[Category, ...]
 def derive(inspected: InspectedSplit, name: str, folder: Path, workers: int) -> CustomDataset:
     """Make a split ready for registration; files that an earlier call made from the same data are kept.
 
-    - coco_instance: used as it is.
+    - coco_instance and class_folders: used as they are.
     - semantic: label maps in contiguous ids are written unless the given ones already have such ids.
     - coco_panoptic: areas and boxes are computed again; semantic label maps and an instances JSON are written for the
       evaluation of mIoU and AP.
@@ -51,6 +50,10 @@ def derive(inspected: InspectedSplit, name: str, folder: Path, workers: int) -> 
     source, categories = inspected.content.source, inspected.content.categories
     if source.format == "semantic":
         return _derive_semantic(inspected, name, folder, workers)
+    if source.format == "class_folders":
+        return CustomDataset(
+            name, "class_folders", categories, _absolute({"images": source.images, "files": source.files})
+        )
     if source.format == "coco_instance":
         paths = _absolute({"images": source.images, "annotations": source.annotations})
         return CustomDataset(name, "coco_instance", categories, paths)
@@ -251,7 +254,6 @@ def write_config(
         command: Command that made the config, for its first line.
     """
     folder = path.parent.resolve()
-    bases = ["mask2former.yaml", f"dinat_{recipe.size}.yaml", *(["shapes.yaml"] if recipe.size == PICO else [])]
     values = {
         **recipe.values,
         "DATASETS.TRAIN": [datasets["train"].name],
@@ -262,7 +264,7 @@ def write_config(
         ],
         "OUTPUT_DIR": str(folder / "training"),
     }
-    content: dict[str, Any] = {"_BASE_": [_near(base_folder.resolve() / base, folder) for base in bases]}
+    content: dict[str, Any] = {"_BASE_": [_near((base_folder / base).resolve(), folder) for base in recipe.bases]}
     for key, value in values.items():
         *sections, last = key.split(".")
         node = content
