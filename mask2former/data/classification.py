@@ -72,7 +72,8 @@ class EvaluationTransform:
 
     def __call__(self, image: Pixels) -> Pixels:
         """Map an image [H, W, 3] to [size, size, 3]."""
-        resized = TF.resize(Image.fromarray(image), [self.shorter_side], InterpolationMode.BICUBIC)
+        picture: Any = Image.fromarray(image)
+        resized = TF.resize(picture, [self.shorter_side], InterpolationMode.BICUBIC)
         return np.array(TF.center_crop(resized, [self.size, self.size]))
 
 

@@ -27,6 +27,7 @@ from mask2former.data.datasets.registry import (
     AnnotationError,
     Category,
     DatasetDict,
+    DatasetDicts,
     category_entries,
     load_instances,
     panoptic_dict,
@@ -361,7 +362,7 @@ class CustomFormat:
     """
 
     task: Task
-    load: Callable[[Metadata], Sequence[DatasetDict]]
+    load: Callable[[Metadata], DatasetDicts]
     needed: Mapping[str, str]
     optional: Mapping[str, str] = field(default_factory=dict)
 

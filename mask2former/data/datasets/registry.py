@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets.coco import load_sem_seg
 from detectron2.structures import BoxMode
+from torch.utils.data import Dataset
 
 from dinat_common.errors import UserError
 from dinat_common.files import user_path
@@ -34,6 +35,7 @@ from mask2former.data.label_maps import IGNORE_LABEL
 from mask2former.tasks import TASKS, Task
 
 DatasetDict = dict[str, Any]
+DatasetDicts = Sequence[DatasetDict] | Dataset[DatasetDict]
 
 # Detectron2's encoding of panoptic ids in evaluators that number segments per class.
 _LABEL_DIVISOR = 1000
@@ -127,7 +129,7 @@ def predicted_metadata(cfg: CfgNode) -> Metadata:
 
 def register_dataset(
     name: str,
-    load: Callable[[Metadata], Sequence[DatasetDict]],
+    load: Callable[[Metadata], DatasetDicts],
     *,
     paths: Mapping[str, str | Path],
     source: str,
@@ -151,8 +153,8 @@ def register_dataset(
 
 
 def _load_existing(
-    load: Callable[[Metadata], Sequence[DatasetDict]], metadata: Metadata, paths: Mapping[str, str | Path], source: str
-) -> Sequence[DatasetDict]:
+    load: Callable[[Metadata], DatasetDicts], metadata: Metadata, paths: Mapping[str, str | Path], source: str
+) -> DatasetDicts:
     expected = [getattr(metadata, key) for key in paths]
     missing = [path for path in expected if _is_missing(path)]
     if missing:
@@ -166,8 +168,8 @@ def _load_existing(
         )
         listed = ", ".join(map(os.path.abspath, missing))
         raise MissingDatasetError(f"data set {metadata.name!r}: expected {listed}. {hint}{source}", missing, source)
-    dicts = load(metadata)
-    if not dicts:
+    dicts: Any = load(metadata)
+    if not len(dicts):
         raise AnnotationError(f"data set {metadata.name!r} has no images; it was read from {', '.join(expected)}")
     return dicts
 
