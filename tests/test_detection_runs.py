@@ -192,5 +192,5 @@ def test_predictor_and_pictures(head, tmp_path, shrunk):
 
 def test_a_detector_is_not_exported(shrunk):
     model, _ = shrunk("mask")
-    with pytest.raises(ExportError, match=r"a MaskRCNN can't be exported; MaskFormer.* can"):
+    with pytest.raises(ExportError, match=r"MaskRCNN: such models can't be exported; MaskFormer.* can"):
         export_form(model)
