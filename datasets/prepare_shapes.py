@@ -69,7 +69,7 @@ def prepare(root: str | Path, *, train: int = 1200, val: int = 150, size: int = 
     return _prepare(Path(root, "shapes"), manifest, _draw_split)
 
 
-def prepare_classes(root: str | Path, *, train: int = 2000, val: int = 500, size: int = 64, seed: int = 0) -> Path:
+def prepare_classes(root: str | Path, *, train: int = 3000, val: int = 500, size: int = 64, seed: int = 0) -> Path:
     """Draw the data set for classification into `root`/shape_classes, unless it exists.
 
     Args:
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--root", type=user_path, default=datasets_root(), help="default: DETECTRON2_DATASETS or datasets"
     )
     parser.add_argument("--classes", action="store_true", help="draw the set for classification")
-    parser.add_argument("--train", type=int, metavar="N", help="images to train on; default: 1200, of classes 2000")
+    parser.add_argument("--train", type=int, metavar="N", help="images to train on; default: 1200, of classes 3000")
     parser.add_argument("--val", type=int, metavar="N", help="images to validate on; default: 150, of classes 500")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="side of the images; default: 128, of classes 64")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")

@@ -121,11 +121,10 @@ def draw_scene(rng: RandomState, size: int) -> ShapesScene:
 
 
 def draw_picture(rng: RandomState, name: str, size: int) -> NDArray[np.uint8]:
-    """Draw a picture of a class of `PICTURE_CLASSES`, uint8 RGB [size, size, 3]: one thing on any stuff, or stuff."""
-    stuff = _STUFF[rng.randint(len(_STUFF))].name if name in THING_CLASSES else name
-    image = stuff_texture(rng, stuff, size)
+    """Draw a picture of a class of `PICTURE_CLASSES`, uint8 RGB [size, size, 3]: a thing on a gradient, or stuff."""
+    image = stuff_texture(rng, "gradient" if name in THING_CLASSES else name, size)
     if name in THING_CLASSES:
-        color = vivid_color(rng, THING_CLASSES.index(name) / len(THING_CLASSES))
+        color = vivid_color(rng, THING_CLASSES.index(name) / len(THING_CLASSES), spread=0.02, odd=0.0)
         radius = size * rng.uniform(0.3, 0.45)
         center = rng.uniform(0.42, 0.58, 2) * size
         paint_thing(rng, image, Thing(Category(0, name, (0, 0, 0), True), center, radius, color))
@@ -322,15 +321,22 @@ def _thing_texture(rng: RandomState, color: NDArray[np.float32], size: int) -> P
     return np.clip(color * (1 + 0.3 * weight[:, :, None]), 0, 1).astype(np.float32)
 
 
-def vivid_color(rng: RandomState, hue: float) -> NDArray[np.float32]:
-    """Bright RGB colour of a hue near the given one (0..1)."""
-    color = colorsys.hsv_to_rgb(_near(rng, hue), rng.uniform(0.45, 1), rng.uniform(0.55, 1))
+def vivid_color(rng: RandomState, hue: float, spread: float = 0.05, odd: float = 0.05) -> NDArray[np.float32]:
+    """Bright RGB colour of a hue near the given one (0..1), see `_near`."""
+    color = colorsys.hsv_to_rgb(_near(rng, hue, spread, odd), rng.uniform(0.45, 1), rng.uniform(0.55, 1))
     return np.array(color, np.float32)
 
 
-def _near(rng: RandomState, hue: float) -> float:
-    """A hue, mostly near the typical one of a category but sometimes any, so that colour does not decide the class."""
-    drawn = rng.normal(hue, 0.05) if rng.rand() < 0.95 else rng.rand()
+def _near(rng: RandomState, hue: float, spread: float = 0.05, odd: float = 0.05) -> float:
+    """A hue near the typical one of a category, but sometimes any, so that colour does not decide the class.
+
+    Args:
+        rng: Random numbers.
+        hue: Typical hue, 0..1.
+        spread: Standard deviation of the hue.
+        odd: Share of the hues that are any.
+    """
+    drawn = rng.normal(hue, spread) if rng.rand() < 1 - odd else rng.rand()
     return float(drawn % 1)
 
 
