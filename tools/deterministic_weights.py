@@ -37,15 +37,18 @@ def draw(name: str, shape: Sequence[int]) -> NDArray[np.float32]:
 def weight(name: str, shape: Sequence[int]) -> NDArray[np.float32]:
     """Value of a parameter or buffer, from r = `draw(name, shape)`.
 
-    Relative position biases (`*.rpb`) are r, `*sampling_offsets.bias` 2 r. Other tensors of one dimension are 1 + 0.1 r
-    if the name ends in "weight" (norms), otherwise 0.1 r (biases). All others are r / sqrt(fan-in), where the fan-in is
-    the product of all dimensions but the first.
+    Relative position biases (`*.rpb`) are r, `*sampling_offsets.bias` 2 r, and variances of batch norms
+    (`*.running_var`) 1 + 0.1 |r|. Other tensors of one dimension are 1 + 0.1 r if the name ends in "weight" (norms),
+    otherwise 0.1 r (biases). All others are r / sqrt(fan-in), where the fan-in is the product of all dimensions but the
+    first.
     """
     values = draw(name, shape)
     if name.endswith(".rpb"):
         return values
     if name.endswith("sampling_offsets.bias"):
         return 2 * values
+    if name.endswith("running_var"):
+        return (1 + 0.1 * np.abs(values)).astype(np.float32)
     if len(shape) == 1:
         offset = 1 if name.endswith("weight") else 0
         return (offset + 0.1 * values).astype(np.float32)
@@ -68,10 +71,18 @@ def image(name: str, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def load_weights(model: nn.Module, skip: Collection[str] = FIXED_BUFFERS) -> nn.Module:
-    """Fill a model in place with `weight` by the names of its state dict, except those in `skip`; returns the model."""
+    """Fill a model in place with `weight` by the names of its state dict.
+
+    Args:
+        model: Model.
+        skip: Names that keep their values, as counters and indices do.
+
+    Returns:
+        The model.
+    """
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            if name not in skip:
+            if name not in skip and value.is_floating_point():
                 value.copy_(torch.from_numpy(weight(name, value.shape)))
     return model
 
@@ -89,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported here so that the functions above can be used without Detectron2.
     from detectron2.modeling import build_model
 
-    import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
+    import mask2former.maskformer_model
+    import mask2former.modeling  # noqa: F401 - both register meta-architectures
     from dinat_common.errors import report_errors
     from dinat_common.files import check_file
     from mask2former.config import setup_cfg
@@ -102,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=float,
         default=1.0,
         metavar="S",
-        help="factor for the class weights; above 1, scores differ more and some segments are kept",
+        help="factor for the class weights of a Mask2Former; above 1, scores differ more and some segments are kept",
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set")
     options = parser.parse_intermixed_args(arguments)
@@ -113,8 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_file(options.output)
     cfg.MODEL.DEVICE = "cpu"
     model = load_weights(build_model(cfg))
-    with torch.no_grad():
-        model.get_parameter(CLASS_EMBED).mul_(options.class_embed_scale)
+    if options.class_embed_scale != 1:
+        with torch.no_grad():
+            model.get_parameter(CLASS_EMBED).mul_(options.class_embed_scale)
     with report_errors():
         save(model, options.output)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -32,9 +32,15 @@ def test_weights_follow_their_names(deterministic, name, shape, scale, offset):
     np.testing.assert_allclose(value, offset + scale * deterministic.draw(name, shape), rtol=1e-6, atol=1e-7)
 
 
+def test_variances_are_positive(deterministic):
+    value = deterministic.weight("bn.running_var", (64,))
+    np.testing.assert_allclose(value, 1 + 0.1 * np.abs(deterministic.draw("bn.running_var", (64,))), rtol=1e-6)
+
+
 def test_models_are_filled_by_name_and_saved(deterministic, tmp_path):
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     model.register_buffer("kept", torch.full((2,), 7.0))
+    model.register_buffer("counter", torch.tensor(3))
     deterministic.load_weights(model, skip=("kept",))
     path = tmp_path / "new" / "model.safetensors"
     deterministic.save(model, path)
@@ -42,7 +48,7 @@ def test_models_are_filled_by_name_and_saved(deterministic, tmp_path):
     assert saved.keys() == model.state_dict().keys()
     np.testing.assert_array_equal(saved["0.weight"].numpy(), deterministic.weight("0.weight", (4, 3)))
     np.testing.assert_array_equal(saved["1.weight"].numpy(), deterministic.weight("1.weight", (4,)))
-    assert saved["kept"].tolist() == [7, 7]
+    assert saved["kept"].tolist() == [7, 7] and saved["counter"] == 3
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 

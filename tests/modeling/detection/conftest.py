@@ -103,8 +103,6 @@ def values_of(recipe: dict[str, Any], deterministic) -> dict[str, torch.Tensor]:
             state[name] = torch.tensor(0)
             continue
         value = torch.from_numpy(deterministic.weight(name, shape))
-        if name.endswith("running_var"):
-            value = 1 + 0.1 * torch.from_numpy(deterministic.draw(name, shape)).abs()
         for kind, number in recipe["overrides"].get(name, {}).items():
             value = value * number if kind == "times" else torch.tensor(number, dtype=torch.float32)
         state[name] = value
