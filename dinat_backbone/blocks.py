@@ -5,7 +5,7 @@ Shapes:
     Maps are channels last, [B, H, W, C].
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -293,24 +293,3 @@ def initialize(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def freeze(stages: Sequence[Sequence[nn.Module]], count: int) -> list[nn.Module]:
-    """Turn off the gradients of the first `count` stages.
-
-    Args:
-        stages: Modules of each stage; the first is the tokenizer.
-        count: Number of stages to freeze, as Detectron2's FREEZE_AT counts.
-
-    Returns:
-        Modules of the frozen stages, which should stay in evaluation mode.
-
-    Raises:
-        BackboneConfigError: There are not so many stages.
-    """
-    if not 0 <= count <= len(stages):
-        raise BackboneConfigError(f"freeze_at must be from 0 (nothing) to {len(stages)} (everything), got {count}")
-    frozen = [module for stage in stages[:count] for module in stage]
-    for module in frozen:
-        module.requires_grad_(False)
-    return frozen

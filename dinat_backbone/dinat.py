@@ -4,16 +4,12 @@ NAT is Hassani et al., "Neighborhood Attention Transformer" (arXiv 2204.07143); 
 Neighborhood Attention Transformer" (arXiv 2209.15001), is NAT with dilation in every second block.
 """
 
-from typing import Any
-
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
+from .backbone import FromConfig, HierarchicalBackbone
 from .classifier import Classifier
-from .config import build_settings
-from .hierarchy import HierarchicalBackbone, Hierarchy, Parts
+from .hierarchy import Hierarchy, Parts
 
 
 class ConvTokenizer(nn.Module):
@@ -61,15 +57,7 @@ class DiNATClassifier(Classifier, Hierarchy):
 
 
 @BACKBONE_REGISTRY.register()
-class D2DiNAT(DiNAT):
+class D2DiNAT(FromConfig, DiNAT):
     """`DiNAT` built from a Detectron2 config (`MODEL.DINAT`, `MODEL.BACKBONE.FREEZE_AT`)."""
 
-    @configurable
-    def __init__(self, **settings: Any) -> None:
-        """See `DiNAT`."""
-        super().__init__(**settings)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Pass each key of `MODEL.DINAT` to the argument of `DiNAT` with the same name in lower case."""
-        return build_settings(cfg, input_shape, unused=("PATCH_SIZE", "IMAGE_SIZE"))
+    unused_keys = ("PATCH_SIZE", "IMAGE_SIZE")

@@ -5,17 +5,14 @@ The models are the variant "DiNAT_s" of Hassani and Shi, "Dilated Neighborhood A
 """
 
 from functools import partial
-from typing import Any
 
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
+from .backbone import FromConfig, HierarchicalBackbone
 from .blocks import PatchTokenizer, pad_to_multiple
 from .classifier import Classifier
-from .config import build_settings
-from .hierarchy import HierarchicalBackbone, Hierarchy, Parts
+from .hierarchy import Hierarchy, Parts
 
 
 class PatchMerging(nn.Module):
@@ -54,15 +51,7 @@ class DiNATsClassifier(Classifier, Hierarchy):
 
 
 @BACKBONE_REGISTRY.register()
-class D2DiNATs(DiNATs):
+class D2DiNATs(FromConfig, DiNATs):
     """`DiNATs` built from a Detectron2 config (`MODEL.DINAT`, `MODEL.BACKBONE.FREEZE_AT`)."""
 
-    @configurable
-    def __init__(self, **settings: Any) -> None:
-        """See `DiNATs`."""
-        super().__init__(**settings)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Pass each key of `MODEL.DINAT` to the argument of `DiNATs` with the same name in lower case."""
-        return build_settings(cfg, input_shape, unused=("PATCH_SIZE", "IMAGE_SIZE"))
+    unused_keys = ("PATCH_SIZE", "IMAGE_SIZE")

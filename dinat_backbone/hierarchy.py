@@ -7,9 +7,8 @@ Shapes:
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from .blocks import (
@@ -19,14 +18,10 @@ from .blocks import (
     Stage,
     Trunk,
     drop_path_rates,
-    freeze,
     initialize,
     run_blocks,
 )
 from .config import BackboneConfigError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _MOST_LEVELS = 4
 
@@ -170,59 +165,6 @@ class Hierarchy(Trunk):
         if coarse:
             return [(level, None)]
         return [(rf"{level}\.blocks\.(\d+)", None), (rf"{level}\.downsample", WITH_THE_FORMER)]
-
-
-class HierarchicalBackbone(Hierarchy, Backbone):
-    """Levels whose outputs are normalized by a LayerNorm each, `norm0` to `norm3`."""
-
-    FEATURES = ("res2", "res3", "res4", "res5")
-
-    def __init__(self, *, out_features: Sequence[str] = FEATURES, freeze_at: int = 0, **settings: Any) -> None:
-        """Create the backbone.
-
-        Args:
-            out_features: Outputs among res2 to res5, the maps of strides 4, 8, 16 and 32.
-            freeze_at: Number of frozen stages, counted as in Detectron2's ResNet: 1 freezes the tokenizer, 2 also the
-                first level, up to 5.
-            settings: Settings of `Hierarchy`.
-
-        Raises:
-            BackboneConfigError: Settings contradict each other; the message names them.
-        """
-        super().__init__(**settings)
-        features = self.FEATURES[: len(self.dims)]
-        if set(out_features) - set(features) or not out_features:
-            raise BackboneConfigError(f"out_features must be among {features}, got {list(out_features)}")
-        self._out_features = list(out_features)
-        self._out_feature_channels = dict(zip(features, self.dims, strict=True))
-        self._out_feature_strides = {name: 4 * 2**level for level, name in enumerate(features)}
-        stages: list[list[nn.Module]] = [[self.patch_embed, self.pos_drop]]
-        for level, (name, module) in enumerate(zip(features, self.level_modules(), strict=True)):
-            stages.append([module])
-            if name in out_features:
-                norm = nn.LayerNorm(self.dims[level])
-                self.add_module(f"norm{level}", norm)
-                stages[-1].append(norm)
-        self._frozen = freeze(stages, freeze_at)
-
-    def train(self, mode: bool = True) -> "Self":
-        """Set the mode; frozen stages stay in evaluation mode, without dropout."""
-        super().train(mode)
-        for module in self._frozen:
-            module.eval()
-        return self
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:  # ty: ignore[incompatible-method-override]
-        """Map a normalized image [B, 3, H, W] to {"res2": [B, C, H/4, W/4], ..., "res5": [B, 8C, H/32, W/32]}.
-
-        Sides need not be multiples of 32; they are rounded up at each step.
-        """
-        outputs = {}
-        for level, (name, output) in enumerate(zip(self.FEATURES, self.level_maps(image), strict=False)):
-            if name in self._out_features:
-                norm = self.get_submodule(f"norm{level}")
-                outputs[name] = norm(output).permute(0, 3, 1, 2).contiguous()
-        return outputs
 
 
 def check_levels(

@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
+from .backbone import FromConfig, OneLevelBackbone
 from .blocks import check_heads, new_bias_table
 from .classifier import Classifier
-from .config import BackboneConfigError, build_settings
-from .isotropic import OneLevel, OneLevelBackbone, only_level
+from .config import BackboneConfigError
+from .one_level import OneLevel, only_level
 
 
 class GlobalAttention2D(nn.Module):
@@ -100,17 +99,15 @@ class ViTRpb(OneLevel):
         num_heads: Sequence[int],
         image_size: int = 224,
         patch_size: int = 16,
-        mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
-        layer_scale: float | None = None,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.1,
-        in_channels: int = 3,
-        use_checkpoint: bool = False,
+        **settings: Any,
     ) -> None:
         """Create the network; `MODEL.DINAT` in config.py describes the settings. Lists have one entry, for one level.
+
+        The further `settings` are those of `OneLevel`.
 
         Raises:
             BackboneConfigError: Settings contradict each other; the message names them.
@@ -123,13 +120,9 @@ class ViTRpb(OneLevel):
         super().__init__(
             [GlobalAttention2D(embed_dim, heads, side, **attention) for _ in range(only_level("depths", depths))],
             embed_dim=embed_dim,
-            in_channels=in_channels,
             patch_size=patch_size,
-            mlp_ratio=mlp_ratio,
-            layer_scale=layer_scale,
             drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-            use_checkpoint=use_checkpoint,
+            **settings,
         )
         self.image_size = image_size
 
@@ -152,17 +145,7 @@ class ViTRpbClassifier(Classifier, ViTRpb):
 
 
 @BACKBONE_REGISTRY.register()
-class D2ViTRpb(OneLevelBackbone, ViTRpb):
+class D2ViTRpb(FromConfig, OneLevelBackbone, ViTRpb):
     """ViT-rpb built from a Detectron2 config (`MODEL.DINAT`, `MODEL.BACKBONE.FREEZE_AT`)."""
 
-    _UNUSED = ("KERNEL_SIZE", "KERNEL_SIZES", "DILATIONS", "REL_POS_BIAS", "OUT_FEATURES", "ATTENTION_BACKEND")
-
-    @configurable
-    def __init__(self, **settings: Any) -> None:
-        """See `ViTRpb` and `OneLevelBackbone`."""
-        super().__init__(**settings)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Pass each key of `MODEL.DINAT` to the argument with the same name in lower case."""
-        return build_settings(cfg, input_shape, cls._UNUSED)
+    unused_keys = ("KERNEL_SIZE", "KERNEL_SIZES", "DILATIONS", "REL_POS_BIAS", "OUT_FEATURES", "ATTENTION_BACKEND")

@@ -255,48 +255,42 @@ class NeighborhoodBackbone(BackboneMixin, NeighborhoodPreTrainedModel):
 DinatPreTrainedModel = NeighborhoodPreTrainedModel
 
 
-class NatModel(NeighborhoodModel):
+class _Nat:
+    config_class = NatConfig
+    base_model_prefix = NatConfig.model_type
+
+
+class _Dinat:
+    config_class = DinatConfig
+    base_model_prefix = DinatConfig.model_type
+
+
+class NatModel(_Nat, NeighborhoodModel):
     """NAT without a head."""
 
-    config_class = NatConfig
-    base_model_prefix = "nat"
 
-
-class NatForImageClassification(NeighborhoodForImageClassification):
+class NatForImageClassification(_Nat, NeighborhoodForImageClassification):
     """NAT as an image classifier."""
 
-    config_class = NatConfig
-    base_model_prefix = "nat"
     model_class = NatModel
 
 
-class NatBackbone(NeighborhoodBackbone):
+class NatBackbone(_Nat, NeighborhoodBackbone):
     """NAT as a backbone."""
 
-    config_class = NatConfig
-    base_model_prefix = "nat"
 
-
-class DinatModel(NeighborhoodModel):
+class DinatModel(_Dinat, NeighborhoodModel):
     """DiNAT without a head."""
 
-    config_class = DinatConfig
-    base_model_prefix = "dinat"
 
-
-class DinatForImageClassification(NeighborhoodForImageClassification):
+class DinatForImageClassification(_Dinat, NeighborhoodForImageClassification):
     """DiNAT as an image classifier."""
 
-    config_class = DinatConfig
-    base_model_prefix = "dinat"
     model_class = DinatModel
 
 
-class DinatBackbone(NeighborhoodBackbone):
+class DinatBackbone(_Dinat, NeighborhoodBackbone):
     """DiNAT as a backbone."""
-
-    config_class = DinatConfig
-    base_model_prefix = "dinat"
 
 
 def _channels_first(maps: Maps) -> Maps:
