@@ -68,7 +68,8 @@ def build_settings(cfg: CfgNode, input_shape: ShapeSpec, unused: Sequence[str]) 
     defaults = CfgNode({"MODEL": CfgNode()})
     add_dinat_config(defaults)
     node = cfg.MODEL.DINAT
-    for key in unused:
+    # The backend decides how neighborhood attention is computed, so it has no effect where there is none.
+    for key in set(unused) - {"ATTENTION_BACKEND"}:
         if node[key] != defaults.MODEL.DINAT[key]:
             raise BackboneConfigError(
                 f"MODEL.DINAT.{key} is {node[key]!r}, but {cfg.MODEL.BACKBONE.NAME} has no such setting"

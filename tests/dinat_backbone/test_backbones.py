@@ -109,6 +109,16 @@ def test_settings_that_a_backbone_does_not_have_are_named(name, opts, message):
         small_backbone(name, *options(opts))
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_a_backend_can_be_chosen_for_all(name):
+    """Exports do so for every model."""
+    image = torch.randn(1, 3, 64, 64)
+    usual, exportable = small_backbone(name), small_backbone(name, "MODEL.DINAT.ATTENTION_BACKEND", "exportable")
+    exportable.load_state_dict(usual.state_dict())
+    for key, x in exportable(image).items():
+        torch.testing.assert_close(x, usual(image)[key], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("stem", DENSE)
 def test_bases_have_the_names_and_architectures_of_published_models(stem):
     facts = DENSE[stem]["backbone"]

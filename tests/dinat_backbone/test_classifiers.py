@@ -19,6 +19,7 @@ from dinat_backbone.variants import VARIANTS, UnknownModelError
 from dinat_backbone.vit_rpb import ViTRpbClassifier
 from dinat_common.weights import CheckpointError, CheckpointMismatchError
 
+from ..checkpoint.web import Site, serve
 from ..conftest import ROOT
 
 TESTS = ROOT / "tests"
@@ -184,6 +185,15 @@ def test_weights_of_a_file(kind, tmp_path):
     assert model.num_classes == 5, "the classes of the file"
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key])
+
+
+def test_weights_of_a_url(tmp_path, monkeypatch):
+    monkeypatch.setenv("DINAT_CACHE", str(tmp_path / "cache"))
+    state = small("dinat_mini").state_dict()
+    torch.save(state, tmp_path / "dinat.pth")
+    with serve(Site(dinat=(tmp_path / "dinat.pth").read_bytes())) as site:
+        model = small("dinat_mini", weights=f"{site.url}/dinat.pth")
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["dinat_mini", "dinat_s_tiny", "nat_isotropic_small"])
