@@ -16,25 +16,23 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from .config import ConfigError
-from .modeling import inference
 from .modeling.criterion import SetCriterion
 from .modeling.inference import InferenceSettings, Queries
 from .modeling.matcher import HungarianMatcher
+from .modeling.meta_arch.base import MetaArchitecture
 from .tasks import tasks_of, thing_ids
 
 
 @META_ARCH_REGISTRY.register()
-class MaskFormer(nn.Module):
+class MaskFormer(MetaArchitecture):
     """Mask classification for semantic, instance and panoptic segmentation (Cheng et al., CVPR 2022).
 
     Prediction leaves the model as it is: what a call needs beyond `inference_settings` is given to that call.
 
-    Attributes:
-        inference_settings: Settings of calls that give no others.
+    Targets of training are `instances`: `Instances` with `gt_classes` int64 [M] and `gt_masks` bool [M, H, W], stuff
+    segments like any other; and, with `ignore_void`, `void`: bool [H, W], the pixels without a label. Results are those
+    of `inference.run`.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -66,16 +64,14 @@ class MaskFormer(nn.Module):
             bfloat16_inference: Predict in bfloat16 autocast; results are made in float32.
             compile_network: Run backbone and head through `torch.compile`, each as one graph.
         """
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(
+            backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std, bfloat16_inference=bfloat16_inference
+        )
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
         self.inference_settings = inference_settings
         self.ignore_void = ignore_void
-        self.bfloat16_inference = bfloat16_inference
         if compile_network:
             self.backbone.compile(fullgraph=True)
             self.sem_seg_head.compile(fullgraph=True)
@@ -86,55 +82,14 @@ class MaskFormer(nn.Module):
         node = cfg.MODEL.MASK_FORMER
         backbone = build_backbone(cfg)
         return {
+            **super().from_config(cfg),
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "criterion": _build_criterion(cfg),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": node.SIZE_DIVISIBILITY,
             "inference_settings": _build_inference_settings(cfg),
             "ignore_void": node.IGNORE_VOID,
-            "bfloat16_inference": cfg.TEST.AMP,
-            "compile_network": cfg.MODEL.COMPILE,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self.pixel_mean.device
-
-    def forward(
-        self,
-        batched_inputs: list[dict[str, Any]],
-        target_counts: Sequence[int] | None = None,
-        settings: InferenceSettings | None = None,
-    ) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Compute losses in training mode, results otherwise.
-
-        Args:
-            batched_inputs: Dicts, one per image:
-
-                * `image`: [3, H, W], channels in the order of `INPUT.FORMAT`, 0..255.
-                * `instances` (training): `Instances` with `gt_classes` int64 [M] and `gt_masks` bool [M, H, W]; stuff
-                  segments are targets like any other.
-                * `void` (training, with `ignore_void`): bool [H, W], the pixels without a label.
-                * `height`, `width` (inference, optional): Size of the results; default: that of `image`.
-            target_counts: Counts for the losses of a part of a batch (training), see `losses`.
-            settings: Settings of this call (inference); None: those of the model.
-
-        Returns:
-            The weighted losses in training mode; otherwise one dict of results per image, see `inference.run`.
-        """
-        if self.training:
-            return self.losses(batched_inputs, target_counts)
-        return [
-            inference.run(
-                queries,
-                (inputs.get("height", queries.image_size[0]), inputs.get("width", queries.image_size[1])),
-                settings or self.inference_settings,
-            )
-            for queries, inputs in zip(self.predict(batched_inputs), batched_inputs, strict=True)
-        ]
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[Queries]:
         """Raw output of the network for each image, in float32; `inference.run` makes results of it."""
@@ -152,10 +107,7 @@ class MaskFormer(nn.Module):
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of training inputs; in evaluation mode, without dropout.
 
-        Args:
-            batched_inputs: Dicts, one per image, see `forward`.
-            target_counts: `count_targets` of the whole batch if `batched_inputs` is a part of it: the losses of all
-                parts then add up to those of the whole.
+        The arguments are those of `LossesOrResults.losses`.
         """
         images = self.preprocess(batched_inputs)
         outputs = self._run_network(images)
@@ -180,7 +132,7 @@ class MaskFormer(nn.Module):
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images of a batch and pad them to a common size."""
-        images = [(inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std for inputs in batched_inputs]
+        images = [self.normalise(inputs["image"].to(self.device)) for inputs in batched_inputs]
         return ImageList.from_tensors(images, self.size_divisibility)
 
     def _void(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> list[Tensor] | None:

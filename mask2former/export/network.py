@@ -58,8 +58,7 @@ class ExportedNetwork(nn.Module):
 
         Channels have the order of `INPUT.FORMAT`. Sides are multiples of `side_step`.
         """
-        normalised = (image - self.model.pixel_mean) / self.model.pixel_std
-        outputs = self.model.sem_seg_head(self.model.backbone(normalised))
+        outputs = self.model.sem_seg_head(self.model.backbone(self.model.normalise(image)))
         return outputs["pred_logits"].float(), outputs["pred_masks"].float()
 
 
@@ -75,7 +74,7 @@ class ExportedClassifier(nn.Module):
 
         Channels have the order of `INPUT.FORMAT`.
         """
-        return (self.model.logits((image - self.model.pixel_mean) / self.model.pixel_std).float(),)
+        return (self.model.logits(self.model.normalise(image)).float(),)
 
 
 def side_step(model: MaskFormer) -> int:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from dinat_common.errors import ConfigError
 
+from .base import MetaArchitecture
+
 
 class ClassLogits(NamedTuple):
     """Raw output of a classifier for one image.
@@ -38,15 +40,15 @@ class ClassLogits(NamedTuple):
 
 
 @META_ARCH_REGISTRY.register()
-class ImageClassifier(nn.Module):
+class ImageClassifier(MetaArchitecture):
     """Classification of whole images with any Detectron2 backbone, as published for NAT and DiNAT.
 
     The backbone's last output, which is normalised already, is averaged over all positions (Hassani et al.,
     "Neighborhood Attention Transformer", CVPR 2023, and Hassani and Shi, arXiv 2209.15001).
-    """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
+    The images of a batch have one size. The target of training is `label`: a class id, or a distribution over the
+    classes [K]. The result is `class_scores`, the probabilities [K], whatever the requested size and the settings.
+    """
 
     @configurable
     def __init__(
@@ -75,22 +77,20 @@ class ImageClassifier(nn.Module):
         Raises:
             ConfigError: The number of classes or the smoothing is outside its range.
         """
-        super().__init__()
         if num_classes < 1:
             raise ConfigError(f"MODEL.CLASSIFIER.NUM_CLASSES is {num_classes}, expected at least 1")
         if not 0 <= label_smoothing < 1:
             raise ConfigError(
                 f"MODEL.CLASSIFIER.LABEL_SMOOTHING is {label_smoothing}, expected at least 0 and less than 1"
             )
-        self.backbone = backbone
+        super().__init__(
+            backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std, bfloat16_inference=bfloat16_inference
+        )
         self.feature, shape = list(backbone.output_shape().items())[-1]
         self.head = nn.Linear(shape.channels, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.label_smoothing = label_smoothing
-        self.bfloat16_inference = bfloat16_inference
         if compile_network:
             self.backbone.compile(fullgraph=True)
 
@@ -98,38 +98,11 @@ class ImageClassifier(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the backbone and read `MODEL.CLASSIFIER`."""
         return {
+            **super().from_config(cfg),
             "backbone": build_backbone(cfg),
             "num_classes": cfg.MODEL.CLASSIFIER.NUM_CLASSES,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "label_smoothing": cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING,
-            "bfloat16_inference": cfg.TEST.AMP,
-            "compile_network": cfg.MODEL.COMPILE,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self.pixel_mean.device
-
-    def forward(
-        self, batched_inputs: list[dict[str, Any]], target_counts: Sequence[int] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Compute the loss in training mode, class scores otherwise.
-
-        Args:
-            batched_inputs: Dicts, one per image:
-
-                * `image`: [3, H, W], channels in the order of `INPUT.FORMAT`, 0..255; all of one size.
-                * `label` (training): Class id, or a distribution over the classes [K].
-            target_counts: Counts for the loss of a part of a batch (training), see `losses`.
-
-        Returns:
-            `loss_cls` in training mode; otherwise one dict per image with `class_scores`, the probabilities [K].
-        """
-        if self.training:
-            return self.losses(batched_inputs, target_counts)
-        return [output.results() for output in self.predict(batched_inputs)]
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[ClassLogits]:
         """Class logits of each image, in float32."""
@@ -146,15 +119,9 @@ class ImageClassifier(nn.Module):
     def losses(
         self, batched_inputs: list[dict[str, Any]], target_counts: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
-        """Compute the loss of training inputs; in evaluation mode, without drop path.
+        """Compute `loss_cls`, the mean cross entropy of the images; in evaluation mode, without drop path.
 
-        Args:
-            batched_inputs: Dicts, one per image, see `forward`.
-            target_counts: `count_targets` of the whole batch if `batched_inputs` is a part of it: the losses of all
-                parts then add up to that of the whole.
-
-        Returns:
-            `loss_cls`, the mean cross entropy of the images.
+        The arguments are those of `LossesOrResults.losses`.
         """
         labels = torch.stack([torch.as_tensor(inputs["label"]) for inputs in batched_inputs]).to(self.device)
         # The published loss leaves distributions, which mixing has smoothed already, as they are.
@@ -163,11 +130,7 @@ class ImageClassifier(nn.Module):
         total = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum")
         return {"loss_cls": total / (len(batched_inputs) if target_counts is None else sum(target_counts))}
 
-    def count_targets(self, batched_inputs: list[dict[str, Any]]) -> list[int]:
-        """Number of targets of each training input: one."""
-        return [1] * len(batched_inputs)
-
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
         """Normalise the images of a batch, [B, 3, H, W]."""
         images = torch.stack([inputs["image"].to(self.device) for inputs in batched_inputs])
-        return (images - self.pixel_mean) / self.pixel_std
+        return self.normalise(images)

@@ -20,15 +20,19 @@ from torch import Tensor
 from ..detection import FPN, build_fpn
 from ..inference import InferenceSettings
 from ..mask_resizing import Size
+from .base import LossesOrResults
 
 
 @META_ARCH_REGISTRY.register()
-class MaskRCNN(GeneralizedRCNN):
+class MaskRCNN(LossesOrResults, GeneralizedRCNN):
     """Detectron2's `GeneralizedRCNN` with a feature pyramid over any backbone, and the published final steps.
 
     Empty boxes at the border of an image stay among the detections, and boxes are not clipped a second time. Boxes are
     suppressed in pixels of the input. An overlap does not change when the axes are scaled, so that the result is that
     of the published code, which suppresses them in pixels of the image.
+
+    Targets of training are `instances`: `Instances` with `gt_boxes`, `gt_classes` and `gt_masks`. Results are those of
+    `Detections.results`, whatever the settings.
     """
 
     @configurable
@@ -52,42 +56,11 @@ class MaskRCNN(GeneralizedRCNN):
         if not isinstance(backbone, FPN):
             backbone = build_fpn(cfg, backbone)
         return {
+            **super().from_config(cfg),
             "backbone": backbone,
             "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
             "roi_heads": build_roi_heads(cfg, backbone.output_shape()),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "bfloat16_inference": cfg.TEST.AMP,
-            "compile_network": cfg.MODEL.COMPILE,
         }
-
-    def forward(
-        self,
-        batched_inputs: list[dict[str, Any]],
-        target_counts: Sequence[int] | None = None,
-        settings: InferenceSettings | None = None,
-    ) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Compute losses in training mode, detections otherwise.
-
-        Args:
-            batched_inputs: Dicts, one per image:
-
-                * `image`: [3, H, W], channels in the order of `INPUT.FORMAT`, 0..255.
-                * `instances` (training): `Instances` with `gt_boxes`, `gt_classes` and `gt_masks`.
-                * `height`, `width` (inference, optional): Size of the results; default: that of `image`.
-            target_counts: `count_targets` of the whole batch if `batched_inputs` is a part of it (training).
-            settings: Settings of this call (inference); a detector has none of its own.
-
-        Returns:
-            The losses in training mode; otherwise a dict per image with `instances`, see `Detections.results`.
-        """
-        if self.training:
-            return self.losses(batched_inputs, target_counts)
-        settings = settings or InferenceSettings(tasks=("instance",))
-        return [
-            found.results((inputs.get("height", found.size[0]), inputs.get("width", found.size[1])), settings)
-            for found, inputs in zip(self.predict(batched_inputs), batched_inputs, strict=True)
-        ]
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list["Detections"]:
         """Detections in the pixels of each input; `inference.run` brings them to the size of an image."""
@@ -98,13 +71,7 @@ class MaskRCNN(GeneralizedRCNN):
     def losses(
         self, batched_inputs: list[dict[str, Any]], target_counts: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
-        """Compute the losses of training inputs, also in evaluation mode.
-
-        Args:
-            batched_inputs: Dicts, one per image, see `forward`.
-            target_counts: `count_targets` of the whole batch if `batched_inputs` is a part of it: the losses of all
-                parts then add up to the mean of the images.
-        """
+        """Compute the losses, which are means over the images; the arguments are those of `LossesOrResults.losses`."""
         images = self.preprocess_image(batched_inputs)
         targets = [inputs["instances"].to(self.device) for inputs in batched_inputs]
         features = self.backbone(images.tensor)
@@ -114,10 +81,6 @@ class MaskRCNN(GeneralizedRCNN):
             return losses
         share = len(batched_inputs) / len(target_counts)
         return {name: share * loss for name, loss in losses.items()}
-
-    def count_targets(self, batched_inputs: list[dict[str, Any]]) -> list[int]:
-        """Weight of each training input in the losses of a batch, which are means over images."""
-        return [1] * len(batched_inputs)
 
 
 @dataclass(frozen=True)

@@ -15,27 +15,25 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from ...config import ConfigError
-from .. import inference
 from ..inference import InferenceSettings, PixelScores
 from ..mask_resizing import Size
+from .base import MetaArchitecture
 
 # Label of pixels without a class.
 _IGNORED = 255
 
 
 @META_ARCH_REGISTRY.register()
-class PixelClassifier(nn.Module):
+class PixelClassifier(MetaArchitecture):
     """A backbone and a head that gives class logits of pixels, such as UPerNet.
 
     Images are neither padded nor resized in prediction. Logits are resized bilinearly to the size of the input, and
     from there to the requested size; then follow a softmax and the choice of the best class.
 
-    Attributes:
-        inference_settings: Settings of calls that give no others.
+    Targets of training are `instances`: `Instances` with `gt_classes` int64 [M] and `gt_masks` bool [M, H, W], one per
+    class; other pixels have no class. The result is `sem_seg`, class probabilities [K, height, width] (with
+    `semantic_scores` off, class ids int64 [height, width]).
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -71,18 +69,16 @@ class PixelClassifier(nn.Module):
             bfloat16_inference: Predict in bfloat16 autocast; results are made in float32.
             compile_network: Run backbone and head through `torch.compile`, each as one graph.
         """
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(
+            backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std, bfloat16_inference=bfloat16_inference
+        )
         self.sem_seg_head = sem_seg_head
         self.auxiliary_head = auxiliary_head
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.loss_weight = loss_weight
         self.auxiliary_loss_weight = auxiliary_loss_weight
         self.size_divisibility = size_divisibility
         self.windows = windows
         self.inference_settings = inference_settings
-        self.bfloat16_inference = bfloat16_inference
         if compile_network:
             self.backbone.compile(fullgraph=True)
             self.sem_seg_head.compile(fullgraph=True)
@@ -98,61 +94,20 @@ class PixelClassifier(nn.Module):
         auxiliary, node = cfg.MODEL.AUXILIARY_HEAD, cfg.MODEL.PIXEL_CLASSIFIER
         build_auxiliary = SEM_SEG_HEADS_REGISTRY.get(auxiliary.NAME) if auxiliary.NAME else None
         return {
+            **super().from_config(cfg),
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "auxiliary_head": build_auxiliary and build_auxiliary(cfg, backbone.output_shape()),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "loss_weight": cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT,
             "auxiliary_loss_weight": auxiliary.LOSS_WEIGHT,
             "size_divisibility": node.SIZE_DIVISIBILITY,
             "windows": _build_windows(node),
             "inference_settings": InferenceSettings(tasks=("semantic",)),
-            "bfloat16_inference": cfg.TEST.AMP,
-            "compile_network": cfg.MODEL.COMPILE,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self.pixel_mean.device
-
-    def forward(
-        self,
-        batched_inputs: list[dict[str, Any]],
-        target_counts: Sequence[int] | None = None,
-        settings: InferenceSettings | None = None,
-    ) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Compute losses in training mode, results otherwise.
-
-        Args:
-            batched_inputs: Dicts, one per image:
-
-                * `image`: [3, H, W], channels in the order of `INPUT.FORMAT`, 0..255.
-                * `instances` (training): `Instances` with `gt_classes` int64 [M] and `gt_masks` bool [M, H, W], one
-                  per class; other pixels have no class.
-                * `height`, `width` (inference, optional): Size of the results; default: that of `image`.
-            target_counts: Counts for the losses of a part of a batch (training), see `losses`.
-            settings: Settings of this call (inference); None: those of the model.
-
-        Returns:
-            The weighted losses in training mode; otherwise a dict per image with `sem_seg`, class probabilities
-            [K, height, width] (with `semantic_scores` off, class ids int64 [height, width]).
-        """
-        if self.training:
-            return self.losses(batched_inputs, target_counts)
-        return [
-            inference.run(
-                scores,
-                (inputs.get("height", scores.image_size[0]), inputs.get("width", scores.image_size[1])),
-                settings or self.inference_settings,
-            )
-            for scores, inputs in zip(self.predict(batched_inputs), batched_inputs, strict=True)
-        ]
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list[PixelScores]:
         """Raw output of the network for each image, in float32; `inference.run` makes results of it."""
-        images = [self._normalise(inputs) for inputs in batched_inputs]
+        images = [self.normalise(inputs["image"].to(self.device)) for inputs in batched_inputs]
         if len({image.shape for image in images}) > 1:
             # Padding would change the results.
             return [scores for inputs in batched_inputs for scores in self.predict([inputs])]
@@ -172,18 +127,15 @@ class PixelClassifier(nn.Module):
         """Compute the weighted losses of training inputs; in evaluation mode, without dropout.
 
         As in the published runs, the cross entropy of an image is summed over its labelled pixels and divided by the
-        number of all its pixels.
-
-        Args:
-            batched_inputs: Dicts, one per image, see `forward`.
-            target_counts: `count_targets` of the whole batch if `batched_inputs` is a part of it: the losses of all
-                parts then add up to those of the whole. Statistics of batch norms remain those of the parts.
+        number of all its pixels. The arguments are those of `LossesOrResults.losses`; with `target_counts`, statistics
+        of batch norms remain those of the part.
 
         Raises:
             ConfigError: Batch norms can't be trained on one image.
         """
         divisibility = self.size_divisibility if self.training else 0
-        images = ImageList.from_tensors([self._normalise(inputs) for inputs in batched_inputs], divisibility)
+        normalised = [self.normalise(inputs["image"].to(self.device)) for inputs in batched_inputs]
+        images = ImageList.from_tensors(normalised, divisibility)
         size = (images.tensor.shape[-2], images.tensor.shape[-1])
         labels = torch.stack([_label_map(inputs["instances"].to(self.device), size) for inputs in batched_inputs])
         count = len(batched_inputs) if target_counts is None else sum(target_counts)
@@ -201,13 +153,6 @@ class PixelClassifier(nn.Module):
                 "SOLVER.IMS_PER_BATCH to at least twice the number of processes"
             ) from error
         return {name: heads[name][1] * _cross_entropy(x, labels) / count for name, x in logits.items()}
-
-    def count_targets(self, batched_inputs: list[dict[str, Any]]) -> list[int]:
-        """Weight of each training input in the losses: all images count the same."""
-        return [1] * len(batched_inputs)
-
-    def _normalise(self, inputs: dict[str, Any]) -> Tensor:
-        return (inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std
 
     def _logits_in_windows(self, images: Tensor, size: Size, stride: Size) -> Tensor:
         """Mean of the logits of all windows that a pixel is in: [B, K, H, W]."""
