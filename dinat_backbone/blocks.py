@@ -190,7 +190,7 @@ class Stage:
 
 
 # timm's mark of weights that belong to the group before them.
-WITH_THE_FORMER = (99999,)
+WITH_GROUP_BEFORE = (99999,)
 
 
 class Trunk(nn.Module):
@@ -268,6 +268,15 @@ def drop_path_rates(last: float, count: int) -> list[float]:
     """Probabilities of skipping the branches of each of `count` blocks, rising linearly from 0 to `last`."""
     step = last / max(1, count - 1)
     return [index * step for index in range(count)]
+
+
+def alternate_dilations(depths: Iterable[int], dilations: Iterable[int]) -> list[list[int]]:
+    """Dilation of each block of each level, as published: `dilations[level]` in odd blocks and 1 in even ones.
+
+    Levels beyond the end of the shorter argument are left out; `check_levels` refuses them.
+    """
+    levels = zip(depths, dilations, strict=False)
+    return [[dilation if block % 2 else 1 for block in range(depth)] for depth, dilation in levels]
 
 
 def check_heads(dim: int, num_heads: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import WITH_THE_FORMER, Trunk, initialize
+from .blocks import WITH_GROUP_BEFORE, Trunk, initialize
 from .config import BackboneConfigError
 
 
@@ -85,7 +85,7 @@ class Classifier(Trunk):
         Args:
             coarse: Whether a level is one group instead of each block.
         """
-        return {"stem": r"^patch_embed", "blocks": [*self.layer_patterns(coarse), (r"^norm", WITH_THE_FORMER)]}
+        return {"stem": r"^patch_embed", "blocks": [*self.layer_patterns(coarse), (r"^norm", WITH_GROUP_BEFORE)]}
 
     def forward_features(self, image: Tensor) -> Tensor:
         """Map a normalized image [B, 3, H, W] to the normalized last map [B, H', W', num_features]."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from .blocks import (
-    WITH_THE_FORMER,
+    WITH_GROUP_BEFORE,
     Block,
     NeighborhoodAttention2D,
     Stage,
@@ -54,7 +54,7 @@ class Level(nn.Module):
         """Choose whether the backward pass recomputes the activations inside blocks."""
         self.use_checkpoint = enable
 
-    def end(self) -> None:
+    def remove_downsampler(self) -> None:
         """Remove the step to the next level."""
         self.downsample = None
 
@@ -156,7 +156,7 @@ class Hierarchy(Trunk):
     def keep_stages(self, count: int) -> None:
         """Remove the levels after the first `count`, and the downsampler of the last one that stays."""
         levels = self.level_modules()[:count]
-        levels[-1].end()
+        levels[-1].remove_downsampler()
         self.add_module(self.parts.levels, nn.ModuleList(levels))
 
     def layer_patterns(self, coarse: bool) -> list[tuple[str, tuple[int, ...] | None]]:
@@ -164,7 +164,7 @@ class Hierarchy(Trunk):
         level = rf"^{self.parts.levels}\.(\d+)"
         if coarse:
             return [(level, None)]
-        return [(rf"{level}\.blocks\.(\d+)", None), (rf"{level}\.downsample", WITH_THE_FORMER)]
+        return [(rf"{level}\.blocks\.(\d+)", None), (rf"{level}\.downsample", WITH_GROUP_BEFORE)]
 
 
 def check_levels(

@@ -19,7 +19,7 @@ from .variants import VARIANTS, create_classifier
 from .vit_rpb import ViTRpb
 
 try:
-    import timm
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
     from timm.models._features import FeatureGetterNet
 except ImportError as _error:
@@ -44,8 +44,8 @@ def _default_cfg(name: str) -> dict[str, Any]:
         "pool_size": (side, side),
         "crop_pct": variant.crop_pct,
         "interpolation": "bicubic",
-        "mean": timm.data.IMAGENET_DEFAULT_MEAN,
-        "std": timm.data.IMAGENET_DEFAULT_STD,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
         "num_classes": variant.num_classes,
         "first_conv": "patch_embed.proj.0" if two_convolutions else "patch_embed.proj",
         "classifier": "head",

@@ -14,6 +14,7 @@ from dinat_common.errors import UserError
 from dinat_common.files import user_path
 from dinat_common.weights import CheckpointMismatchError, read_checkpoint
 
+from .blocks import alternate_dilations
 from .classifier import Classifier
 from .dinat import DiNATClassifier
 from .dinat_s import DiNATsClassifier
@@ -79,8 +80,7 @@ def _variant(
 ) -> Variant:
     """Make a variant whose odd blocks have the dilation of their level."""
     if dilations:
-        levels = zip(shape["depths"], dilations, strict=True)
-        settings["dilations"] = [[dilation if block % 2 else 1 for block in range(depth)] for depth, dilation in levels]
+        settings["dilations"] = alternate_dilations(shape["depths"], dilations)
     return Variant(model, {**shape, "drop_path_rate": drop_path_rate, **settings}, **evaluation)
 
 

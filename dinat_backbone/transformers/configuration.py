@@ -6,6 +6,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from ..blocks import alternate_dilations
+
 # Dilation of the odd blocks of each level: with a kernel of 7, they reach over the whole map of a 224-pixel image.
 _DILATIONS = (8, 4, 2, 1)
 
@@ -88,6 +90,5 @@ class DinatConfig(NeighborhoodConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in the default dilations."""
         if self.dilations is None:
-            levels = zip(self.depths, _DILATIONS, strict=False)
-            self.dilations = [[dilation if block % 2 else 1 for block in range(depth)] for depth, dilation in levels]
+            self.dilations = alternate_dilations(self.depths, _DILATIONS)
         super().__post_init__(**kwargs)

@@ -87,7 +87,21 @@ class NeighborhoodPreTrainedModel(PreTrainedModel):
         return bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
 
 
-class NeighborhoodModel(NeighborhoodPreTrainedModel):
+class NeighborhoodTrunk(NeighborhoodPreTrainedModel):
+    """The tokenizer and the levels, which models and backbones share."""
+
+    def __init__(self, config: NeighborhoodConfig) -> None:
+        """Create the modules with random weights."""
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.encoder = NeighborhoodEncoder(config)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The convolutions of the tokenizer."""
+        return self.embeddings.patch_embeddings
+
+
+class NeighborhoodModel(NeighborhoodTrunk):
     """NAT or DiNAT without a head: the last map and its mean."""
 
     def __init__(self, config: NeighborhoodConfig, add_pooling_layer: bool = True) -> None:
@@ -99,15 +113,9 @@ class NeighborhoodModel(NeighborhoodPreTrainedModel):
         """
         super().__init__(config)
         self.add_pooling_layer = add_pooling_layer
-        self.embeddings = Embeddings(config)
-        self.encoder = NeighborhoodEncoder(config)
         self.num_features = config.embed_dim * 2 ** (len(config.depths) - 1)
         self.layernorm = nn.LayerNorm(self.num_features, eps=config.layer_norm_eps)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The convolutions of the tokenizer."""
-        return self.embeddings.patch_embeddings
 
     @can_return_tuple
     def forward(
@@ -200,7 +208,7 @@ class NeighborhoodForImageClassification(NeighborhoodPreTrainedModel):
         )
 
 
-class NeighborhoodBackbone(BackboneMixin, NeighborhoodPreTrainedModel):
+class NeighborhoodBackbone(BackboneMixin, NeighborhoodTrunk):
     """NAT or DiNAT as a backbone: the normalized maps of the stages in `config.out_features`, [B, C, H, W]."""
 
     has_attentions = False
@@ -208,17 +216,11 @@ class NeighborhoodBackbone(BackboneMixin, NeighborhoodPreTrainedModel):
     def __init__(self, config: NeighborhoodConfig) -> None:
         """Create the backbone with random weights."""
         super().__init__(config)
-        self.embeddings = Embeddings(config)
-        self.encoder = NeighborhoodEncoder(config)
         levels = [config.embed_dim * 2**level for level in range(len(config.depths))]
         self.num_features = [config.embed_dim, *levels]
         channels = zip(self.out_features, self.channels, strict=True)
         self.hidden_states_norms = nn.ModuleDict({stage: nn.LayerNorm(dim) for stage, dim in channels})
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The convolutions of the tokenizer."""
-        return self.embeddings.patch_embeddings
 
     @can_return_tuple
     def forward(
