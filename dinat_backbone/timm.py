@@ -87,6 +87,7 @@ class _Entrypoint:
     def __call__(self, pretrained: bool = False, **settings: Any) -> nn.Module:
         levels = issubclass(VARIANTS[self.__name__].model, Hierarchy)
         features = {"feature_cls": ClassifierFeatures, "out_indices": (0, 1, 2, 3) if levels else _LAST_BLOCKS}
+        features["output_fmt"] = "NCHW"  # timm before 1.0.31 would take the classifier's
         return build_model_with_cfg(self._build, self.__name__, pretrained, feature_cfg=features, **settings)
 
     def _build(self, **settings: Any) -> Classifier:

@@ -219,7 +219,7 @@ def _operations() -> dict[Any, tuple[str, Callable[..., int]]]:
     """Kinds and formulas of operators; formulas get shapes in place of tensors."""
     exact = {
         "linear layers": ("mm", "addmm"),
-        "matrix products": ("bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu"),
+        "matrix products": ("bmm", "baddbmm"),
         "convolutions": ("convolution",),
     }
     weighted = {

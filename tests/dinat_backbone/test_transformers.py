@@ -1,6 +1,8 @@
 """NAT and DiNAT in the transformers library: numbers and names of its own DiNAT, documented outputs, folders."""
 
+import importlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from dinat_backbone.transformers import (
     NatForImageClassification,
     NatModel,
 )
+from dinat_common.errors import MissingPackageError
 
 from ..conftest import ROOT
 
@@ -278,3 +281,13 @@ def test_the_pipeline_of_transformers(tmp_path, deterministic):
     image = Image.fromarray(deterministic.image("processor", 90, 130).transpose(1, 2, 0))
     results = pipeline("image-classification", model=str(tmp_path))(image, top_k=5)
     assert {result["label"] for result in results} == set(SMALL["id2label"].values())
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_a_missing_library_is_named(library, monkeypatch):
+    for loaded in [library, *(name for name in sys.modules if name.startswith(f"{library}."))]:
+        monkeypatch.setitem(sys.modules, loaded, None)
+    name = f"dinat_backbone.{library}"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(MissingPackageError, match=rf"{name} needs another package: pip install -e '\.\[{library}\]'"):
+        importlib.import_module(name)
