@@ -17,6 +17,9 @@ from mask2former.config import load_extensions
 from mask2former.data.datasets import register_custom_datasets
 from mask2former.utils.logs import set_up_logs
 
+# Names of PyTorch for the instructions of x86 processors.
+_BFLOAT16 = ("avx512_bf16", "amx_bf16")
+
 
 class DeviceError(UserError):
     """The requested device does not exist on this machine."""
@@ -37,6 +40,22 @@ def available_device(device: str, *, explicit: bool) -> str:
     if explicit:
         raise DeviceError(f"MODEL.DEVICE is {device}, but PyTorch finds no GPU here; use MODEL.DEVICE cpu")
     return "cpu"
+
+
+def warn_of_emulated_bfloat16(device: str) -> None:
+    """Warn if a CPU would compute in bfloat16 without having instructions for it, many times slower than in float32.
+
+    Args:
+        device: Device of a training with SOLVER.AMP.ENABLED.
+    """
+    # Older PyTorch releases do not say what a CPU can do.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    lacking = capabilities.get("architecture") == "x86_64" and not any(capabilities.get(name) for name in _BFLOAT16)
+    if torch.device(device).type == "cpu" and lacking:
+        logging.getLogger(__name__).warning(
+            "This CPU has no bfloat16 instructions, so that SOLVER.AMP.ENABLED makes the training many times slower: "
+            "set SOLVER.AMP.ENABLED False"
+        )
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from mask2former.data.training_order import TrainingLoader
 from mask2former.engine.hooks import AverageHook, BestWeights, build_average, validation_losses
 from mask2former.engine.metrics_log import EventsWriter, MetricsLog, MetricsWriter
 from mask2former.engine.resuming import config_differences, fit_optimizer_state, parameter_names, set_iteration
-from mask2former.engine.run import reproducible_threads
+from mask2former.engine.run import reproducible_threads, warn_of_emulated_bfloat16
 from mask2former.engine.train_loop import TrainLoop
 from mask2former.evaluation import (
     Speed,
@@ -115,6 +115,8 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(
             model, broadcast_buffers=False, device_ids=device_ids, find_unused_parameters=fixed_sums
         )
+        if cfg.SOLVER.AMP.ENABLED:
+            warn_of_emulated_bfloat16(cfg.MODEL.DEVICE)
         accumulate = cfg.SOLVER.ACCUMULATE_STEPS
         self._trainer = TrainLoop(
             model,

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import get_cfg
 
 from mask2former.engine import DeviceError, LaunchError, available_device, default_processes, launch
+from mask2former.engine.run import warn_of_emulated_bfloat16
 
 SCRIPT = Path(__file__).with_name("launched.py")
 ROOT = SCRIPT.parents[2]
@@ -122,3 +123,18 @@ def test_the_device_falls_back_unless_it_was_named(monkeypatch):
     assert available_device("cpu", explicit=True) == "cpu"
     with pytest.raises(DeviceError, match=r"MODEL\.DEVICE is cuda:0"):
         available_device("cuda:0", explicit=True)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "device", "warned"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, "cpu", True),
+        ({"architecture": "x86_64", "avx512_bf16": True}, "cpu", False),
+        ({"architecture": "x86_64", "avx512_bf16": False}, "cuda", False),
+        ({"architecture": "aarch64"}, "cpu", False),
+    ],
+)
+def test_bfloat16_without_instructions_is_warned_of(capabilities, device, warned, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    warn_of_emulated_bfloat16(device)
+    assert ("set SOLVER.AMP.ENABLED False" in caplog.text) == warned
