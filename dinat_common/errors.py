@@ -45,7 +45,7 @@ class MissingPackageError(UserError, ImportError):
         """Make the message.
 
         Args:
-            module: Module that needs the package.
+            module: Module or work that needs the package.
             extra: Name of the extra in pyproject.toml that installs it.
             error: Failed import.
         """

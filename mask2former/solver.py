@@ -39,7 +39,7 @@ _NORMS = (
 )
 # Any, since the base class does not declare the arguments that both take.
 _OPTIMIZERS: dict[str, Any] = {"ADAMW": torch.optim.AdamW, "SGD": torch.optim.SGD}
-_DECAYS = (*("WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BATCH_NORM", "WEIGHT_DECAY_EMBED", "WEIGHT_DECAY_RPB"),)
+_DECAYS = ("WEIGHT_DECAY", *(f"WEIGHT_DECAY_{kind}" for kind in ("NORM", "BATCH_NORM", "EMBED", "RPB")))
 _COSINE_COOLDOWN = "CosineCooldownLR"
 _SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR", _COSINE_COOLDOWN)
 _ONE_DIMENSIONAL = "1-D"

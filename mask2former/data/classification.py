@@ -23,17 +23,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
-from dinat_common.errors import ConfigError, UserError, checked_fraction
+from dinat_common.errors import ConfigError, MissingPackageError, checked_fraction
 from mask2former.data.dataset_mapper import TestMapper
 from mask2former.data.datasets import AnnotationError
 from mask2former.data.image_io import configured_range
 
 Pixels = NDArray[np.uint8]
 _FLIPS = {"none": (0.0, 0.0), "horizontal": (0.5, 0.0), "vertical": (0.0, 0.5)}
-
-
-class MissingExtraError(UserError):
-    """An optional package that is needed is not installed."""
 
 
 class ImageTransform(Transform):
@@ -190,7 +186,7 @@ def build_classification_mapper(cfg: CfgNode, *, augmented: bool = True) -> Labe
 
     Raises:
         ConfigError: A value of INPUT can't be used.
-        MissingExtraError: timm is not installed.
+        MissingPackageError: timm is not installed.
     """
     transform = _build_training_transform(cfg) if augmented else build_evaluation_transform(cfg)
     return LabelMapper(_build_image_mapper(cfg, transform), cfg.MODEL.CLASSIFIER.NUM_CLASSES)
@@ -206,8 +202,9 @@ def _build_training_transform(cfg: CfgNode) -> TrainingTransform:
         raise ConfigError(f"INPUT.RANDOM_FLIP is {flip!r}, expected one of {', '.join(_FLIPS)}")
     build_evaluation_transform(cfg)
     horizontal, vertical = _FLIPS[flip]
+    timm_data = _timm()
     try:
-        transform = _timm().create_transform(
+        transform = timm_data.create_transform(
             node.SIZE,
             is_training=True,
             # The result is uint8: the model normalises.
@@ -237,7 +234,7 @@ def build_batch_augmentation(cfg: CfgNode, batch_size: int) -> BatchAugmentation
 
     Raises:
         ConfigError: A value of INPUT.CLASSIFICATION can't be used.
-        MissingExtraError: timm is not installed.
+        MissingPackageError: timm is not installed.
     """
     node = cfg.INPUT.CLASSIFICATION
     for key in ("ERASING", "MIX_PROB", "MIX_SWITCH_PROB"):
@@ -273,7 +270,5 @@ def _timm() -> Any:
     try:
         import timm.data
     except ImportError as error:
-        raise MissingExtraError(
-            f"training a classifier needs timm ({error}): pip install 'dinat-mask2former[timm]'"
-        ) from error
+        raise MissingPackageError("the training of a classifier", "timm", error) from error
     return timm.data

@@ -1,6 +1,7 @@
 """Input of classifiers: published evaluation transform, training augmentation, and its draws."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from detectron2.data import transforms as T
 from PIL import Image
 
-from dinat_common.errors import ConfigError
+from dinat_common.errors import ConfigError, MissingPackageError
 from mask2former import setup_cfg
 from mask2former.data.build import build_test_transform
 from mask2former.data.classification import (
@@ -150,3 +151,12 @@ def test_wrong_settings_are_named(changes, message):
 def test_labels_must_be_those_of_the_model(label, dicts):
     with pytest.raises(AnnotationError, match=r"0\.png: (no 'label'|class id 5, expected 0 to 4)"):
         build_classification_mapper(config())({**dicts[0], "label": label})
+
+
+def test_training_without_timm_is_refused_in_one_line(monkeypatch):
+    for loaded in ["timm", *(name for name in sys.modules if name.startswith("timm."))]:
+        monkeypatch.setitem(sys.modules, loaded, None)
+    cfg = setup_cfg(ROOT / "configs" / "imagenet" / "classification" / "nat" / "nat_mini.yaml")
+    build_classification_mapper(cfg, augmented=False)
+    with pytest.raises(MissingPackageError, match=r"of a classifier needs .* -e '\.\[timm\]'"):
+        build_classification_mapper(cfg)
