@@ -260,7 +260,9 @@ def pad_to_window(x: Tensor, smallest: int) -> Tensor:
     """Pad a map [B, H, W, C] with zeros at the bottom and right to at least `smallest` rows and columns."""
     height, width = x.shape[1:3]
     if isinstance(height, int) and isinstance(width, int):
-        return F.pad(x, (0, 0, 0, max(0, smallest - width), 0, max(0, smallest - height)))
+        below, right = max(0, smallest - height), max(0, smallest - width)
+        # Padding by nothing would copy the map.
+        return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
     return pad_map(x, smallest)  # symbolic sizes, in an export
 
 
