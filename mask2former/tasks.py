@@ -131,18 +131,22 @@ class Architecture:
         classes: Config key of the number of classes.
         tasks: Tasks; None for those that are switched on in `MODEL.MASK_FORMER.TEST`.
         boxes: Whether boxes of instances are predicted, not measured around masks.
+        absent_classes: Whether a class that is predicted but does not occur in the ground truth counts in mIoU, with
+            an IoU of 0. So it does in mmsegmentation, with which UPerNets were published; Detectron2, with which
+            Mask2Formers are measured, leaves it out.
     """
 
     classes: str
     tasks: tuple[Task, ...] | None = None
     boxes: bool = False
+    absent_classes: bool = False
 
 
 # By MODEL.META_ARCHITECTURE.
 ARCHITECTURES: Mapping[str, Architecture] = {
     "MaskFormer": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
     "ImageClassifier": Architecture("MODEL.CLASSIFIER.NUM_CLASSES", ("classification",)),
-    "PixelClassifier": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES", ("semantic",)),
+    "PixelClassifier": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES", ("semantic",), absent_classes=True),
     "MaskRCNN": Architecture("MODEL.ROI_HEADS.NUM_CLASSES", ("instance",), boxes=True),
 }
 

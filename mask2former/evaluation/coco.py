@@ -39,6 +39,7 @@ from mask2former.evaluation.metric import (
     require_same_images,
     result_name,
 )
+from mask2former.tasks import Architecture
 from mask2former.utils.journal import Key
 from mask2former.utils.label_images import encode_masks, ids_to_colors, write_png
 
@@ -289,7 +290,8 @@ class SemanticIoU(Metric):
     """IoU and accuracy of classes, from the pixels of the whole data set.
 
     Metrics: mIoU, fwIoU (weighted by the pixels of the classes), mACC, pACC, IoU-<class> and ACC-<class>. Means are
-    over the classes that occur in the ground truth; others are NaN. A prediction is classes [H, W] or scores [K, H, W].
+    over the classes that occur in the ground truth; others are NaN. With `absent_classes`, the IoU of a class that is
+    predicted but does not occur is 0 and counts in mIoU. A prediction is classes [H, W] or scores [K, H, W].
 
     Results go to `semantic_predictions/<image>.png`, with the labels of the metadata's `submission_labels` (one per
     class) or, without this entry, the classes themselves. The metadata also have `stuff_classes` and `ignore_label`,
@@ -301,6 +303,22 @@ class SemanticIoU(Metric):
     results_folder = "semantic_predictions"
     needs = ("sem_seg_root",)
     outputs = (results_folder,)
+
+    def __init__(self, dataset_name: str, *, absent_classes: bool = False):
+        """Read the metadata of a data set, but no file yet.
+
+        Args:
+            dataset_name: Registered data set, see `Metric`.
+            absent_classes: Whether classes that are predicted but do not occur count in mIoU, see
+                `Architecture.absent_classes`.
+        """
+        super().__init__(dataset_name)
+        self._absent_classes = absent_classes
+
+    @classmethod
+    def build(cls, dataset_name: str, architecture: Architecture) -> "SemanticIoU":
+        """Build the metric by the definition of mIoU that the models of an architecture were published with."""
+        return cls(dataset_name, absent_classes=architecture.absent_classes)
 
     @cached_property
     def _submission_labels(self) -> NDArray[Any]:
@@ -330,7 +348,8 @@ class SemanticIoU(Metric):
             values.astype(np.float64) for values in (counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0))
         )
         with np.errstate(invalid="ignore", divide="ignore"):
-            iou = np.where(labelled > 0, correct / (labelled + predicted - correct), np.nan)
+            union = labelled + predicted - correct
+            iou = np.where((union if self._absent_classes else labelled) > 0, correct / union, np.nan)
             accuracy = np.where(labelled > 0, correct / labelled, np.nan)
             weighted, of_pixels = np.nansum(iou * labelled / labelled.sum()), correct.sum() / labelled.sum()
         metrics = {"mIoU": mean_of_measured(iou), "fwIoU": weighted, "mACC": mean_of_measured(accuracy)}

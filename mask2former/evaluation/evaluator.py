@@ -50,8 +50,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path | No
         raise EvaluationError(
             f"data set {dataset_name}: evaluator_type {kind!r} is unknown; known are {', '.join(sorted(_METRICS))}"
         )
-    predicted, boxes = tasks_of(cfg), architecture_of(cfg).boxes
-    possible = [metric for metric in _METRICS[kind] if boxes or not metric.of_boxes]
+    predicted, architecture = tasks_of(cfg), architecture_of(cfg)
+    possible = [metric for metric in _METRICS[kind] if architecture.boxes or not metric.of_boxes]
     metrics: list[Metric] = []
     for metric in possible:
         lacking = [key for key in metric.needs if not metadata.get(key)]
@@ -59,14 +59,14 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | Path | No
             switch = TASKS[metric.task].switch or metric.task
             _LOG.info("%s is not evaluated on %s, which has no %s", switch, dataset_name, ", ".join(lacking))
         elif metric.task in predicted:
-            metrics.append(metric(dataset_name))
+            metrics.append(metric.build(dataset_name, architecture))
     if not metrics:
         switches = [switch for metric in possible if (switch := TASKS[metric.task].switch)]
         raise EvaluationError(
             f"data set {dataset_name} ({kind}) can't be evaluated: "
             + (
                 f"{cfg.MODEL.META_ARCHITECTURE} predicts {', '.join(predicted)}"
-                if architecture_of(cfg).tasks is not None or not switches
+                if architecture.tasks is not None or not switches
                 else f"none of MODEL.MASK_FORMER.TEST.{{{', '.join(switches)}}} is on and has ground truth"
             )
         )

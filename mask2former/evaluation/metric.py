@@ -3,13 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from detectron2.data import MetadataCatalog
 
 from dinat_common.errors import UserError
-from mask2former.tasks import Task
+from mask2former.tasks import Architecture, Task
 from mask2former.utils.journal import Key
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Image: TypeAlias = Mapping[str, Any]
 Records: TypeAlias = Iterable[tuple[Key, Any]]
@@ -48,6 +51,11 @@ class Metric(ABC):
         """
         self._dataset_name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
+
+    @classmethod
+    def build(cls, dataset_name: str, architecture: Architecture) -> "Self":
+        """Build the metric for the models of an architecture."""
+        return cls(dataset_name)
 
     @abstractmethod
     def record(self, image: Image, prediction: Any, folder: Path) -> tuple[Any, list[Path]]:
