@@ -2,6 +2,7 @@
 
     python demo/demo.py --config-file F --input PHOTO FOLDER 'GLOB' --output OUT MODEL.WEIGHTS CHECKPOINT
     python demo/demo.py --config-file F --video-input VIDEO --output OUT MODEL.WEIGHTS CHECKPOINT
+    torchrun --nproc-per-node 8 demo/demo.py --config-file F --input FOLDER --output OUT MODEL.WEIGHTS CHECKPOINT
     python demo/demo.py --config-file F --webcam MODEL.WEIGHTS CHECKPOINT
 
 Photographs: OUT gets NAME_TASK.png, with class names and scores, and, with --json, NAME_TASK.json: file name, size,
@@ -9,7 +10,9 @@ task and `segments_info` with names, scores, areas, boxes and masks (COCO's comp
 `classes` with the names and probabilities of the five most probable ones.
 Videos: OUT gets NAME_TASK.mp4 (without sound), in which an object keeps its number and colour, and, with --json,
 NAME_TASK.jsonl, with one line of JSON per frame. The video has the duration of its input; animated images (GIF, WebP,
-PNG) are videos too. After an interruption, the same command continues where it ended.
+PNG) are videos too.
+After an interruption, the same command continues where it ended. Under torchrun, on one machine or several, the
+processes share the images or videos (docs/scale.md).
 No data set is needed.
 Exit status: 0 if all inputs succeeded; 1 if some failed or there was nothing to do; 2 if the command line or the config
 can't be used; 130 after Ctrl-C.
@@ -20,15 +23,16 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
-import torch
+from detectron2.utils import comm
 
 from dinat_common.errors import report_errors, run_script
 from dinat_common.files import check_folder, user_path
-from mask2former import ConfigError, Predictor
-from mask2former.evaluation import peak_memory
+from mask2former import ConfigError, Predictor, setup_cfg
+from mask2former.engine import available_device, launch, under_torchrun
 from mask2former.prediction.base import Prediction, SegmentPrediction
 from mask2former.prediction.files import (
     ERRORS_OF_ONE_INPUT,
@@ -41,8 +45,10 @@ from mask2former.prediction.files import (
 )
 from mask2former.prediction.predictor import RESULTS
 from mask2former.prediction.results import InstancePrediction
+from mask2former.prediction.sharing import ImageShare, Outcome, peak_memories
 from mask2former.tasks import TASKS
 from mask2former.utils.logs import set_up_logs
+from mask2former.utils.parallel import uneven_work
 from mask2former.video import CODECS, predict_video, run_camera
 
 
@@ -96,6 +102,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--codec", choices=list(CODECS), help="codec of videos; default: mp4v in .mp4, for odd sizes MJPG in .avi"
     )
     parser.add_argument("--json", action="store_true", help="also write the results as JSON")
+    # Processes are started by torchrun.
+    parser.set_defaults(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto")
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config keys to set, e.g. MODEL.WEIGHTS model.pth MODEL.DEVICE cpu"
     )
@@ -109,6 +117,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error(f"--output {options.output} is a file, expected a folder")
     if options.json and options.webcam is not None:
         parser.error("--json is for images and videos")
+    if options.webcam is not None and under_torchrun():
+        parser.error("--webcam is for one process, without torchrun")
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size {options.batch_size}: expected at least 1")
     if options.nms is not None and not 0 <= options.nms <= 1:
@@ -160,43 +170,74 @@ def selection(predictor: Predictor, options: argparse.Namespace) -> Refine:
 
 
 def run_images(predictor: Predictor, refine: Refine, options: argparse.Namespace) -> int:
-    """Predict the images, printing a line for each; return the number of inputs that failed."""
+    """Predict the images, printing a line for each; return the number of inputs that failed, in all processes."""
     images, empty = find_images(options.input)
     for text in empty:
         print(f"no image found: {text}", file=sys.stderr)
+    start = time.perf_counter()
+    given = {name: getattr(options, name) for name in ("input", "json", "min_area", "nms", "classes")}
+    share = ImageShare(images, options.output, predictor, given)
     if not images:
         return len(empty)
-    failed = 0
-    start = time.perf_counter()
+    if share.kept and comm.is_main_process():
+        print(f"{share.kept} of {len(images)} images were done before", flush=True)
     results = predict_files(
         predictor,
-        images,
+        share.images,
         options.output,
         with_json=options.json,
         batch_size=options.batch_size or predictor.batch_size,
         refine=refine,
+        stems=share.stems,
     )
-    for number, result in enumerate(results, 1):
+    process = f"process {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
+    count = len(share.images)
+    for number, result in enumerate(share.keep(results), 1):
+        place = f"[{process}{number}/{count}]"
         if isinstance(result, FileFailed):
-            failed += 1
-            print(f"[{number}/{len(images)}] skipped: {result.error}", file=sys.stderr, flush=True)
+            print(f"{place} skipped: {result.error}", file=sys.stderr, flush=True)
             continue
-        remaining = (time.perf_counter() - start) / number * (len(images) - number)
-        eta = f", ETA {remaining:.0f} s" if number < len(images) else ""
+        remaining = timedelta(seconds=round((time.perf_counter() - start) / number * (count - number)))
+        eta = f", ETA {remaining}" if number < count else ""
         size = f"{result.size[1]}x{result.size[0]}"
-        line = f"{result.image} ({size}) -> {result.picture}, {result.seconds:.2f} s{eta}"
-        print(f"[{number}/{len(images)}] {line}", flush=True)
-    seconds = time.perf_counter() - start
-    done = len(images) - failed
-    print(f"{done} of {len(images)} images done, {seconds / len(images):.2f} s per image, {memory_text()}")
-    return failed + len(empty)
+        print(f"{place} {result.image} ({size}) -> {result.picture}, {result.seconds:.2f} s{eta}", flush=True)
+    outcome = share.outcome()
+    if comm.is_main_process():
+        report_images(outcome, time.perf_counter() - start)
+    return len(outcome.failed) + len(empty)
+
+
+def report_images(outcome: Outcome, seconds: float) -> None:
+    """Print what became of the images of all processes, after so many seconds."""
+    for rank, failure in outcome.failed:
+        if rank // comm.get_local_size() != 0:
+            print(f"skipped on another machine, by process {rank}: {failure.error}", file=sys.stderr)
+    new = outcome.images - outcome.kept
+    done = outcome.images - len(outcome.failed)
+    kept = f", {outcome.kept} of them before" if outcome.kept else ""
+    memory = memory_text(outcome.peak_memory)
+    print(f"{done} of {outcome.images} images done{kept}, {seconds / max(1, new):.2f} s per image, {memory}")
 
 
 def run_videos(predictor: Predictor, refine: Refine, options: argparse.Namespace) -> int:
-    """Predict the videos one by one; return the number of those that failed, entirely or in some frames."""
+    """Predict the videos one by one; return the number of those that failed, entirely or in some frames.
+
+    Of several processes, each takes every n-th video.
+    """
     videos = [user_path(video) for video in options.video_input]
+    stems = output_stems(videos, options.output, predictor.task)
+    mine = slice(comm.get_rank(), None, comm.get_world_size())
+    with uneven_work():
+        failed = predict_videos(predictor, refine, options, list(zip(videos, stems, strict=True))[mine])
+    return sum(comm.all_gather(failed))
+
+
+def predict_videos(
+    predictor: Predictor, refine: Refine, options: argparse.Namespace, videos: Sequence[tuple[Path, Path]]
+) -> int:
+    """Predict videos, each given with the path of its result without an ending; return the number that failed."""
     failed = 0
-    for video, stem in zip(videos, output_stems(videos, options.output, predictor.task), strict=True):
+    for video, stem in videos:
         start = time.perf_counter()
         try:
             done = predict_video(
@@ -217,7 +258,10 @@ def run_videos(predictor: Predictor, refine: Refine, options: argparse.Namespace
         new = done.frames - done.kept
         rate = f"{new} frames in {time.perf_counter() - start:.1f} s" + (f", {done.kept} kept" if done.kept else "")
         skipped = f", {len(done.failed)} skipped" if done.failed else ""
-        print(f"{video} -> {done.output}: {done.frames} frames{skipped} ({rate}), {memory_text()}", flush=True)
+        print(
+            f"{video} -> {done.output}: {done.frames} frames{skipped} ({rate}), {memory_text(peak_memories())}",
+            flush=True,
+        )
     return failed
 
 
@@ -231,17 +275,26 @@ def run_webcam(predictor: Predictor, refine: Refine, options: argparse.Namespace
     return done.failed
 
 
-def memory_text() -> str:
-    """Peak memory of this process, as text."""
-    text = f"peak memory {peak_memory(torch.device('cpu')) / 2**30:.2f} GiB"
-    if torch.cuda.is_available():
-        text += f", on the GPU {peak_memory(torch.device('cuda')) / 2**30:.2f} GiB"
-    return text
+def memory_text(peaks: Mapping[str, int]) -> str:
+    """Peak memory by device in bytes, as text."""
+    text = f"peak memory {peaks['cpu'] / 2**30:.2f} GiB"
+    return text + (f", on the GPU {peaks['cuda'] / 2**30:.2f} GiB" if "cuda" in peaks else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo and return the exit status."""
+    """Run the demo, under torchrun in each of its processes, and return the exit status."""
     options = parse_arguments(arguments)
+    if not under_torchrun():
+        return predict(options)
+    with report_errors(status=2):
+        cfg = setup_cfg(options.config_file, options.opts)
+        device = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in options.opts)
+    with report_errors():
+        return launch(predict, options, device=device)
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Do what the command line asks, in one process or several, and return the exit status."""
     set_up_logs(("mask2former", "dinat_backbone"))
     with report_errors(status=2):
         if options.output is not None:
@@ -258,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with report_errors():
             failed = run(predictor, refine, options)
     except KeyboardInterrupt:
-        print("interrupted; what is reported above is done, and the same command continues a video", file=sys.stderr)
+        print("interrupted; what is reported above is done, and the same command continues", file=sys.stderr)
         return 130
     return 1 if failed else 0
 

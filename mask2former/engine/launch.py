@@ -59,10 +59,17 @@ def default_processes(cfg: CfgNode, *, trains: bool) -> int:
     return max(count for count in range(1, most + 1) if cfg.SOLVER.IMS_PER_BATCH % count == 0)
 
 
+def under_torchrun() -> bool:
+    """Whether the environment describes one of several processes, as `torchrun` and similar launchers set it."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
 def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu", processes: int = 1) -> Any:
     """Call `main(args)` in every requested process.
 
-    Under `torchrun` the environment describes the processes. Otherwise `args` does, with Detectron2's options:
+    Under `torchrun` the environment describes the processes (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
+    MASTER_ADDR and MASTER_PORT; without LOCAL_WORLD_SIZE there is one process per machine, or, if `args.num_gpus` is
+    larger than one, RANK and WORLD_SIZE count machines). Otherwise `args` does, with Detectron2's options:
     `num_gpus` processes per machine (also on CPUs), `num_machines`, `machine_rank` and `dist_url` ("auto": a free port
     of this machine). NCCL connects GPUs and gloo connects CPUs; processes that share a CPU divide its cores.
 
@@ -82,9 +89,13 @@ def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu", process
     local_size = args.num_gpus
     if local_size is None:
         local_size = processes if args.num_machines == 1 else 1
-    under_torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    if under_torchrun:
-        local_size, world_size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    by_torchrun = under_torchrun()
+    if by_torchrun and "LOCAL_WORLD_SIZE" not in os.environ and local_size > 1:
+        # A launcher that starts one process per machine, such as Kubernetes' PyTorch operator.
+        by_torchrun = False
+        args = _with_machines_of_environment(args)
+    if by_torchrun:
+        local_size, world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ["WORLD_SIZE"])
         if args.num_machines > 1 or (args.num_gpus or 1) > 1:
             logging.getLogger(__name__).warning("torchrun set the processes: --num-gpus and --num-machines are ignored")
     else:
@@ -104,7 +115,7 @@ def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu", process
         )
     if world_size == 1:
         return main(args)
-    if under_torchrun:
+    if by_torchrun:
         _join_torchrun(on_gpu, local_size)
         try:
             return _run(main, args, local_size)
@@ -144,9 +155,18 @@ def _environment_on_cpu(num_machines: int) -> Generator[None, None, None]:
                 os.environ[name] = value
 
 
+def _with_machines_of_environment(args: argparse.Namespace) -> argparse.Namespace:
+    """Options with the machines that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe."""
+    options = argparse.Namespace(**vars(args))
+    options.num_machines, options.machine_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    if options.num_machines > 1:
+        options.dist_url = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return options
+
+
 def _join_torchrun(on_gpu: bool, local_size: int) -> None:
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(local_size)
     comm.synchronize()

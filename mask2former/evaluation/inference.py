@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dinat_common.files import read_text, write_json
+from mask2former.utils.parallel import uneven_work
 
 Batches: TypeAlias = DataLoader[list[dict[str, Any]]]
 
@@ -67,7 +68,7 @@ def run_inference(model: nn.Module, batches: Batches, evaluator: DatasetEvaluato
     settings = getattr(model, "inference_settings", None)
     predict = partial(model, settings=replace(settings, semantic_scores=False)) if settings else model
     progress = _Progress(len(batches))
-    with inference_context(model), torch.no_grad():
+    with inference_context(model), torch.no_grad(), uneven_work():
         for inputs in batches:
             start = time.perf_counter()
             outputs = predict(inputs)

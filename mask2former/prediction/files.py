@@ -38,12 +38,13 @@ ERRORS_OF_ONE_INPUT = (
 
 @dataclass(frozen=True)
 class FileDone:
-    """An image whose results are written: its height and width, the picture, and the seconds it took."""
+    """An image whose results are written: its height and width, the picture, the seconds it took, and all files."""
 
     image: Path
     size: tuple[int, int]
     picture: Path
     seconds: float
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def predict_files(
     with_json: bool = False,
     batch_size: int = 1,
     refine: Refine | None = None,
+    stems: Sequence[Path] | None = None,
 ) -> Iterator[FileDone | FileFailed]:
     """Predict image files and write NAME_TASK.png, and optionally NAME_TASK.json, of each.
 
@@ -97,6 +99,7 @@ def predict_files(
         with_json: Also write `Prediction.to_json`.
         batch_size: Number of images to read, and of equal size to predict, at once.
         refine: Function applied to each result before it is drawn or written.
+        stems: Paths of the results without endings; None: `output_stems` of the images.
 
     Yields:
         The outcome of each image, in order.
@@ -104,7 +107,7 @@ def predict_files(
     Raises:
         WriteError: The disk is full, so that no further result can be written either.
     """
-    stems = output_stems(images, output, predictor.task)
+    stems = output_stems(images, output, predictor.task) if stems is None else stems
     for start in range(0, len(images), batch_size):
         batch = slice(start, start + batch_size)
         begin = time.perf_counter()
@@ -117,18 +120,19 @@ def predict_files(
             if isinstance(result, str):
                 yield FileFailed(image, result if str(image) in result else f"{image}: {result}")
                 continue
-            picture = stem.with_name(f"{stem.name}.png")
+            picture, text = (stem.with_name(f"{stem.name}{ending}") for ending in (".png", ".json"))
             try:
                 result = result if refine is None else refine(result)
                 write_png(picture, result.draw())
                 if with_json:
-                    write_json(stem.with_name(f"{stem.name}.json"), result.to_json(str(image)), indent=1)
+                    write_json(text, result.to_json(str(image)), indent=1)
             except ERRORS_OF_ONE_INPUT as error:
                 if isinstance(error, WriteError) and error.disk_is_full:
                     raise
                 yield FileFailed(image, f"{image}: {described(error)}")
             else:
-                yield FileDone(image, result.size, picture, seconds)
+                files = (picture, text) if with_json else (picture,)
+                yield FileDone(image, result.size, picture, seconds, files)
 
 
 def _read(predictor: Predictor, image: Path) -> Rgb | str:

@@ -8,6 +8,7 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 # Bytes of the name of an input in the names of its results.
@@ -31,6 +32,7 @@ def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     """
     found: dict[tuple[str, str], Path] = {}
     empty = []
+    real = lru_cache(os.path.realpath)
     for text in inputs:
         files = _named_by(Path(os.path.expanduser(text)))
         if isinstance(files, str) or not files:
@@ -38,7 +40,7 @@ def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
         else:
             for file in files:
                 # `**` follows links; one that leads to a folder above it gives each image many paths.
-                found.setdefault((os.path.realpath(file.parent), file.name), file)
+                found.setdefault((real(file.parent), file.name), file)
     return list(found.values()), empty
 
 
@@ -46,12 +48,20 @@ def _named_by(path: Path) -> list[Path] | str:
     """The images that a path names, or the reason why the system can't say."""
     try:
         if path.is_dir():
-            return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in IMAGE_ENDINGS)
+            return _images_in(path)
         if path.exists():
             return [path]
         return sorted(match for match in _glob(path) if match.is_file())
     except OSError as error:
         return error.strerror or str(error)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The image files directly in a folder, sorted. The system is not asked about each file, unless it is a link."""
+    with os.scandir(folder) as entries:
+        named = (entry for entry in entries if os.path.splitext(entry.name)[1].lower() in IMAGE_ENDINGS)
+        files = (each.name for each in named if (os.path.isfile(each) if each.is_symlink() else each.is_file()))
+        return [folder / name for name in sorted(files)]
 
 
 def _glob(pattern: Path) -> Iterator[Path]:
@@ -118,22 +128,26 @@ def output_stems(inputs: Sequence[Path], output: Path, task: str, parts: Sequenc
     Returns:
         Path of each file's results, without an ending.
     """
-    taken = {_key(path.with_suffix("")) for path in inputs}
+    # Of folders, of which there are few. Not Path.resolve(), which fails for a link that leads to itself.
+    real = lru_cache(os.path.realpath)
+
+    def key(path: Path) -> tuple[str, str]:
+        return real(path.parent).casefold(), path.name.casefold()
+
+    taken = {key(path.with_suffix("")) for path in inputs}
+    numbers: dict[str, int] = {}  # the last one by name, since as many inputs as there are may have one name
     stems = []
     for path in inputs:
         name = f"{_shortened(path.stem)}_{task}"
-        stem, number = output / name, 1
-        while taken & (keys := {_key(stem.with_name(f"{stem.name}{part}")) for part in parts}):
+        number = numbers.get(name, 1)
+        stem = output / (name if number == 1 else f"{name}_{number}")
+        while taken & (keys := {key(stem.with_name(f"{stem.name}{part}")) for part in parts}):
             number += 1
             stem = output / f"{name}_{number}"
+        numbers[name] = number
         taken |= keys
         stems.append(stem)
     return stems
-
-
-def _key(path: Path) -> str:
-    # Not Path.resolve(), which fails for a link that leads to itself.
-    return os.path.realpath(path).casefold()
 
 
 def _shortened(name: str) -> str:

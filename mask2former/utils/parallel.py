@@ -1,4 +1,4 @@
-"""Parallel work on many files, with progress."""
+"""Parallel work on many files, with progress, and its end in several processes."""
 
 import multiprocessing
 import os
@@ -8,13 +8,17 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 # Files that a process takes at a time.
 _CHUNK = 8
+_LONGEST_WAIT = timedelta(days=30)
 
 
 @contextmanager
@@ -42,6 +46,22 @@ def _wait_for_end_of(sentinel: int) -> None:
     connection.wait([sentinel])
     # Not sys.exit(), which ends only this thread.
     os._exit(1)
+
+
+@contextmanager
+def uneven_work() -> Generator[None, None, None]:
+    """Wait at the end of a block, however long, until all processes of the group have reached it.
+
+    For work without communication, whose time differs between processes. Other communication fails if a process is
+    half an hour late. All processes enter the block at about the same time.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        yield
+        return
+    group: Any = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+    yield
+    dist.barrier(group)
+    dist.destroy_process_group(group)
 
 
 def available_cores() -> int:

@@ -43,6 +43,9 @@ class Stub:
     value_range = None
     batch_size = 1
 
+    def fingerprint(self):
+        return {}
+
     def __call__(self, images, batch_size=None):
         nothing = np.zeros(images[0].shape[:2], np.int32)
         return [
@@ -227,7 +230,7 @@ def test_an_interrupted_video_is_status_130_and_goes_on(weights, tmp_path, capsy
 
         patch.setattr("mask2former.video.Tracker.update", stop)
         assert run(*arguments, opts=weights) == 130
-    assert "the same command continues a video" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     assert run(*arguments, opts=weights) == 0
     assert "4 frames (1 frames in" in capsys.readouterr().out
 
