@@ -134,19 +134,23 @@ class Architecture:
         absent_classes: Whether a class that is predicted but does not occur in the ground truth counts in mIoU, with
             an IoU of 0. So it does in mmsegmentation, with which UPerNets were published; Detectron2, with which
             Mask2Formers are measured, leaves it out.
+        averaged: Kind of output that test-time augmentation averages over the views of an image; None if there is none.
     """
 
     classes: str
     tasks: tuple[Task, ...] | None = None
     boxes: bool = False
     absent_classes: bool = False
+    averaged: Literal["queries", "class maps"] | None = None
 
 
 # By MODEL.META_ARCHITECTURE.
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "MaskFormer": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
+    "MaskFormer": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES", averaged="queries"),
     "ImageClassifier": Architecture("MODEL.CLASSIFIER.NUM_CLASSES", ("classification",)),
-    "PixelClassifier": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES", ("semantic",), absent_classes=True),
+    "PixelClassifier": Architecture(
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES", ("semantic",), absent_classes=True, averaged="class maps"
+    ),
     "MaskRCNN": Architecture("MODEL.ROI_HEADS.NUM_CLASSES", ("instance",), boxes=True),
 }
 
@@ -154,6 +158,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 def architecture_of(cfg: CfgNode) -> Architecture:
     """Description of a config's meta-architecture; that of Mask2Former for an unknown one."""
     return ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE, ARCHITECTURES["MaskFormer"])
+
+
+def architecture_of_model(model: object) -> Architecture | None:
+    """Description of a model by its class or a base class; None for an unknown one."""
+    names = [kind.__name__ for kind in type(model).__mro__]
+    return next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), None)
 
 
 def tasks_of(cfg: CfgNode) -> tuple[Task, ...]:
@@ -166,8 +176,7 @@ def tasks_of(cfg: CfgNode) -> tuple[Task, ...]:
 
 def tasks_of_model(model: object) -> tuple[Task, ...]:
     """Tasks that a model can perform, whatever its config turns on."""
-    names = [kind.__name__ for kind in type(model).__mro__]
-    architecture = next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), ARCHITECTURES["MaskFormer"])
+    architecture = architecture_of_model(model) or ARCHITECTURES["MaskFormer"]
     return tuple(SEGMENTATION_SWITCHES) if architecture.tasks is None else architecture.tasks
 
 

@@ -23,6 +23,7 @@ from .data.resizing import OpenCVResize, ResizeInside, ResizeShortestEdge, build
 from .maskformer_model import MaskFormer
 from .modeling import inference
 from .modeling.inference import Queries
+from .tasks import architecture_of_model
 
 # Stride of the decoder's masks; a finer comparison would add nothing.
 _STRIDE = 4
@@ -164,6 +165,29 @@ class ModelWithTTA(SemanticSegmentorWithTTA):
                 (inference.run(queries, size, scores)["sem_seg"], flipped) for queries, flipped in views
             )
         return results
+
+
+def augment_at_test_time(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
+    """Choose what is averaged over the views of `TEST.AUG`, by the architecture of a model.
+
+    Returns:
+        Config of the evaluation and model with augmentation. Of an unknown architecture, only class maps are known to
+        be of a kind that can be averaged, and the config asks for nothing else.
+
+    Raises:
+        ConfigError: Results of the architecture can't be averaged.
+    """
+    architecture = architecture_of_model(model)
+    averaged = "class maps" if architecture is None else architecture.averaged
+    if averaged is None:
+        raise ConfigError(f"TEST.AUG.ENABLED is True, but {type(model).__name__} has no test-time augmentation")
+    if averaged == "queries":
+        return cfg, ModelWithTTA(cfg, model)
+    cfg = cfg.clone()
+    cfg.defrost()
+    node = cfg.MODEL.MASK_FORMER.TEST
+    node.PANOPTIC_ON, node.INSTANCE_ON, node.SEMANTIC_ON = False, False, True
+    return cfg, SemanticSegmentorWithTTA(cfg, model)
 
 
 def merge_views(views: Sequence[tuple[Queries, bool]]) -> Queries:

@@ -110,6 +110,11 @@ def test_recipe(stem):
     assert pytest.approx(1 / 9 if cascade else 0) == rpn.SMOOTH_L1_BETA
     assert (("giou", 10) if cascade else ("smooth_l1", 1)) == (box.BBOX_REG_LOSS_TYPE, box.BBOX_REG_LOSS_WEIGHT)
     assert box.SMOOTH_L1_BETA == 0
+    assert (rpn.BATCH_SIZE_PER_IMAGE, rpn.POSITIVE_FRACTION, rpn.IOU_THRESHOLDS) == (256, 0.5, [0.3, 0.7])
+    heads = cfg.MODEL.ROI_HEADS
+    assert (heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION, heads.IOU_THRESHOLDS) == (512, 0.25, [0.5])
+    assert heads.PROPOSAL_APPEND_GT and (rpn.LOSS_WEIGHT, rpn.BBOX_REG_LOSS_TYPE) == (1, "smooth_l1")
+    assert (cfg.INPUT.RANDOM_FLIP, cfg.MODEL.MASK_ON) == ("horizontal", True)
     assert list(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS) == [0.5, 0.6, 0.7]
     assert list(cfg.MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS) == [1, 0.5, 0.25]
 

@@ -11,13 +11,14 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import BestCheckpointer
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dinat_common.errors import ConfigError
 from mask2former.checkpoint import Checkpointer, read_checkpoint
 from mask2former.engine.train_loop import NonFiniteLossError
-from mask2former.maskformer_model import MaskFormer
+from mask2former.modeling.meta_arch.base import LossesOrResults
 
 _logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class BestWeights(BestCheckpointer):
             _logger.warning("%s is %s at iteration %d and can't be the best", self._metric, value, iteration)
 
 
-def validation_losses(model: MaskFormer, batches: Iterable[Sequence[dict[str, Any]]]) -> dict[str, float]:
+def validation_losses(model: LossesOrResults, batches: Iterable[Sequence[dict[str, Any]]]) -> dict[str, float]:
     """Compute the losses of each image alone, without dropout, and average them over all images.
 
     The points at which losses are computed are drawn from the name of the image, so that numbers of different
@@ -141,7 +142,8 @@ def validation_losses(model: MaskFormer, batches: Iterable[Sequence[dict[str, An
     devices = [model.device] if model.device.type == "cuda" else []
     model.eval()
     try:
-        with torch.random.fork_rng(devices), torch.no_grad():
+        # Detectors write numbers of their own to the storage, which are not those of the training.
+        with torch.random.fork_rng(devices), torch.no_grad(), EventStorage():
             for batch in batches:
                 image = str(batch[0].get("file_name", ""))
                 torch.manual_seed(zlib.crc32(Path(image).name.encode()))
@@ -161,5 +163,6 @@ def validation_losses(model: MaskFormer, batches: Iterable[Sequence[dict[str, An
         return {}
     names = next(found for found, images in gathered if images)
     means = {name: sum(found.get(name, 0.0) for found, _ in gathered) / total for name in names}
-    # Names of losses of other layers end in a digit.
-    return {"total_loss": sum(means.values()), **{n: loss for n, loss in means.items() if not n[-1].isdigit()}}
+    # Names of losses of other layers are those of the last one with a number.
+    last = {name: loss for name, loss in means.items() if name.rpartition("_")[0] not in means}
+    return {"total_loss": sum(means.values()), **last}

@@ -10,7 +10,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
-from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter
@@ -22,6 +21,7 @@ from dinat_common.files import write_json
 from mask2former.checkpoint import AVERAGE_KEY, Checkpointer
 from mask2former.data import build_test_loader, build_train_loader, build_validation_loader
 from mask2former.data.training_order import TrainingLoader
+from mask2former.engine.batch_norm import replace_sync_batch_norms
 from mask2former.engine.hooks import AverageHook, BestWeights, build_average, validation_losses
 from mask2former.engine.metrics_log import EventsWriter, MetricsLog, MetricsWriter
 from mask2former.engine.resuming import config_differences, fit_optimizer_state, parameter_names, set_iteration
@@ -38,10 +38,8 @@ from mask2former.evaluation import (
     weights_digest,
     write_speed,
 )
-from mask2former.maskformer_model import MaskFormer
 from mask2former.solver import build_lr_scheduler, build_optimizer, iterations_of_epochs, scale_learning_rate
-from mask2former.tasks import tasks_of
-from mask2former.test_time_augmentation import ModelWithTTA, SemanticSegmentorWithTTA
+from mask2former.test_time_augmentation import augment_at_test_time
 
 
 class Trainer(DefaultTrainer):
@@ -104,6 +102,8 @@ class Trainer(DefaultTrainer):
             # Missing files should stop the run now and not after the training.
             DatasetCatalog.get(dataset_name)
             self.build_evaluator(cfg, dataset_name)
+        if cfg.TEST.AUG.ENABLED:
+            augment_at_test_time(cfg, model)
         self._validation = self.build_validation_loader(cfg) if cfg.TEST.VALIDATION_LOSS else None
         self._average = build_average(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         self._plain_model = model  # without DistributedDataParallel
@@ -146,7 +146,7 @@ class Trainer(DefaultTrainer):
         """Build the model of a config with random weights."""
         model = build_model(cfg)
         if torch.device(cfg.MODEL.DEVICE).type != "cuda" and torch.distributed.is_initialized():
-            _replace_sync_batch_norms(model)
+            replace_sync_batch_norms(model)
         total = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad) / 1e6
         message = f"{cfg.MODEL.META_ARCHITECTURE} with {total:.1f} million parameters"
@@ -200,7 +200,7 @@ class Trainer(DefaultTrainer):
         self._repeating = False
         self.iter = self.storage.iter = iteration
 
-    def _evaluate(self, model: nn.Module) -> dict[str, Any]:
+    def _evaluate(self, model: Any) -> dict[str, Any]:
         """Evaluate during or after the training; test-time augmentation waits for the end."""
         if self.iter + 1 == self.max_iter and not self._repeating:
             return {}  # the last iteration failed, for example because its checkpoint could not be written
@@ -347,7 +347,7 @@ class Trainer(DefaultTrainer):
             for index, name in enumerate(cfg.DATASETS.TEST):
                 results[name] = {}
                 for augmented in (False, True) if cfg.TEST.AUG.ENABLED else (False,):
-                    run_cfg, network = _augmented(cfg, model) if augmented else (cfg, model)
+                    run_cfg, network = augment_at_test_time(cfg, model) if augmented else (cfg, model)
                     place = folder / "tta" if augmented else folder
                     place = place / name if len(cfg.DATASETS.TEST) > 1 else place
                     if evaluators is None or augmented:
@@ -368,27 +368,3 @@ class Trainer(DefaultTrainer):
             logging.getLogger(__name__).info(results_table(name, tasks))
         write_json(folder / "metrics.json", json_ready(results), indent=2)
         return results if len(results) > 1 else next(iter(results.values()))
-
-
-def _replace_sync_batch_norms(model: nn.Module) -> None:
-    """Replace PyTorch's SyncBatchNorm, which needs a GPU in several processes, by Detectron2's, which does not."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.SyncBatchNorm):
-                norm = NaiveSyncBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum)
-                norm.load_state_dict(child.state_dict())
-                module.add_module(name, norm.to(next(child.parameters()).device))
-
-
-def _augmented(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
-    """Config and model of an evaluation with test-time augmentation."""
-    if isinstance(model, MaskFormer):
-        return cfg, ModelWithTTA(cfg, model)
-    if "classification" in tasks_of(cfg):
-        raise ConfigError("TEST.AUG.ENABLED is True, but classifiers have no test-time augmentation")
-    # For other architectures only class maps are known to be of a kind that can be averaged.
-    cfg = cfg.clone()
-    cfg.defrost()
-    node = cfg.MODEL.MASK_FORMER.TEST
-    node.PANOPTIC_ON, node.INSTANCE_ON, node.SEMANTIC_ON = False, False, True
-    return cfg, SemanticSegmentorWithTTA(cfg, model)

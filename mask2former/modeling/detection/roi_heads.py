@@ -26,6 +26,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from .matching import AppendedTargetsMatcher, LowQualityMatcher
 from .rpn import BoxTransform
 
 # Side of the regions, in pixels of the input, from which on the second finest map is used.
@@ -130,7 +131,9 @@ class MaskRCNNHeads(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         """Build one stage from `MODEL.ROI_HEADS`, `MODEL.ROI_BOX_HEAD` and `MODEL.ROI_MASK_HEAD`."""
         heads, stds = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
-        return _build_parts(cfg, input_shape, [stds], [heads.IOU_THRESHOLDS], [1.0])
+        # A proposal belongs to the target whose best one it is, also if it overlaps more with another.
+        matcher = LowQualityMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS, heads.IOU_THRESHOLDS[-1])
+        return _build_parts(cfg, input_shape, [stds], [matcher], [1.0])
 
     def forward(
         self,
@@ -256,28 +259,23 @@ class CascadeMaskRCNNHeads(MaskRCNNHeads):
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         """Build a stage for each entry of `MODEL.ROI_BOX_CASCADE_HEAD`."""
         node = cfg.MODEL.ROI_BOX_CASCADE_HEAD
-        thresholds = [[threshold] for threshold in node.IOUS]
-        return _build_parts(cfg, input_shape, node.BBOX_REG_WEIGHTS, thresholds, node.LOSS_WEIGHTS)
+        matchers = [Matcher([threshold], cfg.MODEL.ROI_HEADS.IOU_LABELS) for threshold in node.IOUS]
+        return _build_parts(cfg, input_shape, node.BBOX_REG_WEIGHTS, matchers, node.LOSS_WEIGHTS)
 
 
 def _build_parts(
     cfg: CfgNode,
     input_shape: Mapping[str, ShapeSpec],
     weights: Sequence[Sequence[float]],
-    thresholds: Sequence[Sequence[float]],
+    matchers: Sequence[Matcher],
     loss_weights: Sequence[float],
 ) -> dict[str, Any]:
-    """Arguments of `MaskRCNNHeads`: weights of the deltas, IoUs of positive regions, and loss weights per stage."""
+    """Arguments of `MaskRCNNHeads`: weights of the deltas, matchers of proposals, and loss weights per stage."""
     heads, box, mask = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
     names = heads.IN_FEATURES
     channels, strides = input_shape[names[0]].channels, [input_shape[name].stride or 1 for name in names]
     box_shape = ShapeSpec(channels=channels, height=box.POOLER_RESOLUTION, width=box.POOLER_RESOLUTION)
     mask_shape = ShapeSpec(channels=channels, height=mask.POOLER_RESOLUTION, width=mask.POOLER_RESOLUTION)
-    if box.NORM == "SyncBN" and cfg.MODEL.DEVICE == "cpu":
-        # PyTorch synchronises only on GPUs. In one process there is no difference.
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.ROI_BOX_HEAD.NORM = "BN"
     box_heads = [build_box_head(cfg, box_shape) for _ in weights]
     output = box_heads[0].output_shape
     box_settings, sampler_settings = FastRCNNOutputLayers.from_config(cfg, output), ROIHeads.from_config(cfg)
@@ -291,8 +289,10 @@ def _build_parts(
         "mask_pooler": RegionPooler(mask.POOLER_RESOLUTION, strides, mask.POOLER_SAMPLING_RATIO),
         "mask_heads": [build_mask_head(cfg, mask_shape) for _ in weights],
         "samplers": [
-            ROIHeads(**sampler_settings | {"proposal_matcher": Matcher(list(of_stage), heads.IOU_LABELS)})
-            for of_stage in thresholds
+            ROIHeads(
+                **sampler_settings | {"proposal_matcher": AppendedTargetsMatcher(m) if heads.PROPOSAL_APPEND_GT else m}
+            )
+            for m in matchers
         ],
         "loss_weights": loss_weights,
     }

@@ -1,20 +1,22 @@
 """Region proposals as in the published detectors: Detectron2's, with another decoding of boxes and another matching.
 
 Shapes:
-    N: boxes; M: targets; K: classes
+    N: boxes; K: classes
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor
+
+from .matching import LowQualityMatcher
 
 
 class BoxTransform(Box2BoxTransform):
@@ -37,42 +39,33 @@ class BoxTransform(Box2BoxTransform):
         return super().apply_deltas(torch.stack([dx, dy, dw, dh], -1).flatten(1), boxes)
 
 
-class LowQualityMatcher(Matcher):
-    """Detectron2's matcher, in which a target also takes the boxes with which it overlaps most, from an IoU on.
-
-    Such boxes become positive and belong to this target, even if they overlap more with another one. Detectron2's own
-    option has no lowest IoU and leaves them with the other target.
-    """
-
-    def __init__(self, thresholds: Sequence[float], labels: Sequence[int], lowest: float) -> None:
-        """Set the limits.
-
-        Args:
-            thresholds: IoUs that separate the labels, ascending.
-            labels: Labels 0 (background), -1 (ignored) and 1 (positive) of the ranges between the thresholds.
-            lowest: Lowest IoU of a target's best boxes.
-        """
-        super().__init__(list(thresholds), list(labels), allow_low_quality_matches=False)
-        self.lowest = lowest
-
-    def __call__(self, match_quality_matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """Match the boxes of IoUs [M, N]; returns the target of each box, int64 [N], and its label, int8 [N]."""
-        matches, labels = super().__call__(match_quality_matrix)
-        if match_quality_matrix.numel():
-            best = match_quality_matrix.amax(dim=1, keepdim=True)
-            taken = (match_quality_matrix == best) & (best >= self.lowest)
-            targets, boxes = taken.nonzero(as_tuple=True)
-            matches.scatter_reduce_(0, boxes, targets, "amax", include_self=False)
-            labels[boxes] = 1
-        return matches, labels
-
-
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class MaskRCNNProposals(RPN):
     """Detectron2's region proposal network with `BoxTransform` and `LowQualityMatcher`.
 
     Losses are computed whenever targets are given, also in evaluation mode.
     """
+
+    @configurable
+    def __init__(self, *, padding: int, **parts: Any) -> None:
+        """Set the parts.
+
+        Args:
+            padding: Multiple that the sides of each image are padded to before it joins a batch.
+            parts: Arguments of `RPN`.
+        """
+        super().__init__(**parts)
+        self.padding = padding
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        """Read `MODEL.RPN`; a target's best anchors are positive from the lower of IOU_THRESHOLDS on."""
+        node = cfg.MODEL.RPN
+        return super().from_config(cfg, input_shape) | {
+            "padding": max(input_shape[name].stride or 1 for name in cfg.MODEL.ROI_HEADS.IN_FEATURES),
+            "box2box_transform": BoxTransform(node.BBOX_REG_WEIGHTS),
+            "anchor_matcher": LowQualityMatcher(node.IOU_THRESHOLDS, node.IOU_LABELS, node.IOU_THRESHOLDS[0]),
+        }
 
     def forward(
         self, images: ImageList, features: Mapping[str, Tensor], gt_instances: list[Instances] | None = None
@@ -86,11 +79,42 @@ class MaskRCNNProposals(RPN):
         finally:
             self.train(mode)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        """Read `MODEL.RPN`; a target's best anchors are positive from the lower of IOU_THRESHOLDS on."""
-        node = cfg.MODEL.RPN
-        return super().from_config(cfg, input_shape) | {
-            "box2box_transform": BoxTransform(node.BBOX_REG_WEIGHTS),
-            "anchor_matcher": LowQualityMatcher(node.IOU_THRESHOLDS, node.IOU_LABELS, node.IOU_THRESHOLDS[0]),
-        }
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Match the anchors of a batch with the targets of each image, and sample from them.
+
+        Anchors that are not trained are left out before the matching, so that a target takes the best of the others.
+        These are the anchors in the padding that the size of another image makes necessary and, with
+        `MODEL.RPN.BOUNDARY_THRESH` of 0 or more, those that reach further over the border of the image.
+
+        Args:
+            anchors: Anchors of each map.
+            gt_instances: `Instances` per image, with `gt_boxes`.
+
+        Returns:
+            For each image, labels 1 (positive), 0 (background) and -1 (not used), int8 [N], and the target's box of
+            each positive anchor, [N, 4].
+        """
+        boxes = Boxes.cat(anchors)
+        labels, targets = [], []
+        for instances in gt_instances:
+            used = self._trained(boxes, instances.image_size).nonzero()[:, 0]
+            matches, labels_of_used = self.anchor_matcher(pairwise_iou(instances.gt_boxes, boxes[used]))
+            of_image = labels_of_used.new_full((len(boxes),), -1)
+            of_image[used] = self._subsample_labels(labels_of_used)
+            labels.append(of_image)
+            matched = torch.zeros_like(boxes.tensor)
+            if len(instances):
+                matched[used] = instances.gt_boxes.tensor[matches].to(matched)
+            targets.append(matched)
+        return labels, targets
+
+    def _trained(self, anchors: Boxes, size: tuple[int, int]) -> Tensor:
+        height, width = (math.ceil(side / self.padding) * self.padding for side in size)
+        x, y = anchors.get_centers().unbind(1)
+        trained = (x < width) & (y < height)
+        if self.anchor_boundary_thresh >= 0:
+            trained &= anchors.inside_box(size, self.anchor_boundary_thresh)
+        return trained

@@ -7,21 +7,33 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_anchor_generator, build_backbone
+from detectron2.modeling import (
+    ROI_HEADS_REGISTRY,
+    build_anchor_generator,
+    build_backbone,
+    build_proposal_generator,
+)
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from dinat_backbone import add_dinat_config
 from mask2former.config import ConfigError, add_maskformer2_config, setup_cfg
 from mask2former.modeling.detection import FPN, build_fpn
+from mask2former.modeling.detection.matching import LowQualityMatcher
 from mask2former.modeling.detection.roi_heads import CascadeMaskRCNNHeads, RegionPooler, box_levels
-from mask2former.modeling.detection.rpn import BoxTransform, LowQualityMatcher
+from mask2former.modeling.detection.rpn import BoxTransform
 from mask2former.modeling.inference import InferenceSettings
 from mask2former.modeling.meta_arch.mask_rcnn import Detections
 
 from ...conftest import ROOT
 
+# Heads of a few channels are built in a moment.
+NARROW = [
+    *("MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.CONV_DIM", "8"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "8", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8"),
+]
 LIMIT = math.log(1000 / 16)
 
 
@@ -43,6 +55,89 @@ def test_a_target_takes_its_best_boxes_from_the_lowest_overlap_on():
     assert matches[2:4].tolist() == [0, 1]
     matches, labels = LowQualityMatcher([0.3, 0.7], [0, -1, 1], lowest=0.3)(torch.zeros(0, 4))
     assert (matches.tolist(), labels.tolist()) == ([0] * 4, [0] * 4)
+
+
+def proposals_of(heads, *opts):
+    """Region proposal network of the published settings over maps of strides 4 to 64."""
+    cfg = setup_cfg(ROOT / "configs" / "_base_" / f"{heads}.yaml", ["MODEL.DEVICE", "cpu", *opts])
+    return build_proposal_generator(cfg, {f"p{level}": ShapeSpec(channels=4, stride=2**level) for level in range(2, 7)})
+
+
+def labels_of(rpn, anchors, targets, size):
+    """Labels of anchors for the boxes of one image, and the boxes that they belong to."""
+    instances = Instances(size, gt_boxes=Boxes(torch.tensor(targets).view(-1, 4)))
+    (labels,), (matched,) = rpn.label_and_sample_anchors([Boxes(torch.tensor(anchors))], [instances])
+    return labels.tolist(), matched
+
+
+def test_anchors_in_the_padding_of_a_batch_are_not_trained():
+    """An image of 33 x 90 pixels has a padding of its own to 64 x 96."""
+    centres = [(80, 20), (95, 63), (97, 20), (80, 65)]
+    anchors = [[x - 16.0, y - 16.0, x + 16.0, y + 16.0] for x, y in centres]
+    labels, matched = labels_of(proposals_of("maskrcnn"), anchors, [[64.0, 4.0, 90.0, 33.0]], (33, 90))
+    assert labels == [1, 0, -1, -1]
+    assert matched[0].tolist() == [64, 4, 90, 33]
+    assert labels_of(proposals_of("maskrcnn"), anchors, [], (33, 90))[0] == [0, 0, -1, -1]
+
+
+def test_of_a_cascade_only_anchors_inside_the_image_are_trained_and_a_target_takes_the_best_of_them():
+    anchors = [[-4.0, 0.0, 40.0, 40.0], [0.0, 0.0, 24.0, 40.0], [50.0, 50.0, 90.0, 80.0], [50.0, 50.0, 89.0, 79.0]]
+    target = [[0.0, 0.0, 40.0, 40.0]]
+    for heads, expected in (("maskrcnn", [1, -1, 0, 0]), ("cascade", [-1, 1, -1, 0])):
+        assert labels_of(proposals_of(heads), anchors, target, (80, 90))[0] == expected
+
+
+def test_of_many_anchors_256_are_trained_and_half_of_them_at_most_are_positive():
+    target, other = [0.0, 0.0, 64.0, 64.0], [300.0, 300.0, 364.0, 364.0]
+    for positive in (400, 10):
+        labels, _ = labels_of(proposals_of("maskrcnn"), [target] * positive + [other] * 500, [target], (400, 400))
+        assert labels.count(1) == min(positive, 128) and labels.count(0) == 256 - min(positive, 128)
+
+
+def sampled(heads, proposals, targets, classes, stage=0):
+    """Boxes, classes and targets that a stage samples from proposals."""
+    cfg = setup_cfg(ROOT / "configs" / "_base_" / f"{heads}.yaml", NARROW)
+    shapes = {f"p{level}": ShapeSpec(channels=4, stride=2**level) for level in range(2, 6)}
+    sampler = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME).from_config(cfg, shapes)["samplers"][stage]
+    fields = {"proposal_boxes": Boxes(torch.tensor(proposals)), "objectness_logits": torch.zeros(len(proposals))}
+    instances = Instances((200, 200), gt_boxes=Boxes(torch.tensor(targets)), gt_classes=torch.tensor(classes))
+    with EventStorage():
+        (found,) = sampler.label_and_sample_proposals([Instances((200, 200), **fields)], [instances])
+    boxes = [tuple(box) for box in found.proposal_boxes.tensor.tolist()]
+    return dict(zip(boxes, found.gt_classes.tolist(), strict=True)), found
+
+
+def test_targets_are_sampled_too_and_belong_to_themselves():
+    """Also where two have one box, as a person and its uniform may have."""
+    proposals, targets = [[100.0, 100.0, 150.0, 150.0]], [[0.0, 0.0, 40.0, 40.0], [0.0, 0.0, 40.0, 40.0]]
+    for heads in ("maskrcnn", "cascade"):
+        _, found = sampled(heads, proposals, targets, [3, 5])
+        assert sorted(found.gt_classes.tolist()) == [3, 5, 80]
+
+
+def test_in_mask_rcnn_a_target_takes_its_best_proposal_from_another():
+    first, second = [0.0, 0.0, 100.0, 100.0], [0.0, 0.0, 100.0, 60.0]
+    proposal = (0.0, 0.0, 100.0, 78.0)  # IoU 0.78 with the first, 0.77 with the second, whose only one it is
+    better = (0.0, 0.0, 100.0, 99.0)
+    for heads, expected in (("maskrcnn", 5), ("cascade", 3)):
+        classes, _ = sampled(heads, [list(proposal), list(better)], [first, second], [3, 5])
+        assert (classes[proposal], classes[better]) == (expected, 3)
+
+
+@pytest.mark.parametrize(("stage", "positive"), [(0, [0.5, 0.6, 0.7]), (1, [0.6, 0.7]), (2, [0.7])])
+def test_stages_of_a_cascade_ask_for_more_and_more_overlap(stage, positive):
+    boxes = {overlap: (0.0, 0.0, 100.0, 100.0 * overlap) for overlap in (0.49, 0.5, 0.6, 0.7)}
+    classes, _ = sampled("cascade", [list(box) for box in boxes.values()], [[0.0, 0.0, 100.0, 100.0]], [7], stage)
+    assert [overlap for overlap, box in boxes.items() if classes[box] == 7] == positive
+
+
+def test_of_many_regions_512_are_trained_and_a_quarter_of_them_at_most_is_positive():
+    target, other = [0.0, 0.0, 64.0, 64.0], [100.0, 100.0, 164.0, 164.0]
+    for heads in ("maskrcnn", "cascade"):
+        for positive in (400, 10):
+            _, found = sampled(heads, [target] * positive + [other] * 900, [target], [1])
+            count = min(positive + 1, 128)
+            assert found.gt_classes.tolist().count(1) == count and len(found) == 512
 
 
 def test_anchors_have_no_offset_of_half_a_pixel():
@@ -101,7 +196,7 @@ class Fixed(nn.Module):
 
 def cascade(logits, deltas, masks):
     """A cascade of fixed outputs, for boxes that a pooler would only have to pass on."""
-    cfg = setup_cfg(ROOT / "configs" / "_base_" / "cascade.yaml", ["MODEL.DEVICE", "cpu"])
+    cfg = setup_cfg(ROOT / "configs" / "_base_" / "cascade.yaml", NARROW)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
     shapes = {f"p{level}": ShapeSpec(channels=4, stride=2**level) for level in range(2, 6)}
     parts = CascadeMaskRCNNHeads.from_config(cfg, shapes)
