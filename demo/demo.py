@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """Do what the command line asks, in one process or several, and return the exit status."""
-    set_up_logs(("mask2former", "dinat_backbone"))
+    set_up_logs(("mask2former", "dinat_backbone"), rank=comm.get_rank())
     with report_errors(status=2):
         if options.output is not None:
             check_folder(options.output)
