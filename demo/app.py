@@ -1,4 +1,4 @@
-"""Serve a web page that segments photographs with a trained model.
+"""Serve a web page that segments or classifies photographs with a trained model.
 
     python demo/app.py --config-file F MODEL.WEIGHTS CHECKPOINT
 
@@ -41,6 +41,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--config-file", required=True, metavar="F", help="a file of configs/, or one of your own")
     parser.add_argument(
+        "--class-names",
+        metavar="FILE",
+        help="names of the classes in the order of their ids: a text file with one per line, or JSON; default: those "
+        "of the data set",
+    )
+    parser.add_argument(
         "--samples", metavar="DIR", help="folder of images to try; default: photographs of scikit-image"
     )
     parser.add_argument(
@@ -76,7 +82,7 @@ def serve_model(options: argparse.Namespace, files: Path) -> NoReturn:
     from mask2former.web.page import build_page, serve
 
     samples = find_samples(options.samples)
-    predictor = Predictor.from_config(options.config_file, opts=options.opts)
+    predictor = Predictor.from_config(options.config_file, opts=options.opts, class_names=options.class_names)
     bench = Workbench(predictor, Limits(options.max_megapixels, options.max_megabytes), files)
     page = build_page(bench, samples)
     try:

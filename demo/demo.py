@@ -96,6 +96,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="a class to show, may be repeated; default: all",
     )
     parser.add_argument(
+        "--class-names",
+        metavar="FILE",
+        help="names of the classes in the order of their ids: a text file with one per line, or JSON; default: those "
+        "of the data set",
+    )
+    parser.add_argument(
         "--batch-size", type=int, metavar="N", help="images or frames at once; default: 4 on a GPU, 1 on a CPU"
     )
     parser.add_argument(
@@ -148,10 +154,11 @@ def selection(predictor: Predictor, options: argparse.Namespace) -> Refine:
     Raises:
         ConfigError: A class does not exist, or results of the task have no segments or none that overlap.
     """
-    known = predictor.classes().names
+    table = predictor.classes()
+    known = frozenset(table.names)
     unknown = [name for name in options.classes or [] if name not in known]
     if unknown:
-        raise ConfigError(f"--class {', '.join(unknown)}: the classes are {', '.join(known)}")
+        raise ConfigError(f"--class {', '.join(unknown)}: the classes are {table.listed()}")
     kind = RESULTS[predictor.task]
     for option, given in {"--nms": options.nms is not None, "--min-area": options.min_area}.items():
         if given and not issubclass(kind, SegmentPrediction):
@@ -304,6 +311,7 @@ def predict(options: argparse.Namespace) -> int:
             opts=options.opts,
             task=options.task,
             confidence_threshold=options.confidence_threshold,
+            class_names=options.class_names,
         )
         refine = selection(predictor, options)
     try:

@@ -134,22 +134,22 @@ class Architecture:
         absent_classes: Whether a class that is predicted but does not occur in the ground truth counts in mIoU, with
             an IoU of 0. So it does in mmsegmentation, with which UPerNets were published; Detectron2, with which
             Mask2Formers are measured, leaves it out.
-        averaged: Kind of output that test-time augmentation averages over the views of an image; None if there is none.
+        augmentation: Whether there is test-time augmentation (TEST.AUG), which averages results over views of an image.
     """
 
     classes: str
     tasks: tuple[Task, ...] | None = None
     boxes: bool = False
     absent_classes: bool = False
-    averaged: Literal["queries", "class maps"] | None = None
+    augmentation: bool = False
 
 
 # By MODEL.META_ARCHITECTURE.
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "MaskFormer": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES", averaged="queries"),
+    "MaskFormer": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES", augmentation=True),
     "ImageClassifier": Architecture("MODEL.CLASSIFIER.NUM_CLASSES", ("classification",)),
     "PixelClassifier": Architecture(
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES", ("semantic",), absent_classes=True, averaged="class maps"
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES", ("semantic",), absent_classes=True, augmentation=True
     ),
     "MaskRCNN": Architecture("MODEL.ROI_HEADS.NUM_CLASSES", ("instance",), boxes=True),
 }

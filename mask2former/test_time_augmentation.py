@@ -7,7 +7,7 @@ Shapes:
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from .config import ConfigError
 from .data.image_io import configured_range, read_image
 from .data.resizing import OpenCVResize, ResizeInside, ResizeShortestEdge, build_resize_kind, size_inside
-from .maskformer_model import MaskFormer
 from .modeling import inference
-from .modeling.inference import Queries
-from .tasks import architecture_of_model
+from .modeling.inference import InferenceSettings, PixelScores, Queries
+from .modeling.mask_resizing import Size, first_largest
+from .tasks import ARCHITECTURES, architecture_of, architecture_of_model
 
 # Stride of the decoder's masks; a finer comparison would add nothing.
 _STRIDE = 4
@@ -94,6 +94,40 @@ _VIEWS: Mapping[type[ResizeShortestEdge], Callable[[CfgNode], ViewsOfInput | Vie
 }
 
 
+def check_augmentation(cfg: CfgNode) -> None:
+    """Check that a model whose config has TEST.AUG.ENABLED can be augmented.
+
+    Raises:
+        ConfigError: The architecture has no test-time augmentation.
+    """
+    if cfg.TEST.AUG.ENABLED and not architecture_of(cfg).augmentation:
+        possible = " and ".join(name for name, row in ARCHITECTURES.items() if row.augmentation)
+        raise ConfigError(
+            f"TEST.AUG.ENABLED is True, but {cfg.MODEL.META_ARCHITECTURE} has no test-time augmentation, as published; "
+            f"{possible} have it"
+        )
+
+
+def augment_at_test_time(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, "SemanticSegmentorWithTTA"]:
+    """Choose what is averaged over the views of `TEST.AUG`, by the architecture of a model.
+
+    Returns:
+        Config of the evaluation and model with augmentation. Of an unknown architecture, only class maps are known to
+        be of a kind that can be averaged, and the config asks for nothing else.
+
+    Raises:
+        ConfigError: Results of the architecture can't be averaged.
+    """
+    check_augmentation(cfg)
+    if architecture_of_model(model) is not None:
+        return cfg, ModelWithTTA(cfg, model)
+    cfg = cfg.clone()
+    cfg.defrost()
+    node = cfg.MODEL.MASK_FORMER.TEST
+    node.PANOPTIC_ON, node.INSTANCE_ON, node.SEMANTIC_ON = False, False, True
+    return cfg, SemanticSegmentorWithTTA(cfg, model)
+
+
 class SemanticSegmentorWithTTA(nn.Module):
     """Averages the class scores of a model over the image sizes `TEST.AUG.MIN_SIZES`, with and without a flip."""
 
@@ -143,51 +177,82 @@ class SemanticSegmentorWithTTA(nn.Module):
         return {"sem_seg": _mean(maps)}
 
 
+class AugmentedModel(Protocol):
+    """What test-time augmentation needs of a model."""
+
+    inference_settings: InferenceSettings
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        ...
+
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> Sequence[Queries | PixelScores]:
+        """Raw output of the network for each image."""
+        ...
+
+
 class ModelWithTTA(SemanticSegmentorWithTTA):
-    """Test-time augmentation for all tasks of a `MaskFormer`.
+    """Test-time augmentation for all tasks of a model whose architecture has it in `tasks.ARCHITECTURES`.
 
     Class scores are averaged as above. The papers report panoptic and instance results without augmentation; here
     `merge_views` combines the raw outputs of all views, and results are made of that as usual.
     """
 
-    model: MaskFormer
+    model: AugmentedModel
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self.model.device
+
+    @torch.no_grad()
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> list["AveragedViews"]:
+        """Raw outputs for all views of each image; the inputs are those of `forward`."""
+        return [self._predict_views(self._complete(inputs)) for inputs in batched_inputs]
+
+    def _predict_views(self, inputs: dict[str, Any]) -> "AveragedViews":
+        return AveragedViews([(self.model.predict([view])[0], flipped) for view, flipped in self._views(inputs)])
 
     def _average(self, inputs: dict[str, Any]) -> dict[str, Any]:
         size = inputs["height"], inputs["width"]
-        settings = self.model.inference_settings
-        views = [(self.model.predict([view])[0], flipped) for view, flipped in self._views(inputs)]
+        return inference.run(self._predict_views(inputs), size, self.model.inference_settings)
+
+
+@dataclass(frozen=True)
+class AveragedViews:
+    """Raw outputs for the views of one image, from which averaged results are made.
+
+    Attributes:
+        views: Raw output of each view, and whether the view is flipped from left to right.
+    """
+
+    views: Sequence[tuple[Queries | PixelScores, bool]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the outputs, on any device."""
+        return sum(output.nbytes for output, _ in self.views)
+
+    def results(self, size: Size, settings: InferenceSettings) -> dict[str, Any]:
+        """Compute the results of `settings.tasks` at a size; see `inference.run`."""
         results: dict[str, Any] = {}
         if masked := tuple(task for task in settings.tasks if task != "semantic"):
-            results = inference.run(merge_views(views), size, replace(settings, tasks=masked))
+            queries = [(output, flipped) for output, flipped in self.views if isinstance(output, Queries)]
+            results = inference.run(merge_views(queries), size, replace(settings, tasks=masked))
         if "semantic" in settings.tasks:
-            scores = replace(settings, tasks=("semantic",), semantic_scores=True)
-            results["sem_seg"] = _mean(
-                (inference.run(queries, size, scores)["sem_seg"], flipped) for queries, flipped in views
-            )
+            results["sem_seg"] = self._class_map(size, settings)
         return results
 
-
-def augment_at_test_time(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
-    """Choose what is averaged over the views of `TEST.AUG`, by the architecture of a model.
-
-    Returns:
-        Config of the evaluation and model with augmentation. Of an unknown architecture, only class maps are known to
-        be of a kind that can be averaged, and the config asks for nothing else.
-
-    Raises:
-        ConfigError: Results of the architecture can't be averaged.
-    """
-    architecture = architecture_of_model(model)
-    averaged = "class maps" if architecture is None else architecture.averaged
-    if averaged is None:
-        raise ConfigError(f"TEST.AUG.ENABLED is True, but {type(model).__name__} has no test-time augmentation")
-    if averaged == "queries":
-        return cfg, ModelWithTTA(cfg, model)
-    cfg = cfg.clone()
-    cfg.defrost()
-    node = cfg.MODEL.MASK_FORMER.TEST
-    node.PANOPTIC_ON, node.INSTANCE_ON, node.SEMANTIC_ON = False, False, True
-    return cfg, SemanticSegmentorWithTTA(cfg, model)
+    def _class_map(self, size: Size, settings: InferenceSettings) -> Tensor:
+        """Mean of the class scores [K, H, W], or the class with the highest mean [H, W]."""
+        scores = replace(settings, tasks=("semantic",), semantic_scores=True)
+        if settings.semantic_scores:
+            return _mean((inference.run(output, size, scores)["sem_seg"], flipped) for output, flipped in self.views)
+        # Scores of all classes at the size of a photograph may not fit in memory.
+        strips = zip(*(output.class_strips(size, scores) for output, _ in self.views), strict=True)
+        flips = [flipped for _, flipped in self.views]
+        return torch.cat([first_largest(_mean(zip(strip, flips, strict=True))) for strip in strips])
 
 
 def merge_views(views: Sequence[tuple[Queries, bool]]) -> Queries:

@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -49,6 +50,25 @@ def load_script(path: str) -> ModuleType:
 def deterministic() -> ModuleType:
     """The functions that make the inputs and weights of the parity fixtures."""
     return load_script("tools/deterministic_weights.py")
+
+
+@pytest.fixture(scope="session")
+def weights_of(tmp_path_factory: pytest.TempPathFactory, deterministic: ModuleType) -> Callable[[str], list[str]]:
+    """Function that returns the config keys of a model of `tests.kinds.KINDS`, with weights made by rule."""
+    from detectron2.modeling import build_model
+
+    from mask2former import setup_cfg
+    from tests.kinds import KINDS
+
+    folder = tmp_path_factory.mktemp("kinds")
+
+    @cache
+    def keys(name: str) -> list[str]:
+        kind, file = KINDS[name], folder / f"{name}.safetensors"
+        deterministic.save(deterministic.load_weights(build_model(setup_cfg(kind.config, kind.opts))), file)
+        return [*kind.opts, "MODEL.WEIGHTS", str(file)]
+
+    return keys
 
 
 @pytest.fixture(scope="session")

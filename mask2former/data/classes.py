@@ -1,19 +1,26 @@
 """Names and colours of classes, from a data set's metadata; made up if it has none."""
 
 import colorsys
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 
-from mask2former.tasks import TASKS, Task, thing_ids
+from dinat_common.errors import ConfigError
+from dinat_common.files import read_text, user_path
+from mask2former.tasks import SEGMENTATION_SWITCHES, TASKS, Task, architecture_of, class_count, thing_ids
 
 Color = tuple[int, int, int]
 
 # Steps of the golden ratio spread any number of values evenly over a circle (or the unit interval).
 _GOLDEN = 0.618033988749895
+# Number of names in a message; ImageNet-22K has 21841.
+_LISTED = 150
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,11 @@ class ClassTable:
         """Name of a class; `class 7` for a class without a name."""
         return str(self.names[class_id]) if 0 <= class_id < len(self.names) else f"class {class_id}"
 
+    def listed(self) -> str:
+        """The names for a message: all of a few, the first of many."""
+        shown = ", ".join(map(str, self.names[:_LISTED]))
+        return f"{shown} and {len(self.names) - _LISTED} more" if len(self.names) > _LISTED else shown
+
     def dataset_id(self, class_id: int) -> int:
         """The category id in the data set's own files; the class id itself if the data set is unknown."""
         return int(self.dataset_ids.get(class_id, class_id))
@@ -91,6 +103,54 @@ class ClassTable:
         turn = index * _GOLDEN % 1.0 - 0.5
         brightness = 0.55 + 0.45 * (index * _GOLDEN * _GOLDEN % 1.0)
         return _to_rgb((hue + 0.3 * turn) % 1.0, max(saturation, 0.55), max(value, 0.8) * brightness)
+
+
+def read_class_names(path: str | Path) -> list[str]:
+    """Read the names of classes in the order of their ids from a file.
+
+    Args:
+        path: Text file in UTF-8 with one name per line, or, with the ending .json, a list of names or a dict from ids
+            to names. A name in JSON may be a list whose last entry is the name, as in ImageNet's lists.
+
+    Raises:
+        ConfigError: The file can't be read, or is something else.
+    """
+    path = user_path(path)
+    try:
+        text = read_text(path)
+        listed = json.loads(text) if path.suffix.lower() == ".json" else text.rstrip().splitlines()
+        if isinstance(listed, dict):
+            listed = [listed[str(class_id)] for class_id in range(len(listed))]
+        if not isinstance(listed, list):
+            raise ValueError(f"found {type(listed).__name__}")
+        names = [(name[-1] if isinstance(name, list) and name else name) for name in listed]
+    except OSError as error:
+        raise ConfigError(f"class names {path}: can't be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"class names {path}: expected a text file in UTF-8 with one name per line, or JSON with a list of "
+            f"names or a dict from ids (from 0, without gaps) to names ({error})"
+        ) from error
+    for number, name in enumerate(names, 1):
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigError(f"class names {path}: entry {number} is {name!r}, expected a name")
+    return [name.strip() for name in names]
+
+
+def with_class_names(metadata: Metadata, names: Sequence[str], cfg: CfgNode) -> Metadata:
+    """Metadata of a data set with other names of the classes that number the results of a config's model.
+
+    Raises:
+        ConfigError: The model has another number of classes.
+    """
+    if len(names) != class_count(cfg):
+        key = architecture_of(cfg).classes
+        raise ConfigError(
+            f"{len(names)} class names, but {key} is {class_count(cfg)}: one name is needed for each class, in the "
+            "order of the ids"
+        )
+    numbered = {f"{TASKS[task].class_list}_classes" for task in architecture_of(cfg).tasks or SEGMENTATION_SWITCHES}
+    return Metadata(**{key: list(names) if key in numbered and v else v for key, v in metadata.as_dict().items()})
 
 
 def _to_rgb(hue: float, saturation: float, value: float) -> Color:

@@ -39,7 +39,7 @@ from mask2former.evaluation import (
     write_speed,
 )
 from mask2former.solver import build_lr_scheduler, build_optimizer, iterations_of_epochs, scale_learning_rate
-from mask2former.test_time_augmentation import augment_at_test_time
+from mask2former.test_time_augmentation import augment_at_test_time, check_augmentation
 
 
 class Trainer(DefaultTrainer):
@@ -102,8 +102,6 @@ class Trainer(DefaultTrainer):
             # Missing files should stop the run now and not after the training.
             DatasetCatalog.get(dataset_name)
             self.build_evaluator(cfg, dataset_name)
-        if cfg.TEST.AUG.ENABLED:
-            augment_at_test_time(cfg, model)
         self._validation = self.build_validation_loader(cfg) if cfg.TEST.VALIDATION_LOSS else None
         self._average = build_average(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         self._plain_model = model  # without DistributedDataParallel
@@ -143,7 +141,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model of a config with random weights."""
+        """Build the model of a config with random weights.
+
+        Raises:
+            ConfigError: The config can't be used, or has TEST.AUG.ENABLED for a model without augmentation.
+        """
+        check_augmentation(cfg)  # not only when it is evaluated, which may be hours later
         model = build_model(cfg)
         if torch.device(cfg.MODEL.DEVICE).type != "cuda" and torch.distributed.is_initialized():
             replace_sync_batch_norms(model)
@@ -336,6 +339,7 @@ class Trainer(DefaultTrainer):
             On the main process {task: {metric: percent}}, by data set if there are several. Augmented tasks end in
             _TTA. Empty on other processes.
         """
+        check_augmentation(cfg)
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         results: dict[str, dict[str, Any]] = {}

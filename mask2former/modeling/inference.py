@@ -7,6 +7,7 @@ Shapes:
     Q: queries; N: selected queries, or instances; K: classes; H, W: height and width of the result; h: rows of a strip
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -60,6 +61,17 @@ class Queries(NamedTuple):
         """Bytes of the output, on any device."""
         return self.logits.nbytes + self.masks.nbytes
 
+    def class_strips(self, size: Size, settings: "InferenceSettings") -> Iterator[Tensor]:
+        """Class scores of a semantic result at a size, in strips of rows [K, h, W]."""
+        if not settings.resize_masks_first:
+            padded = make_results(self.logits, self.resized(), _SCORES)["sem_seg"]
+            resized = ResizedMasks(padded, [Resize(self.image_size, size)])
+            yield from (strip for _, strip in resized.strips())
+            return
+        weights = self.logits.softmax(-1)[:, :-1].T
+        for _, strip in self.resized(size).strips():
+            yield (weights @ strip.sigmoid().flatten(1)).view(-1, *strip.shape[1:])
+
     def results(self, size: Size, settings: "InferenceSettings") -> dict[str, Any]:
         """Compute the results of `settings.tasks` at a size; see `run`."""
         resized_last = "semantic" in settings.tasks and not settings.resize_masks_first
@@ -91,9 +103,13 @@ class PixelScores(NamedTuple):
         whole = (self.logits.shape[-2], self.logits.shape[-1])
         return ResizedMasks(self.logits, [Resize(whole, self.image_size), Resize(self.image_size, size)])
 
+    def class_strips(self, size: Size, settings: "InferenceSettings") -> Iterator[Tensor]:
+        """Class probabilities at a size, in strips of rows [K, h, W], whatever the settings."""
+        return (strip.softmax(0) for _, strip in self.resized(size).strips())
+
     def results(self, size: Size, settings: "InferenceSettings") -> dict[str, Any]:
         """Compute `sem_seg` at a size: class probabilities, or the most probable class; see `run`."""
-        strips = (strip.softmax(0) for _, strip in self.resized(size).strips())
+        strips = self.class_strips(size, settings)
         if settings.semantic_scores:
             return {"sem_seg": torch.cat(list(strips), 1)}
         return {"sem_seg": torch.cat([first_largest(strip) for strip in strips])}
@@ -122,6 +138,9 @@ class InferenceSettings:
     thing_ids: frozenset[int] | None = None
     resize_masks_first: bool = False
     semantic_scores: bool = True
+
+
+_SCORES = InferenceSettings(tasks=("semantic",))
 
 
 def run(output: RawOutput, size: Size, settings: InferenceSettings) -> dict[str, Any]:
@@ -328,8 +347,7 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 def _semantic_resized_last(queries: Queries, size: Size, scores: bool) -> Tensor:
     """Compute a semantic result by resizing class scores, not masks, as the published ADE20K semantic models do."""
-    settings = InferenceSettings(tasks=("semantic",))
-    padded = make_results(queries.logits, queries.resized(), settings)["sem_seg"]
+    padded = make_results(queries.logits, queries.resized(), _SCORES)["sem_seg"]
     if scores:
         return sem_seg_postprocess(padded, queries.image_size, *size)
     return class_map(ResizedMasks(padded, [Resize(queries.image_size, size)]))

@@ -90,7 +90,14 @@ class Prediction(ABC):
 
     @classmethod
     @abstractmethod
-    def from_output(cls, output: Mapping[str, Any], image: Rgb, classes: ClassTable, lowest_score: float) -> "Self":
+    def from_output(
+        cls,
+        output: Mapping[str, Any],
+        image: Rgb,
+        classes: ClassTable,
+        lowest_score: float,
+        predicts_boxes: bool = False,
+    ) -> "Self":
         """Make a result of the output of a Detectron2 model for one image.
 
         Args:
@@ -98,6 +105,7 @@ class Prediction(ABC):
             image: RGB image [H, W, 3].
             classes: Names and colours of the category ids.
             lowest_score: Score below which instances are left out; without effect on other results.
+            predicts_boxes: Whether the boxes of instances are predicted, not measured around masks.
         """
 
     @classmethod
@@ -126,7 +134,7 @@ class Prediction(ABC):
         names = [self.classes.name(i) for i in range(len(self.classes.names))]
         if names and (unknown := wanted - {*names, *range(len(names))}):
             listed = ", ".join(sorted(map(repr, unknown)))
-            raise ConfigError(f"class {listed}: the classes are {', '.join(names)}")
+            raise ConfigError(f"class {listed}: the classes are {self.classes.listed()}")
         return wanted
 
 
@@ -143,11 +151,11 @@ class SegmentPrediction(Prediction):
         """
         return [
             {**entry, "area": int(np.count_nonzero(mask)), "bbox": box, "segmentation": encode_rle(mask)}
-            for (entry, mask), box in zip(self.entries_and_masks(), self._boxes(), strict=True)
+            for (entry, mask), box in zip(self.entries_and_masks(), self.entry_boxes(), strict=True)
         ]
 
-    def _boxes(self) -> Iterable[list[Any]]:
-        """The box [x, y, width, height] of each entry."""
+    def entry_boxes(self) -> Iterable[list[Any]]:
+        """The box [x, y, width, height] of each of `entries_and_masks`; see `segments`."""
         return (tight_box(mask) for _, mask in self.entries_and_masks())
 
     def content(self) -> dict[str, Any]:

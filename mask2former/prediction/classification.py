@@ -101,7 +101,14 @@ class ClassificationPrediction(Prediction):
         return replace(self, kept=kept)
 
     @classmethod
-    def from_output(cls, output: Mapping[str, Any], image: Rgb, classes: ClassTable, lowest_score: float) -> "Self":
+    def from_output(
+        cls,
+        output: Mapping[str, Any],
+        image: Rgb,
+        classes: ClassTable,
+        lowest_score: float,
+        predicts_boxes: bool = False,
+    ) -> "Self":
         """See `Prediction.from_output`."""
         probabilities = output[TASKS[cls.task].output].float().cpu().numpy()
         size = (image.shape[0], image.shape[1])

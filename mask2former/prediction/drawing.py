@@ -172,25 +172,42 @@ def draw_segments(image: Rgb, segments: Sequence[Segment], *, enlarge: bool = Tr
     factor = enlargement(*image.shape[:2]) if enlarge else 1
     picture = enlarged(image) if enlarge else image.copy()
     line = max(1, round(max(picture.shape[:2]) / 500))
-    labels = []
+    labels = [label for segment in segments if (label := _paint(picture, segment, factor, line)) is not None]
+    # After all areas, which would cover them.
     for segment in segments:
-        label = _paint(picture, segment, factor, line)
         if segment.box is not None:
-            x, y, width, height = (factor * side for side in segment.box)
-            corners = (round(x), round(y)), (round(x + width) - 1, round(y + height) - 1)
-            cv2.rectangle(picture, *corners, [int(channel) for channel in segment.color], line)
-        if label is not None:
-            labels.append(label)
+            _draw_box(picture, [factor * side for side in segment.box], segment.color, line)
     # Small segments have the fewest places for their text, so they choose first.
     labels.sort(key=lambda label: label.room)
     return draw_labels(picture, labels)
 
 
+def draw_boxes(image: Rgb, boxes: NDArray[np.floating], colors: Sequence[Color]) -> Rgb:
+    """Draw boxes (x, y, width, height) [N, 4] on a copy of ``image`` (RGB [H, W, 3])."""
+    picture = image.copy()
+    for box, color in zip(boxes.tolist(), colors, strict=True):
+        _draw_box(picture, box, color, max(1, round(max(picture.shape[:2]) / 500)))
+    return picture
+
+
+def _draw_box(picture: Rgb, box: Sequence[float], color: Color, line: int) -> None:
+    """Draw a box (x, y, width, height) on ``picture`` in place."""
+    x, y, width, height = box
+    corners = (round(x), round(y)), (round(x + width) - 1, round(y + height) - 1)
+    cv2.rectangle(picture, *corners, [int(channel) for channel in color], line)
+
+
 def _paint(picture: Rgb, segment: Segment, factor: int, line: int) -> Label | None:
-    """Fill and outline a segment on ``picture`` in place; return its label unless it has no pixel or no text."""
+    """Fill and outline a segment on ``picture`` in place; return its label unless it has nothing to show or no text.
+
+    A segment without a pixel is labelled in its box.
+    """
     x, y, width, height = cv2.boundingRect(segment.mask.astype(np.uint8))
     if width == 0:
-        return None
+        if segment.box is None or not segment.text:
+            return None
+        left, top, wide, high = (factor * side for side in segment.box)
+        return Label(segment.text, segment.color, (round(left + wide / 2), round(top + high / 2)), min(wide, high) / 2)
     mask = segment.mask[y : y + height, x : x + width].astype(np.uint8)
     mask = cv2.resize(mask, (width * factor, height * factor), interpolation=cv2.INTER_NEAREST)
     # A ring of zeros: without it the distance to the edge of the box would not count.

@@ -31,7 +31,7 @@ from dinat_common.errors import checked_fraction
 from mask2former.checkpoint import Checkpointer
 from mask2former.config import ConfigError, setup_cfg
 from mask2former.data.build import build_test_transform
-from mask2former.data.classes import ClassTable
+from mask2former.data.classes import ClassTable, read_class_names, with_class_names
 from mask2former.data.datasets import predicted_metadata, register_custom_datasets
 from mask2former.data.image_io import configured_range
 from mask2former.data.photographs import ValueRange
@@ -44,7 +44,14 @@ from mask2former.prediction.classification import ClassificationPrediction
 from mask2former.prediction.drawing import Rgb
 from mask2former.prediction.inputs import read_image, read_numbered, split
 from mask2former.prediction.results import InstancePrediction, PanopticPrediction, SemanticPrediction
-from mask2former.tasks import Task, checked_task, possible_tasks, tasks_of_model
+from mask2former.tasks import (
+    Task,
+    architecture_of_model,
+    checked_task,
+    possible_tasks,
+    tasks_of_model,
+)
+from mask2former.test_time_augmentation import ModelWithTTA, check_augmentation
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -158,6 +165,7 @@ class Predictor:
         max_pixels: int = _MAX_PIXELS,
         value_range: ValueRange | None = None,
         config_digest: str = "",
+        network: Network | None = None,
     ):
         """Set the parts.
 
@@ -171,13 +179,17 @@ class Predictor:
             max_pixels: Number of pixels above which results are made smaller and enlarged.
             value_range: Values that become 0 and 255 in images with more than 8 bits.
             config_digest: Digest of the config, part of `fingerprint`.
+            network: Network that runs the model, such as `ModelWithTTA`; None: the model itself.
 
         Raises:
             ConfigError: The classes do not allow the task, or the threshold is not valid.
         """
         self.model = model.eval()
+        self._network = self.model if network is None else network.eval()
         self._metadata = metadata
         self._performed = tasks_of_model(model)
+        architecture = architecture_of_model(model)
+        self._predicts_boxes = architecture is not None and architecture.boxes
         self.tasks = tuple(name for name in possible_tasks(metadata) if name in self._performed)
         self._usual = getattr(model, "inference_settings", None) or InferenceSettings(tasks=self._performed)
         switched_on = next((name for name in self.tasks if name in self._usual.tasks), None)
@@ -199,6 +211,7 @@ class Predictor:
         *,
         task: Task | None = None,
         confidence_threshold: float | None = None,
+        class_names: str | Path | Sequence[str] | None = None,
     ) -> "Self":
         """Build the model of a config file and load its weights.
 
@@ -207,11 +220,13 @@ class Predictor:
             weights: Checkpoint, see `MODEL.WEIGHTS` in the README; None: that of the config.
             opts: Alternating config keys and values.
             device: Device of the model; None: MODEL.DEVICE in `opts`, else a GPU if available, else the CPU.
-            task: "panoptic", "instance" or "semantic"; None: the richest that the config has on.
+            task: "panoptic", "instance", "semantic" or "classification"; None: the richest that the config has on.
             confidence_threshold: Lowest score of a segment or an instance, see the class.
+            class_names: Names of the classes in the order of their ids, or a file for `read_class_names`; None: those
+                of the data set.
 
         Raises:
-            ConfigError: The config can't be used, or the model can't perform the task.
+            ConfigError: The config or the class names can't be used, or the model can't perform the task.
             CheckpointError: The weights can't be used.
             DeviceError: The device does not exist.
         """
@@ -221,31 +236,45 @@ class Predictor:
             cfg.MODEL.WEIGHTS = str(weights)
         explicit = device is not None or "MODEL.DEVICE" in opts
         cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE if device is None else str(device), explicit=explicit)
-        return cls.from_cfg(cfg, task, confidence_threshold)
+        return cls.from_cfg(cfg, task, confidence_threshold, class_names)
 
     @classmethod
-    def from_cfg(cls, cfg: CfgNode, task: Task | None = None, confidence_threshold: float | None = None) -> "Self":
+    def from_cfg(
+        cls,
+        cfg: CfgNode,
+        task: Task | None = None,
+        confidence_threshold: float | None = None,
+        class_names: str | Path | Sequence[str] | None = None,
+    ) -> "Self":
         """Build the model of a config from `mask2former.setup_cfg` and load MODEL.WEIGHTS; `cfg` is not changed.
 
+        With TEST.AUG.ENABLED, each image passes through the model at several scales and flipped.
+
         Raises:
-            ConfigError: The model can't perform the task, or the threshold is not valid.
+            ConfigError: The model can't perform the task or has no augmentation, or the threshold is not valid.
             CheckpointError: MODEL.WEIGHTS can't be used.
         """
+        check_augmentation(cfg)
         metadata = predicted_metadata(cfg)
+        if class_names is not None:
+            names = read_class_names(class_names) if isinstance(class_names, str | Path) else class_names
+            metadata = with_class_names(metadata, names, cfg)
         if not cfg.MODEL.WEIGHTS:
             _LOG.warning("MODEL.WEIGHTS is empty: the weights are random, so the results mean nothing")
         if task is not None:
             checked_task(task, confidence_threshold, metadata)
         model = build_model(cfg.clone())
+        network = ModelWithTTA(cfg, model) if cfg.TEST.AUG.ENABLED else None
         predictor = cls(
             model,
             metadata,
             task,
-            resize=build_test_transform(cfg),
+            resize=T.NoOpTransform() if network and network.views.needs_original else build_test_transform(cfg),
             image_format=cfg.INPUT.FORMAT,
             confidence_threshold=confidence_threshold,
             value_range=configured_range(cfg),
-            config_digest=config_digest(cfg, augmented=False),
+            config_digest=config_digest(cfg, augmented=cfg.TEST.AUG.ENABLED),
+            network=network,
         )
         Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
         return predictor
@@ -376,7 +405,7 @@ class Predictor:
             overlap_threshold = checked_fraction(overlap_threshold, "overlap threshold")
         settings = self._settings(task, lowest, overlap_threshold)
         output = inference.run(analysis.output, analysis.result_size, settings)
-        return RESULTS[task].from_output(output, analysis.image, self.classes(task), lowest)
+        return RESULTS[task].from_output(output, analysis.image, self.classes(task), lowest, self._predicts_boxes)
 
     def _settings(self, task: Task, lowest: float, overlap: float | None) -> InferenceSettings:
         settings = replace(self._usual, tasks=(task,), semantic_scores=False)
@@ -387,7 +416,7 @@ class Predictor:
     @torch.inference_mode()
     def _analyze(self, images: Sequence[Rgb]) -> list[Analysis]:
         """Run the network on images of one size at once."""
-        outputs = _predict_batch(self.model, [self._input(image) for image in images])
+        outputs = _predict_batch(self._network, [self._input(image) for image in images])
         return [
             Analysis(image, output, self._result_size(image)) for image, output in zip(images, outputs, strict=True)
         ]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
 import numpy as np
-import torch
 from detectron2.structures import Instances
 from hotcoco import mask as mask_util
 from numpy.typing import NDArray
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 from dinat_common.errors import checked_fraction
 from mask2former.data.classes import ClassTable
 from mask2former.data.coco_format import encode_rle, segment_info, tight_box
-from mask2former.modeling.inference import mask_boxes
 from mask2former.prediction.base import ImageId, Mask, Prediction, SegmentPrediction, whole_number
 from mask2former.prediction.drawing import Rgb, draw_instances, draw_panoptic, draw_semantic
 from mask2former.tasks import TASKS, Task
@@ -82,7 +80,14 @@ class PanopticPrediction(SegmentPrediction):
         return ids_to_colors(self.ids)
 
     @classmethod
-    def from_output(cls, output: Mapping[str, Any], image: Rgb, classes: ClassTable, lowest_score: float) -> "Self":
+    def from_output(
+        cls,
+        output: Mapping[str, Any],
+        image: Rgb,
+        classes: ClassTable,
+        lowest_score: float,
+        predicts_boxes: bool = False,
+    ) -> "Self":
         """See `Prediction.from_output`."""
         ids, info = output[TASKS[cls.task].output]
         ids = _enlarged(ids.int().cpu().numpy(), image)
@@ -177,14 +182,22 @@ class InstancePrediction(SegmentPrediction):
                 "score": entry["score"],
                 "segmentation": encode_rle(mask),
             }
-            for (entry, mask), box in zip(self.entries_and_masks(), self._boxes(), strict=True)
+            for (entry, mask), box in zip(self.entries_and_masks(), self.entry_boxes(), strict=True)
         ]
 
-    def _boxes(self) -> list[list[Any]]:
+    def entry_boxes(self) -> list[list[Any]]:
+        """See `SegmentPrediction.entry_boxes`."""
         return self.boxes.tolist()
 
     @classmethod
-    def from_output(cls, output: Mapping[str, Any], image: Rgb, classes: ClassTable, lowest_score: float) -> "Self":
+    def from_output(
+        cls,
+        output: Mapping[str, Any],
+        image: Rgb,
+        classes: ClassTable,
+        lowest_score: float,
+        predicts_boxes: bool = False,
+    ) -> "Self":
         """See `Prediction.from_output`."""
         instances = output[TASKS[cls.task].output]
         instances = instances[instances.scores >= lowest_score]
@@ -196,7 +209,7 @@ class InstancePrediction(SegmentPrediction):
             masks=np.stack(masks) if masks else np.zeros((0, *image.shape[:2]), dtype=bool),
             category_ids=instances.pred_classes.numpy(),
             scores=instances.scores.float().numpy(),
-            predicted_boxes=_predicted_boxes(instances, image),
+            predicted_boxes=_predicted_boxes(instances, image) if predicts_boxes else None,
         )
 
     @classmethod
@@ -234,15 +247,10 @@ class InstancePrediction(SegmentPrediction):
         )
 
 
-def _predicted_boxes(instances: Instances, image: Rgb) -> NDArray[np.float32] | None:
-    """The boxes of a detector in pixels of the image; None if they are only the boxes around the masks."""
-    if not instances.has("pred_boxes") or not len(instances):
-        return None
-    boxes = instances.pred_boxes.tensor.float()
-    if torch.equal(boxes, mask_boxes(instances.pred_masks)):
-        return None
+def _predicted_boxes(instances: Instances, image: Rgb) -> NDArray[np.float32]:
+    """The boxes of a detector (x, y, width, height) in pixels of the image."""
     height, width = (whole / part for whole, part in zip(image.shape, instances.image_size, strict=False))
-    corners = boxes.numpy() * np.array([width, height, width, height], np.float32)
+    corners = instances.pred_boxes.tensor.float().numpy() * np.array([width, height, width, height], np.float32)
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
@@ -297,7 +305,14 @@ class SemanticPrediction(SegmentPrediction):
         ]
 
     @classmethod
-    def from_output(cls, output: Mapping[str, Any], image: Rgb, classes: ClassTable, lowest_score: float) -> "Self":
+    def from_output(
+        cls,
+        output: Mapping[str, Any],
+        image: Rgb,
+        classes: ClassTable,
+        lowest_score: float,
+        predicts_boxes: bool = False,
+    ) -> "Self":
         """See `Prediction.from_output`."""
         labels = output[TASKS[cls.task].output]
         # Our models return class ids here, other Detectron2 models return scores of all classes.

@@ -195,11 +195,13 @@ def build_page(bench: Workbench, samples: Sequence[Path]) -> gr.Blocks:
                 tasks = [(f"{TASKS[task].label}: {TASKS[task].description}", task) for task in predictor.tasks]
                 several = len(tasks) > 1
                 task = gr.Radio(tasks, value=predictor.task, label="Task", visible=several, elem_id="m2f-task")
-                confidence = gr.Slider(0, 100, step=1, visible=segments, elem_id="m2f-confidence", **of_confidence)
+                scored = not all(TASKS[task].no_threshold for task in predictor.tasks)
+                confidence = gr.Slider(0, 100, step=1, visible=scored, elem_id="m2f-confidence", **of_confidence)
                 classes = gr.Dropdown(multiselect=True, elem_id="m2f-classes", **of_classes)
                 with gr.Accordion("More settings", open=False, visible=segments):
                     start = round(100 * predictor.default_overlap)
-                    overlap = gr.Slider(0, 100, start, step=1, elem_id="m2f-overlap", **of_overlap)
+                    competing = "panoptic" in predictor.tasks
+                    overlap = gr.Slider(0, 100, start, step=1, visible=competing, elem_id="m2f-overlap", **of_overlap)
                     opacity = gr.Slider(0, 100, 60, step=5, label="Opacity of the masks, %", elem_id="m2f-opacity")
 
         # No handler is an API of the server, and one photograph at a time passes through the model.

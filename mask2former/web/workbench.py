@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from dinat_common.errors import UserError
 from dinat_common.files import user_path, write_json
-from mask2former.data.coco_format import tight_box
 from mask2former.data.image_io import ImageReadError, image_size, read_image
 from mask2former.data.photographs import ValueRange
 from mask2former.prediction.base import Prediction, SegmentPrediction
-from mask2former.prediction.drawing import Rgb
+from mask2former.prediction.drawing import Rgb, draw_boxes
 from mask2former.prediction.files import ERRORS_OF_ONE_INPUT
 from mask2former.prediction.predictor import Analysis, Predictor, shrunk
+from mask2former.prediction.results import InstancePrediction
 from mask2former.tasks import TASKS, Task
 from mask2former.utils.label_images import write_png
 
@@ -104,8 +104,8 @@ class Overlay:
     """A result as the page shows it.
 
     Attributes:
-        photo: RGB photograph [H, W, 3] at the size shown; with the most probable classes in it, if there are no
-            segments.
+        photo: RGB photograph [H, W, 3] at the size shown, with the boxes of a detector; with the most probable classes
+            in it, if there are no segments.
         masks: Opacity [H, W], 0 to 1, and name of each segment. The second "cat" is called "cat #2".
         rows: Cells of the table, under `SEGMENT_HEADERS`: name, score in percent ("" if there is none), share of the
             area in percent, and box (x, y, width, height in pixels of the whole photograph) of each segment; or under
@@ -189,7 +189,12 @@ class Workbench:
             if choice.classes:
                 hint = "None of the chosen classes was found: choose others, or remove all to see every class."
         count = f"{len(rows)} segment{'' if len(rows) == 1 else 's'}"
-        return Overlay(shown.image, masks, rows, f"{count} in {upload.name} ({width} × {height} pixels). {hint}")
+        return Overlay(
+            _with_boxes(shown.image, result),
+            masks,
+            rows,
+            f"{count} in {upload.name} ({width} × {height} pixels). {hint}",
+        )
 
     def picture(self, visitor: str, upload: Upload, choice: Choice) -> Path:
         """Write NAME_TASK.png, the picture that demo.py makes of the photograph.
@@ -287,13 +292,22 @@ def _thumbnail(file: Path, side: int, value_range: ValueRange | None) -> Rgb | N
         return None
 
 
+def _with_boxes(photo: Rgb, result: SegmentPrediction) -> Rgb:
+    """The photograph with the boxes that a detector predicted, in the colours of the masks."""
+    if not isinstance(result, InstancePrediction) or result.predicted_boxes is None:
+        return photo
+    colors = result.classes.segment_colors([entry for entry, _ in result.entries_and_masks()])
+    return draw_boxes(photo, result.predicted_boxes, colors)
+
+
 def _segments(result: SegmentPrediction, opacity: float, scale: float) -> tuple[list[Any], list[Any]]:
     """`Overlay.masks` and `Overlay.rows`; `scale` is the size of the photograph relative to the result."""
     covered = np.zeros(result.size, bool)
     seen: Counter[str] = Counter()
     masks, rows = [], []
-    for entry, mask in result.entries_and_masks():
-        if not mask.any():
+    for (entry, mask), box in zip(result.entries_and_masks(), result.entry_boxes(), strict=True):
+        # A detector may find a box without a mask.
+        if not any(box[2:]):
             continue
         name = entry["category_name"]
         seen[name] += 1
@@ -302,8 +316,8 @@ def _segments(result: SegmentPrediction, opacity: float, scale: float) -> tuple[
         masks.append((opacity * mask * np.where(covered, np.float32(_COVERED), np.float32(1)), label))
         covered |= mask
         score = f"{100 * entry['score']:.1f}" if "score" in entry else ""
-        box = ", ".join(f"{scale * side:.0f}" for side in tight_box(mask))
-        rows.append((label, score, f"{100 * mask.mean():.1f}", box))
+        sides = ", ".join(f"{scale * side:.0f}" for side in box)
+        rows.append((label, score, f"{100 * mask.mean():.1f}", sides))
     return masks, rows
 
 
