@@ -426,13 +426,15 @@ class Predictor:
         scale = min(1.0, math.sqrt(self._max_pixels / (height * width)))
         return max(1, round(height * scale)), max(1, round(width * scale))
 
-    def _input(self, image: Rgb) -> dict[str, torch.Tensor]:
+    def _input(self, image: Rgb) -> dict[str, Any]:
         resized = T.AugInput(image)
         self._resize(resized)
         pixels = resized.image
         if self._image_format == "BGR":
             pixels = pixels[:, :, ::-1]
-        return {"image": torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))}
+        height, width = self._result_size(image)
+        pixels = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return {"image": pixels, "height": height, "width": width}
 
 
 def _checked_size(size: int, name: str = "batch size") -> int:

@@ -26,8 +26,10 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from ..mask_resizing import Size
 from .matching import AppendedTargetsMatcher, LowQualityMatcher
 from .rpn import BoxTransform
+from .selection import top_detections
 
 # Side of the regions, in pixels of the input, from which on the second finest map is used.
 _FINEST_SCALE = 56
@@ -157,8 +159,15 @@ class MaskRCNNHeads(nn.Module):
             return proposals, self.losses(features, proposals, targets or [])
         return self.predict(features, proposals), {}
 
-    def predict(self, features: Mapping[str, Tensor], proposals: list[Instances]) -> list[Instances]:
+    def predict(
+        self, features: Mapping[str, Tensor], proposals: list[Instances], result_sizes: Sequence[Size] | None = None
+    ) -> list[Instances]:
         """Detect objects in the images of a batch.
+
+        Args:
+            features: Maps by their names.
+            proposals: `Instances` with `proposal_boxes`, one per image.
+            result_sizes: Height and width of each image before it was resized; None: those of the inputs.
 
         Returns:
             `Instances` per image with `pred_boxes` in pixels of the input, `scores` in descending order,
@@ -171,8 +180,12 @@ class MaskRCNNHeads(nn.Module):
             if stage + 1 < len(self.box_head):
                 proposals = self.refine(stage_logits, deltas, proposals, stage)
         mean = sum(logits[1:], logits[0]) / len(logits)
-        found, _ = self.box_predictor[-1].inference((mean.float(), deltas.float()), proposals)
-        return self.forward_with_given_boxes(features, found)
+        last, outputs = self.box_predictor[-1], (mean.float(), deltas.float())
+        limits = {"threshold": last.test_score_thresh, "iou": last.test_nms_thresh, "count": last.test_topk_per_image}
+        sizes = [of_image.image_size for of_image in proposals]
+        boxes, scores = last.predict_boxes(outputs, proposals), last.predict_probs(outputs, proposals)
+        of_images = zip(boxes, scores, sizes, result_sizes or sizes, strict=True)
+        return self.forward_with_given_boxes(features, [top_detections(*x, **limits) for x in of_images])
 
     def forward_with_given_boxes(self, features: Mapping[str, Tensor], instances: list[Instances]) -> list[Instances]:
         """Add `pred_masks` to instances with `pred_boxes` and `pred_classes`."""

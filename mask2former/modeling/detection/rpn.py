@@ -1,4 +1,4 @@
-"""Region proposals as in the published detectors: Detectron2's, with another decoding of boxes and another matching.
+"""Region proposals as in the published detectors: Detectron2's, with other decoding, matching and suppression.
 
 Shapes:
     N: boxes; K: classes
@@ -16,7 +16,9 @@ from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, 
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor
 
+from ..mask_resizing import Size
 from .matching import LowQualityMatcher
+from .selection import top_proposals
 
 
 class BoxTransform(Box2BoxTransform):
@@ -41,7 +43,7 @@ class BoxTransform(Box2BoxTransform):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class MaskRCNNProposals(RPN):
-    """Detectron2's region proposal network with `BoxTransform` and `LowQualityMatcher`.
+    """Detectron2's region proposal network with `BoxTransform`, `LowQualityMatcher` and `top_proposals`.
 
     Losses are computed whenever targets are given, also in evaluation mode.
     """
@@ -111,10 +113,33 @@ class MaskRCNNProposals(RPN):
             targets.append(matched)
         return labels, targets
 
-    def _trained(self, anchors: Boxes, size: tuple[int, int]) -> Tensor:
+    def _trained(self, anchors: Boxes, size: Size) -> Tensor:
         height, width = (math.ceil(side / self.padding) * self.padding for side in size)
         x, y = anchors.get_centers().unbind(1)
         trained = (x < width) & (y < height)
         if self.anchor_boundary_thresh >= 0:
             trained &= anchors.inside_box(size, self.anchor_boundary_thresh)
         return trained
+
+    @torch.no_grad()
+    def predict_proposals(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        image_sizes: list[Size],
+    ) -> list[Instances]:
+        """Choose the proposals of each image from anchors, logits [B, N] and deltas [B, N, 4] of each level.
+
+        Raises:
+            FloatingPointError: A box or a logit of a training is not finite.
+        """
+        boxes = self._decode_proposals(anchors, pred_anchor_deltas)
+        if self.training and not all(x.isfinite().all() for x in (*boxes, *pred_objectness_logits)):
+            raise FloatingPointError("boxes or scores of region proposals are not finite")
+        limits = {"per_level": self.pre_nms_topk[self.training], "count": self.post_nms_topk[self.training]}
+        limits |= {"iou": self.nms_thresh, "min_size": self.min_box_size}
+        return [
+            top_proposals([x[image] for x in boxes], [x[image] for x in pred_objectness_logits], size, **limits)
+            for image, size in enumerate(image_sizes)
+        ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import paste_masks_in_image
 from detectron2.modeling import (
@@ -27,9 +28,7 @@ from .base import LossesOrResults
 class MaskRCNN(LossesOrResults, GeneralizedRCNN):
     """Detectron2's `GeneralizedRCNN` with a feature pyramid over any backbone, and the published final steps.
 
-    Empty boxes at the border of an image stay among the detections, and boxes are not clipped a second time. Boxes are
-    suppressed in pixels of the input. An overlap does not change when the axes are scaled, so that the result is that
-    of the published code, which suppresses them in pixels of the image.
+    Empty boxes at the border of an image stay among the detections, and boxes are not clipped a second time.
 
     Targets of training are `instances`: `Instances` with `gt_boxes`, `gt_classes` and `gt_masks`. Results are those of
     `Detections.results`, whatever the settings.
@@ -63,9 +62,22 @@ class MaskRCNN(LossesOrResults, GeneralizedRCNN):
         }
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> list["Detections"]:
-        """Detections in the pixels of each input; `inference.run` brings them to the size of an image."""
+        """Detections in the pixels of each input; `inference.run` brings them to the size of an image.
+
+        Boxes are suppressed in pixels of the image, whose `height` and `width` are optional entries of the inputs.
+        """
+        if len({inputs["image"].shape for inputs in batched_inputs}) > 1:
+            # Padding would change the results.
+            return [found for inputs in batched_inputs for found in self.predict([inputs])]
+        images = self.preprocess_image(batched_inputs)
+        sizes = [
+            (inputs.get("height", height), inputs.get("width", width))
+            for inputs, (height, width) in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16_inference):
-            found = self.inference(batched_inputs, do_postprocess=False)
+            features = self.backbone(images.tensor)
+            proposals, _ = self.proposal_generator(images, features)
+            found = self.roi_heads.predict(features, proposals, sizes)
         return [Detections(of_image) for of_image in found]
 
     def losses(
@@ -119,6 +131,24 @@ class Detections:
         height, width = (whole / part for whole, part in zip(size, self.size, strict=True))
         boxes = found.pred_boxes.clone()
         boxes.scale(width, height)
-        masks = paste_masks_in_image(found.pred_masks[:, 0], boxes.tensor, size).bool()
+        probabilities, places = _with_area(found.pred_masks, boxes.tensor)
+        masks = paste_masks_in_image(probabilities[:, 0], places, size).bool()
         fields = {"scores": found.scores, "pred_classes": found.pred_classes, "pred_masks": masks}
         return {"instances": Instances(size, pred_boxes=boxes, **fields)}
+
+
+def _with_area(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Give boxes [N, 4] without a width or a height the pixels around their line, and the middle of their mask there.
+
+    The published code shows such masks [N, 1, h, w] in these pixels.
+    """
+    for first, last, axis in ((0, 2, 3), (1, 3, 2)):
+        flat = boxes[:, first] == boxes[:, last]
+        if flat.any():
+            middle = [side if dim != axis else 1 for dim, side in enumerate(masks.shape)][2:]
+            lines = F.interpolate(masks[flat], middle, mode="bilinear").expand_as(masks[flat])
+            masks = masks.index_put((flat,), lines)
+            boxes = boxes.clone()
+            boxes[flat, first] = boxes[flat, first].floor() - 1
+            boxes[flat, last] = boxes[flat, last].ceil() + 1
+    return masks, boxes

@@ -103,3 +103,14 @@ def test_detections(case):
     masks = np.unpackbits(packed, axis=1)[:, : height * width].reshape(-1, height, width)
     differing = (torch.from_numpy(masks).bool() != found.pred_masks[: len(masks)]).sum((1, 2))
     assert (differing <= (0.001 * expected[: len(masks)]).clamp(min=1)).all()
+
+
+def test_images_of_a_batch_do_not_change_each_other(case):
+    """A smaller image would be padded to the size of a larger one, and attention would see the padding."""
+    image = case.inputs[0]["image"]
+    batch = [{"image": image[:, :64, :96]}, {"image": image[:, :90, :40], "height": 45, "width": 30}]
+    with torch.no_grad():
+        for inputs, together in zip(batch, case.model(batch), strict=True):
+            found, alone = together["instances"], case.model([inputs])[0]["instances"]
+            assert len(alone) and found.pred_boxes.tensor.equal(alone.pred_boxes.tensor)
+            assert found.scores.equal(alone.scores) and found.pred_masks.equal(alone.pred_masks)

@@ -13,7 +13,6 @@ from detectron2.modeling import (
     build_backbone,
     build_proposal_generator,
 )
-from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -24,6 +23,7 @@ from mask2former.modeling.detection import FPN, build_fpn
 from mask2former.modeling.detection.matching import LowQualityMatcher
 from mask2former.modeling.detection.roi_heads import CascadeMaskRCNNHeads, RegionPooler, box_levels
 from mask2former.modeling.detection.rpn import BoxTransform
+from mask2former.modeling.detection.selection import suppress, top_detections, top_proposals
 from mask2former.modeling.inference import InferenceSettings
 from mask2former.modeling.meta_arch.mask_rcnn import Detections
 
@@ -156,10 +156,15 @@ def test_anchors_have_no_offset_of_half_a_pixel():
 
 def test_proposals_are_suppressed_per_level_and_empty_ones_are_left_out():
     same, empty = [0.0, 0.0, 10.0, 10.0], [200.0, 0.0, 300.0, 10.0]
-    boxes = [torch.tensor([[same, same, empty]]), torch.tensor([[same]])]
-    logits = [torch.tensor([[3.0, 2.0, 9.0]]), torch.tensor([[1.0]])]
-    (found,) = find_top_rpn_proposals(boxes, logits, [(100, 100)], 0.7, 1000, 1000, 0.0, False)
+    boxes = [torch.tensor([same, same, empty]), torch.tensor([same])]
+    logits = [torch.tensor([3.0, 2.0, 9.0]), torch.tensor([1.0])]
+    limits = {"per_level": 1000, "count": 1000, "iou": 0.7, "min_size": 0.0}
+    found = top_proposals(boxes, logits, (100, 100), **limits)
     assert found.objectness_logits.tolist() == [3.0, 1.0]
+    assert found.proposal_boxes.tensor.tolist() == [same, same]
+    found = top_proposals(boxes, logits, (100, 100), **limits | {"per_level": 1})
+    assert found.objectness_logits.tolist() == [1.0]  # the best one of the first level is empty
+    assert len(top_proposals(boxes, logits, (100, 100), **limits | {"count": 1})) == 1
 
 
 @pytest.mark.parametrize(
@@ -292,3 +297,58 @@ def test_pyramid_for_any_size(size):
     cfg.MODEL.FPN.IN_FEATURES = ["res1"]
     with pytest.raises(ConfigError, match=r"MODEL\.FPN\.IN_FEATURES is \['res1'\]; the backbone has res2, .*, res5"):
         build_fpn(cfg, pyramid.bottom_up)
+
+
+@pytest.mark.parametrize("size", [(1, 12), (12, 1), (1, 1)])
+def test_masks_of_flat_boxes_are_their_middle_along_the_border(size):
+    """As in the published code, though there is nothing inside such a box."""
+    width, height = (0.0 if side == 1 else float(side) for side in size)
+    boxes = Boxes(torch.tensor([[20 - width, 30 - height, 20.0, 30.0], [0.0, 0.0, width, height]]))
+    masks = torch.zeros(2, 1, 28, 28)
+    masks[:, :, 12:16, 12:16] = 0.9
+    found = Instances((30, 20), pred_boxes=boxes, scores=torch.ones(2), pred_classes=torch.zeros(2), pred_masks=masks)
+    result = Detections(found).results((30, 20), InferenceSettings())["instances"].pred_masks
+    expected = torch.zeros(2, 30, 20, dtype=torch.bool)
+    # 4 of the 28 cells of a side, in its middle, are 2 of its 12 pixels.
+    rows, columns = (slice(5, 7) if side else slice(0, 1) for side in (height, width))
+    expected[1, rows, columns] = True
+    expected[0] = expected[1].flip(0, 1)
+    assert result.equal(expected)
+    assert found.pred_boxes is boxes and found.pred_masks is masks
+
+
+@pytest.mark.parametrize("count", [1, 10000])
+def test_suppression_rounds_boxes_as_the_published_code_does(count):
+    """Boxes of class 79 in an image of 1333 pixels lie on a grid of 1 / 128 pixel when overlaps are computed."""
+    pair = torch.tensor([[0.0, 0.0, 32.0, 32.0], [0.0, 0.0, 32.0, 16.003]])
+    others = torch.tensor([[1313.0, 0.0, 1333.0, 20.0]]).repeat(count, 1)
+    boxes, scores = torch.cat([others, pair]), torch.linspace(0.1, 0.9, count + 2)
+    for group, kept in ((79, [count + 1, count, count - 1]), (0, [count + 1, count - 1])):
+        # A tie is broken by the order of the boxes.
+        groups = torch.cat([torch.full((count,), 5), torch.full((2,), group)])
+        assert suppress(boxes, scores, groups, 0.5).tolist() == kept
+    assert suppress(boxes[:0], scores[:0], groups[:0], 0.5).tolist() == []
+
+
+def test_detections_are_suppressed_in_pixels_of_the_image():
+    """An overlap of exactly the limit stays, and rounding to pixels of the image decides whether it is one."""
+    boxes = torch.tensor([[0.0, 0.0, 32.0, 32.0] * 80, [0.0, 0.0, 32.0, 16.003] * 80, [0.0, 0.0, 1333.0, 9.0] * 80])
+    scores = torch.zeros(3, 81)
+    scores[:, 79] = torch.tensor([0.9, 0.8, 0.7])
+    limits = {"threshold": 0.05, "iou": 0.5, "count": 100}
+    # On a grid of 1 / 128 pixel of the input the overlap is 0.5; on one of the image, a tenth as large, more.
+    assert len(top_detections(boxes, scores, (800, 1333), (800, 1333), **limits)) == 3
+    found = top_detections(boxes, scores, (800, 1333), (80, 133), **limits)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7])
+    assert found.pred_boxes.tensor[1].tolist() == [0.0, 0.0, 1333.0, 9.0]
+    # Detections exceed the threshold.
+    scores[0, 79] = 0.5
+    assert len(top_detections(boxes, scores, (800, 1333), (80, 133), **limits | {"threshold": 0.5})) == 2
+
+
+def test_boxes_that_are_not_numbers():
+    boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, float("nan"), 9.0, 9.0], [20.0, 20.0, 29.0, 29.0]])
+    found = top_detections(boxes, torch.tensor([[0.9, 0.1]] * 3), (40, 40), (40, 40), threshold=0, iou=0.5, count=9)
+    assert found.pred_boxes.tensor.tolist() == [[0.0, 0.0, 9.0, 9.0], [20.0, 20.0, 29.0, 29.0]]
+    limits = {"per_level": 9, "count": 9, "iou": 0.7, "min_size": 0.0}
+    assert len(top_proposals([boxes], [torch.tensor([1.0, 2.0, 3.0])], (40, 40), **limits)) == 2
