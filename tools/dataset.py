@@ -5,6 +5,7 @@
     python tools/dataset.py preview --images photos --labels masks --classes classes.txt --output preview
     python tools/dataset.py split   --images photos --labels masks --classes classes.txt --output data
     python tools/dataset.py config  --images photos --annotations instances.json --gpu-memory 24 --output run
+    python tools/dataset.py config  --model mask-rcnn ...
 
 The options determine the format:
 
@@ -23,6 +24,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from dinat_common.errors import report_errors, report_interrupt, run_script
@@ -30,17 +32,19 @@ from dinat_common.files import check_folder, user_path
 from mask2former.data.custom.class_list import SourceError
 from mask2former.data.custom.classification import make_class_recipe
 from mask2former.data.custom.inspection import Inspection, inspect_sources, render
-from mask2former.data.custom.model_size import SIZES, Machine, read_backbones
+from mask2former.data.custom.model_size import SIZES, Machine
+from mask2former.data.custom.models import MODELS, check_model
 from mask2former.data.custom.preview import write_preview
 from mask2former.data.custom.recipe import make_recipe
 from mask2former.data.custom.source import Source
 from mask2former.data.custom.split import split
-from mask2former.data.custom.training_files import derive, write_config
+from mask2former.data.custom.training_files import as_instances, derive, write_config
 from mask2former.data.datasets.pairs import Names
 from mask2former.data.datasets.registry import IGNORE_LABEL
 from mask2former.data.photographs import checked_range
 from mask2former.utils.parallel import default_workers
 
+_DEFAULT_MODEL = "mask2former"
 BASES = Path(__file__).resolve().parents[1] / "configs" / "_base_"
 _COMMANDS = {
     "inspect": "check all files, and list problems with what to do about them",
@@ -93,8 +97,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu-memory", type=_memory, required=True, metavar="GB", help="memory per GPU; 0 to train on the CPU"
     )
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        help=f"model to train, see inspect; default: {_DEFAULT_MODEL}, or for class folders an image classifier",
+    )
     parser.add_argument("--num-gpus", type=_positive, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--size", choices=SIZES, help="size of the DiNAT; default: by images, weights and memory")
+    parser.add_argument("--size", choices=SIZES, help="size of the backbone; default: by images, weights and memory")
     parser.add_argument("--weights", default="", metavar="F", help="file or URL of initial weights (MODEL.WEIGHTS)")
     parser.add_argument("--name", help="name of the data set; default: name of the output folder")
 
@@ -214,6 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sources = read_sources(options)
         if options.command == "split" and len(sources) > 1:
             raise SourceError("split divides a single data set; remove the --val- options")
+        if options.command == "config" and options.model:
+            check_model(options.model, sources[0].format)
     with report_interrupt("run the command again to continue"), report_errors():
         if options.command != "inspect":
             check_folder(options.output)
@@ -268,9 +279,13 @@ def config(inspection: Inspection, options: argparse.Namespace) -> list[str]:
         )
     machine = Machine(options.gpu_memory, options.num_gpus, default_workers())
     weights = str(user_path(options.weights).resolve()) if user_path(options.weights).is_file() else options.weights
-    folders = inspection.train.content.source.format == "class_folders"
-    make = make_class_recipe if folders else make_recipe
-    recipe = make(replace(inspection, splits=parts), machine, read_backbones(BASES), options.size, weights)
+    model = options.model or _DEFAULT_MODEL
+    family = MODELS[model].family_of(weights)
+    make = partial(make_recipe, model=model)
+    if inspection.train.content.source.format == "class_folders":
+        family, make = "dinat", make_class_recipe
+    backbones = MODELS[model].backbones(BASES, family)
+    recipe = make(replace(inspection, splits=parts), machine, backbones, options.size, weights)
     if inspection.train.content.source.value_range is not None:
         low, high = inspection.train.content.source.value_range
         recipe.set(f"values from {low:g} to {high:g} become 0 to 255", INPUT__VALUE_RANGE=[low, high])
@@ -279,6 +294,8 @@ def config(inspection: Inspection, options: argparse.Namespace) -> list[str]:
         part: derive(inspected, f"{name}_{part}", folder / "data" / part, options.workers)
         for part, inspected in parts.items()
     }
+    if MODELS[model].tasks == ("instance",):
+        datasets = {part: as_instances(dataset) for part, dataset in datasets.items()}
     write_config(folder / "config.yaml", recipe, datasets, BASES, shlex.join(["tools/dataset.py", *sys.argv[1:]]))
     train = f"python train_net.py --config-file {shlex.quote(str(folder / 'config.yaml'))}"
     gpus = f" --num-gpus {options.num_gpus}" if options.num_gpus > 1 else ""

@@ -197,10 +197,8 @@ class TrainingMapper:
         transforms = self.augmentations(augmented)
         targets, void = self._make_targets(dataset_dict, _size(image), augmented, transforms)
         record["image"] = _image_tensor(augmented.image, self.size_divisibility)
-        record["instances"] = self._pack(targets, record)
-        if self.boxes:
-            boxes = instance_boxes(dataset_dict["annotations"], transforms, targets[1])
-            record["instances"] = _with_boxes(record["instances"], boxes)
+        boxes = instance_boxes(dataset_dict["annotations"], transforms, targets[1]) if self.boxes else None
+        record["instances"] = self._pack(targets, boxes, record)
         if void is not None:
             record["void"] = torch.from_numpy(pad_to_multiple(void, self.size_divisibility, value=1))
         return record
@@ -236,10 +234,13 @@ class TrainingMapper:
         # another one, and the published runs had floating-point labels.
         return read_semantic_map(dataset_dict, image_size).astype(np.float32)
 
-    def _pack(self, targets: Targets, record: Mapping[str, Any]) -> Instances:
+    def _pack(self, targets: Targets, boxes: NDArray[np.float32] | None, record: Mapping[str, Any]) -> Instances:
         classes, masks = targets
-        if self.drop_empty_targets:
-            kept = masks.any(axis=(1, 2))
+        kept = masks.any(axis=(1, 2)) if self.drop_empty_targets else np.ones(len(masks), np.bool_)
+        if boxes is not None:
+            kept &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+            boxes = boxes[kept]
+        if not kept.all():
             classes, masks = classes[kept], masks[kept]
         if classes.size and not 0 <= classes.min() <= classes.max() < self.num_classes:
             raise AnnotationError(
@@ -248,16 +249,11 @@ class TrainingMapper:
             )
         instances = Instances(tuple(record["image"].shape[1:]))
         instances.gt_classes = torch.from_numpy(classes)
-        instances.gt_masks = torch.from_numpy(pad_to_multiple(masks, self.size_divisibility, value=0))
+        padded = torch.from_numpy(pad_to_multiple(masks, self.size_divisibility, value=0))
+        instances.gt_masks = padded if boxes is None else BitMasks(padded)
+        if boxes is not None:
+            instances.gt_boxes = Boxes(torch.from_numpy(boxes))
         return instances
-
-
-def _with_boxes(instances: Instances, boxes: NDArray[np.float32]) -> Instances:
-    """Targets of a detector: those with a box of some size."""
-    kept = torch.from_numpy((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
-    masks, classes = BitMasks(instances.gt_masks[kept]), instances.gt_classes[kept]
-    found = Boxes(torch.from_numpy(boxes)[kept])
-    return Instances(instances.image_size, gt_boxes=found, gt_classes=classes, gt_masks=masks)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from mask2former.data import problems
+from mask2former.data.custom.models import serving
 from mask2former.data.custom.scan import Scan, Scanner
 from mask2former.data.custom.source import LabelledImage, Source, Split, SplitContent, read_source
 from mask2former.data.datasets.registry import AnnotationError, Category
@@ -255,6 +256,7 @@ def render(inspection: Inspection) -> str:
         for kind, isthing in (("things", True), ("stuff", False)):
             if names := [c.name for c in inspection.categories if c.isthing == isthing]:
                 lines.append(f"{kind}: {', '.join(names)}")
+    lines.append(f"models: {_models(inspection)}")
     several = len(inspection.splits) > 1
     rows = [
         [
@@ -271,6 +273,15 @@ def render(inspection: Inspection) -> str:
         lines += ["", tabulate(rows, headers, tablefmt="grid", maxcolwidths=list(_WIDTHS))]
     verdict = "usable" if inspection.usable else "NOT usable: training or evaluation would fail or give wrong results"
     return "\n".join([*lines, "", verdict + (" (notes do not prevent training)" if rows and inspection.usable else "")])
+
+
+def _models(inspection: Inspection) -> str:
+    """The models that the data are for, with the tasks of their results."""
+    format, segments = inspection.train.content.source.format, inspection.train.total("segments")
+    if format == "class_folders":
+        return "an image classifier"
+    things = any(segments[category.id] for category in inspection.categories if category.isthing)
+    return "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in serving(format, things=things).items())
 
 
 def _summary(split: InspectedSplit) -> str:

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dinat_common.errors import UserError
-from dinat_common.files import read_text
 from dinat_common.weights import CheckpointError, read_checkpoint
 
 # The small model of configs/shapes, with its small head: for CPUs.
@@ -59,11 +56,13 @@ class Cost:
         parameters: Millions of parameters, with the head.
         plain: GiB that an image of 1024 x 1024 keeps for the backward pass, in float32.
         checkpointed: The same with MODEL.DINAT.USE_CHECKPOINT, which computes the backbone twice.
+        boxes: GiB that an image of any size keeps for its boxes.
     """
 
     parameters: float
     plain: float
     checkpointed: float
+    boxes: float = 0.0
 
     @property
     def fixed(self) -> float:
@@ -72,7 +71,8 @@ class Cost:
 
     def per_image(self, pixels: int, checkpoint: bool) -> float:
         """GiB for an image with this number of pixels."""
-        return ((self.checkpointed if checkpoint else self.plain) + _TRANSIENT) * pixels / _REFERENCE
+        kept = self.checkpointed if checkpoint else self.plain
+        return (kept + _TRANSIENT) * pixels / _REFERENCE + self.boxes
 
 
 # Costs of configs/_base_/dinat_NAME.yaml, the largest first, with Mask2Former's head, 200 queries and 80 classes,
@@ -107,6 +107,7 @@ def largest_fit(
     most: int,
     sizes: Sequence[str] = tuple(COSTS),
     costs: Mapping[str, Cost] = COSTS,
+    least: int = 1,
 ) -> Fit | None:
     """The largest model that can be trained on a GPU; without checkpointing, which costs time, if that fits.
 
@@ -116,14 +117,15 @@ def largest_fit(
         most: Largest useful number of images per GPU.
         sizes: Keys of `costs` to choose from, the best first.
         costs: Costs by size.
+        least: Smallest number of images per GPU.
 
     Returns:
-        The fit; None if even one image is too much for all models.
+        The fit; None if even the smallest number of images is too much for all models.
     """
     for size in sizes:
         for checkpoint in (False, True):
             room = _USABLE * memory - costs[size].fixed
-            if (images := int(room / costs[size].per_image(pixels, checkpoint))) >= 1:
+            if (images := int(room / costs[size].per_image(pixels, checkpoint))) >= least:
                 return Fit(size, checkpoint, min(images, most))
     return None
 
@@ -155,12 +157,14 @@ def choose_model(
     backbones: Mapping[str, Mapping[str, Any]],
     costs: Mapping[str, Cost] = COSTS,
     smallest_side: int = 256,
+    least: int = 1,
 ) -> Choice:
     """Choose the size of the DiNAT, and the side of training images.
 
     Without a GPU, it is the small model for CPUs. Otherwise it is the largest size that fits into the memory, but at
-    most Mini for fewer than 100 images, Tiny for fewer than 300 or without weights, and Small for fewer than 1000. Mini
-    is the smallest size with published weights. A given size, or that of the weights, takes precedence.
+    most Mini for fewer than 100 images, Tiny for fewer than 300 or without weights, and Small for fewer than 1000; or
+    the smallest that there is. Mini is the smallest size with published weights. A given size, or that of the weights,
+    takes precedence.
 
     Args:
         images: Number of training images.
@@ -169,23 +173,29 @@ def choose_model(
         machine: The machine for training.
         size: Size that the user wants; None for any.
         weights: Value of MODEL.WEIGHTS; may be empty.
-        backbones: Section MODEL.DINAT by size.
+        backbones: Section MODEL.DINAT by size, of the sizes that there are.
         costs: Costs by size.
         smallest_side: Smallest side of training images that is tried if the memory is too small.
+        least: Smallest number of images that a process can be trained on at a time.
 
     Raises:
-        RecipeError: The model does not fit into the memory at any image size.
+        RecipeError: There is no such size, or the model does not fit into the memory at any image size.
     """
     reason = "as requested"
     if size is None and (size := size_of_weights(weights, backbones)):
         reason = f"the size of {Path(weights).name}"
+    if size is not None and size not in backbones:
+        raise RecipeError(f"size {size}, {reason}: this model comes in {', '.join(backbones)} only")
+    costs = {name: cost for name, cost in costs.items() if name in backbones}
     if size == PICO or (size is None and not machine.gpu_memory):
         return Choice(PICO, side, None, reason)
     if size and not machine.gpu_memory:
-        return Choice(size, side, Fit(size, checkpoint=False, images=1), reason)
-    sizes, reasons = ((size,), {size: reason}) if size else _useful_sizes(images, pretrained=bool(weights))
+        return Choice(size, side, Fit(size, checkpoint=False, images=least), reason)
+    sizes, reasons = (
+        ((size,), {size: reason}) if size else _useful_sizes(images, tuple(costs), pretrained=bool(weights))
+    )
     for smaller in range(side, min(side, smallest_side) - 1, -128):
-        if fit := largest_fit(machine.gpu_memory, smaller * smaller, batch // machine.gpus, sizes, costs):
+        if fit := largest_fit(machine.gpu_memory, smaller * smaller, batch // machine.gpus, sizes, costs, least):
             return Choice(fit.size, smaller, fit, reasons.get(fit.size, "the largest that fits"))
     raise RecipeError(
         f"--gpu-memory {machine.gpu_memory:g}: too little to train DiNAT-{sizes[-1].title()} on images of "
@@ -193,7 +203,9 @@ def choose_model(
     )
 
 
-def _useful_sizes(images: int, *, pretrained: bool) -> tuple[tuple[str, ...], Mapping[str, str]]:
+def _useful_sizes(
+    images: int, available: Sequence[str], *, pretrained: bool
+) -> tuple[tuple[str, ...], Mapping[str, str]]:
     """The sizes that suit the data, the largest first, and why there is no larger one than the first."""
     limit, size = next(((limit, size) for limit, size in _FEW if images < limit), (0, "large"))
     reason = f"because {images} images are few: larger sizes are for {limit} and more" if limit else (
@@ -202,12 +214,13 @@ def _useful_sizes(images: int, *, pretrained: bool) -> tuple[tuple[str, ...], Ma
     order = tuple(COSTS)
     if not pretrained and order.index(size) < order.index(_FROM_NOTHING):
         size, reason = _FROM_NOTHING, "because it starts from random weights: larger sizes need --weights"
-    return order[order.index(size) :], {size: reason}
+    useful = tuple(name for name in order[order.index(size) :] if name in available)
+    return useful or (available[-1],), {size: reason}
 
 
 def size_of_weights(weights: str, backbones: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The size of the DiNAT whose weights a file holds, by its name or its content; None if that is unknown."""
-    named = re.search(rf"dinat_?({'|'.join(backbones)})(?![a-z])", Path(weights).name.lower())
+    named = re.search(rf"nat_?(?:s_?)?({'|'.join(SIZES)})(?![a-z])", Path(weights).name.lower())
     if named or not Path(weights).is_file():
         return named[1] if named else None
     try:
@@ -225,9 +238,3 @@ def size_of_weights(weights: str, backbones: Mapping[str, Mapping[str, Any]]) ->
     shape = width, [blocks[level] for level in sorted(blocks)]
     matching = (size for size, backbone in backbones.items() if (backbone["EMBED_DIM"], backbone["DEPTHS"]) == shape)
     return next(matching, None)
-
-
-def read_backbones(base_folder: Path) -> dict[str, dict[str, Any]]:
-    """The section MODEL.DINAT of each `dinat_SIZE.yaml` of a folder (configs/_base_), by size."""
-    files = {size: base_folder / f"dinat_{size}.yaml" for size in SIZES}
-    return {size: yaml.safe_load(read_text(file))["MODEL"]["DINAT"] for size, file in files.items()}

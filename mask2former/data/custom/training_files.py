@@ -106,6 +106,15 @@ def _derive_semantic(inspected: InspectedSplit, name: str, folder: Path, workers
     return CustomDataset(name, "semantic", numbered, _absolute(paths), void, names=names)
 
 
+def as_instances(dataset: CustomDataset) -> CustomDataset:
+    """The things of a data set that `derive` made, for a model of instances; one of instances stays as it is."""
+    if dataset.format == "coco_instance":
+        return dataset
+    things = tuple(category for category in dataset.categories if category.isthing)
+    paths = {"images": dataset.paths["images"], "annotations": dataset.paths["instances"]}
+    return CustomDataset(dataset.name, "coco_instance", things, paths)
+
+
 def common_folder(folder: Path, files: Sequence[Path]) -> Path:
     """The folder if it contains all files; otherwise, the smallest one that does. Links to folders are followed."""
     folder, places = folder.resolve(), {path.parent.resolve() for path in files}

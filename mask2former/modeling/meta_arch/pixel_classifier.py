@@ -19,8 +19,8 @@ from ..inference import InferenceSettings, PixelScores
 from ..mask_resizing import Size
 from .base import MetaArchitecture
 
-# Label of pixels without a class.
-_IGNORED = 255
+# Label of pixels without a class. There may be more than 255 classes.
+_IGNORED = -1
 
 
 @META_ARCH_REGISTRY.register()

@@ -9,7 +9,8 @@ from mask2former import setup_cfg
 from mask2former.data.custom.class_list import SourceError
 from mask2former.data.custom.classification import make_class_recipe
 from mask2former.data.custom.inspection import inspect_sources, render
-from mask2former.data.custom.model_size import Machine, RecipeError, read_backbones
+from mask2former.data.custom.model_size import Machine, RecipeError
+from mask2former.data.custom.models import MODELS
 from mask2former.data.custom.preview import draw, write_preview
 from mask2former.data.custom.recipe import make_recipe
 from mask2former.data.custom.source import Source
@@ -22,6 +23,7 @@ __all__ = ["registered"]
 
 CLASSES = ("blue", "green", "red")
 BASES = ROOT / "configs" / "_base_"
+BACKBONES = MODELS["mask2former"].backbones(BASES)
 CPU = Machine(0.0, 1, 2)
 tool = load_script("tools/dataset.py")
 
@@ -115,7 +117,7 @@ def test_the_preview_names_the_class_of_each_image(tmp_path):
 
 
 def test_without_a_gpu_the_small_model_is_trained(tmp_path):
-    recipe = make_class_recipe(inspect(draw_set(tmp_path / "train")), CPU, read_backbones(BASES))
+    recipe = make_class_recipe(inspect(draw_set(tmp_path / "train")), CPU, BACKBONES)
     values = recipe.values
     assert recipe.size == "pico" and values["MODEL.CLASSIFIER.NUM_CLASSES"] == 3
     assert (values["INPUT.CLASSIFICATION.SIZE"], values["SOLVER.IMS_PER_BATCH"]) == (64, 30)
@@ -132,7 +134,7 @@ def test_without_a_gpu_the_small_model_is_trained(tmp_path):
 )
 def test_with_a_gpu_the_published_settings_are_followed(memory, gpus, weights, size, batch, checkpoint, tmp_path):
     inspection, machine = inspect(draw_set(tmp_path / "train")), Machine(memory, gpus, 8)
-    recipe = make_class_recipe(inspection, machine, read_backbones(BASES), weights=weights)
+    recipe = make_class_recipe(inspection, machine, BACKBONES, weights=weights)
     values = recipe.values
     assert recipe.size == size and recipe.bases == [f"../imagenet/classification/dinat/dinat_{size}.yaml"]
     assert (values["SOLVER.IMS_PER_BATCH"], values["SOLVER.ACCUMULATE_STEPS"]) == batch
@@ -144,13 +146,13 @@ def test_with_a_gpu_the_published_settings_are_followed(memory, gpus, weights, s
 
 def test_images_are_mixed_in_pairs(tmp_path):
     inspection, machine = inspect(draw_set(tmp_path / "train")), Machine(1.3, 1, 2)
-    values = make_class_recipe(inspection, machine, read_backbones(BASES), "mini").values
+    values = make_class_recipe(inspection, machine, BACKBONES, "mini").values
     assert (values["SOLVER.IMS_PER_BATCH"], values["INPUT.CLASSIFICATION.MIX_PROB"]) == (1, 0.0)
 
 
 def test_too_little_memory_is_one_line(tmp_path):
     with pytest.raises(RecipeError, match="too little to train DiNAT-Mini on images of 224 x 224"):
-        make_class_recipe(inspect(draw_set(tmp_path / "train", 1)), Machine(0.5, 1, 2), read_backbones(BASES))
+        make_class_recipe(inspect(draw_set(tmp_path / "train", 1)), Machine(0.5, 1, 2), BACKBONES)
 
 
 @pytest.mark.usefixtures("registered", "loggers_restored")
@@ -172,5 +174,5 @@ def test_one_command_makes_a_config_that_the_next_one_takes(tmp_path, capsys):
 def test_recipes_of_segmentation_keep_their_bases(draw):
     root = draw(4)
     source = Source(root / "images", annotations=root / "instances.json")
-    recipe = make_recipe(inspect_sources([source], workers=1), CPU, read_backbones(BASES))
+    recipe = make_recipe(inspect_sources([source], workers=1), CPU, BACKBONES)
     assert recipe.bases == ["mask2former.yaml", "dinat_pico.yaml", "shapes.yaml"]

@@ -15,9 +15,9 @@ from mask2former.data.custom.model_size import (
     Machine,
     RecipeError,
     largest_fit,
-    read_backbones,
     size_of_weights,
 )
+from mask2former.data.custom.models import MODELS
 from mask2former.data.custom.recipe import fitting_dilations, make_recipe
 from mask2former.data.custom.scan import Scan
 from mask2former.data.custom.source import LabelledImage, Source, SplitContent
@@ -28,7 +28,7 @@ from mask2former.data.datasets.custom import CustomDataset
 from ...conftest import ROOT
 
 BASES = ROOT / "configs/_base_"
-BACKBONES = read_backbones(BASES)
+BACKBONES = MODELS["mask2former"].backbones(BASES)
 GPU_24 = Machine(24, 1, 8)
 
 
