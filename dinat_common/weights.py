@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ class CheckpointMismatchError(CheckpointError):
     """The names or shapes of a checkpoint are not those of the model."""
 
 
-def read_checkpoint(path: str | Path, *, allow_pickle: bool = False, kind: str = "") -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path, *, allow_pickle: bool = False, kind: str = "", shapes_only: bool = False
+) -> dict[str, Any]:
     """Read a file of weights.
 
     Files that end in `.safetensors`, and torch files (any other extension), are read without running code from them.
@@ -51,6 +54,8 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False, kind: str =
             "state_dict".
         allow_pickle: Whether to open `.pkl` files, which Detectron2's model zoo and older conversion scripts write.
         kind: Extension that decides how the file is read; by default that of `path`.
+        shapes_only: Whether names and shapes are enough. Values are then mapped into memory where the format allows
+            it, not read and not verified.
 
     Returns:
         The state dict under "model", without prefixes of wrappers, and the other content of the file (the metadata of
@@ -63,7 +68,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False, kind: str =
     path = Path(path)
     if not path.is_file():
         raise CheckpointNotFoundError(f"checkpoint not found: {path} (working directory {Path.cwd()})")
-    content = _read_file(path, kind or path.suffix, allow_pickle)
+    content = _read_file(path, kind or path.suffix, allow_pickle, shapes_only)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected a dict of weights, found {type(content).__name__}")
     state, rest = _unpack(content)
@@ -105,7 +110,7 @@ def _unpack(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, An
     return content, {}
 
 
-def _read_file(path: Path, kind: str, allow_pickle: bool) -> Any:
+def _read_file(path: Path, kind: str, allow_pickle: bool, shapes_only: bool) -> Any:
     if kind == ".pkl" and not allow_pickle:
         raise CheckpointError(
             f"{path}: opening a .pkl can execute arbitrary code. Convert it to .safetensors or .pth, or allow it with "
@@ -120,7 +125,9 @@ def _read_file(path: Path, kind: str, allow_pickle: bool) -> Any:
             with open(path, "rb") as file:
                 return pickle.load(file, encoding="latin1")  # noqa: S301 - allowed by the user
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Files of PyTorch before 1.6 can't be mapped.
+            mapped = shapes_only and zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         # The reason in torch's message, without its advice to run the code in the file.
         reason = re.search(r"WeightsUnpickler error:\s*(.+?)(?: was not an allowed|\n|$)", str(error))

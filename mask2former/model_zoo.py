@@ -34,6 +34,9 @@ class PublishedModel:
         counts_doubt: Reason why parameters or FLOPs, counted as for all other models, are not those printed; empty if
             they are.
         doubt: Other contradiction in what is published; empty if there is none.
+        other_checkpoints: Other file names under which the checkpoint may be published.
+        ways: Ways to evaluate the model, where a doubt leaves open which of them the published numbers belong to: pairs
+            of config keys and values, by name.
     """
 
     name: str
@@ -48,6 +51,8 @@ class PublishedModel:
     published_multi_scale: Mapping[str, float] = field(default_factory=dict)
     counts_doubt: str = ""
     doubt: str = ""
+    other_checkpoints: tuple[str, ...] = ()
+    ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> str:
@@ -89,6 +94,7 @@ def _classifier(
     size: int = 224,
     counts_doubt: str = "",
     doubt: str = "",
+    linked: str = "",
 ) -> PublishedModel:
     return PublishedModel(
         name,
@@ -100,7 +106,8 @@ def _classifier(
         flops,
         (size, size),
         counts_doubt=counts_doubt,
-        doubt=doubt,
+        doubt=_TWO_NAMES.format(name=linked) if linked else doubt,
+        other_checkpoints=(linked,) if linked else (),
     )
 
 
@@ -115,7 +122,7 @@ def _detector(name: str, box_ap: float, mask_ap: float, parameters: str, flops: 
 
 
 def _upernet(
-    name: str, miou: float, miou_multi_scale: float, parameters: str, flops: str, *, side: int = 512, doubt: str = ""
+    name: str, miou: float, miou_multi_scale: float, parameters: str, flops: str, *, side: int = 512
 ) -> PublishedModel:
     family = _family(name)
     config_file = PurePosixPath("configs/ade20k/semantic-segmentation", family, f"{name}.yaml")
@@ -130,7 +137,8 @@ def _upernet(
         flops,
         (side, 4 * side),
         published_multi_scale={"mIoU": miou_multi_scale},
-        doubt=doubt,
+        doubt=_SIDE if side == 640 else "",
+        ways=_SIDES if side == 640 else {},
     )
 
 
@@ -177,14 +185,18 @@ _SIDE = (
     "name, dilations and FLOPs say 640 x 640, but the published config inherits crops of 512 and the test scale "
     "2048 x 512; the published mIoU probably belongs to 2560 x 640"
 )
+# Test sizes by the shorter side: those of the config files, and the same factors of 2560 x 640.
+_SIDES: Mapping[str, tuple[str, ...]] = {
+    "512": (),
+    "640": (
+        *("INPUT.MIN_SIZE_TEST", "640", "INPUT.MAX_SIZE_TEST", "2560"),
+        *("TEST.AUG.MIN_SIZES", "[320,480,640,800,960,1120]", "TEST.AUG.MAX_SIZE", "4480"),
+    ),
+}
 
 _IN1K = "dinat/checkpoints/imagenet1k/"
 _IN22K = "dinat/checkpoints/imagenet22k/"
 _ISO = "dinat/checkpoints/isotropic/"
-
-
-def _two_names(name: str) -> str:
-    return _TWO_NAMES.format(name=f"{name}.pth")
 
 
 _CLASSIFIERS = (
@@ -228,7 +240,7 @@ _CLASSIFIERS = (
         81.8,
         "28M",
         "4.5G",
-        doubt=_two_names("dinat_s_tiny_1k_224"),
+        linked="dinat_s_tiny_1k_224.pth",
     ),
     _classifier(
         "dinat_s_small",
@@ -237,7 +249,7 @@ _CLASSIFIERS = (
         "50M",
         "8.7G",
         counts_doubt=_CUT_OFF.format(counted="8.77G", printed="8.7G"),
-        doubt=_two_names("dinat_s_small_1k_224"),
+        linked="dinat_s_small_1k_224.pth",
     ),
     _classifier(
         "dinat_s_base",
@@ -246,7 +258,7 @@ _CLASSIFIERS = (
         "88M",
         "15.4G",
         counts_doubt=_CUT_OFF.format(counted="15.47G", printed="15.4G"),
-        doubt=_two_names("dinat_s_base_1k_224"),
+        linked="dinat_s_base_1k_224.pth",
     ),
     _classifier(
         "dinat_s_large",
@@ -254,7 +266,7 @@ _CLASSIFIERS = (
         86.5,
         "197M",
         "34.5G",
-        doubt=_two_names("dinat_s_large_1k_224"),
+        linked="dinat_s_large_1k_224.pth",
     ),
     _classifier(
         "dinat_s_large_384",
@@ -263,7 +275,7 @@ _CLASSIFIERS = (
         "197M",
         "101.5G",
         size=384,
-        doubt=_two_names("dinat_s_large_1k_384"),
+        linked="dinat_s_large_1k_384.pth",
     ),
     _classifier("nat_isotropic_small", f"{_ISO}nat_isotropic_small_in1k_224", 80.0, "22M", "4.3G"),
     _classifier("dinat_isotropic_small", f"{_ISO}dinat_isotropic_small_in1k_224", 80.8, "22M", "4.3G"),
@@ -330,11 +342,11 @@ _UPERNETS = (
     _upernet("upernet_dinat_tiny", 47.8, 48.8, "58M", "934G"),
     _upernet("upernet_dinat_small", 48.9, 49.9, "82M", "1010G"),
     _upernet("upernet_dinat_base", 49.6, 50.4, "123M", "1137G"),
-    _upernet("upernet_dinat_large", 54.0, 54.9, "238M", "2335G", side=640, doubt=_SIDE),
+    _upernet("upernet_dinat_large", 54.0, 54.9, "238M", "2335G", side=640),
     _upernet("upernet_dinat_s_tiny", 46.0, 47.4, "60M", "941G"),
     _upernet("upernet_dinat_s_small", 48.6, 49.9, "81M", "1030G"),
     _upernet("upernet_dinat_s_base", 49.4, 50.2, "121M", "1173G"),
-    _upernet("upernet_dinat_s_large", 53.4, 54.6, "234M", "2466G", side=640, doubt=_SIDE),
+    _upernet("upernet_dinat_s_large", 53.4, 54.6, "234M", "2466G", side=640),
 )
 
 SETTINGS: Mapping[str, Setting] = {

@@ -1,17 +1,21 @@
 #!/usr/bin/env python
-"""Evaluate the published settings and compare the results with the papers.
+"""Evaluate the 67 published models and compare the results with the papers.
 
     python tools/reproduce.py --datasets ROOT --weights DIR --dry-run
     python tools/reproduce.py --datasets ROOT --weights DIR --num-gpus 8
-    python tools/reproduce.py --datasets ROOT --weights DIR --settings coco-panoptic ade20k-semantic
+    python tools/reproduce.py --datasets ROOT --weights DIR --settings detection nat_mini coco-panoptic '*dinat_s*'
 
-ROOT holds the data sets (datasets/README.md), DIR the checkpoints under their published names, as .pth or .safetensors.
-train_net.py evaluates each setting in its own folder under --output; after each, reproduction.md, .json and .png are
-written there. The same command continues an interrupted run and keeps results of the same config, checkpoint and number
-of images. KEY VALUE pairs set config keys in all settings.
+ROOT holds the data sets (datasets/README.md), DIR the checkpoints under their published names (docs/models.md), as .pth
+or .safetensors. --settings takes models, groups (GROUPS), and patterns of names. A model whose published number may
+belong to either of two sizes is evaluated at both, as MODEL@512 and MODEL@640.
+
+train_net.py does each evaluation in its own folder under --output, at several scales where such numbers are published;
+after each, reproduction.md, .json and .png are written there. The same command continues an interrupted run and keeps
+results of the same config, checkpoint and number of images. KEY VALUE pairs set config keys in all evaluations.
 """
 
 import argparse
+import difflib
 import hashlib
 import os
 import subprocess
@@ -19,6 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from itertools import takewhile
 from pathlib import Path
@@ -28,13 +33,27 @@ import detectron2
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
-import mask2former.maskformer_model  # noqa: F401 - registers the meta-architecture
-from dinat_common.errors import report_errors, report_interrupt, run_script
+import mask2former.maskformer_model
+import mask2former.modeling  # noqa: F401 - both register meta-architectures
+from dinat_common.errors import UserError, report_errors, report_interrupt, run_script
 from dinat_common.files import check_folder, sha256_of, user_path
-from mask2former.checkpoint import CheckpointError, build_empty_state, compare, read_checkpoint
+from mask2former.checkpoint import build_empty_state, compare, from_openmmlab, read_checkpoint
 from mask2former.config import setup_cfg
-from mask2former.evaluation.reproduction import Plan, Record, plan_settings, read_records, read_results, write_report
-from mask2former.model_zoo import SETTINGS
+from mask2former.data.published import check_datasets
+from mask2former.evaluation.reproduction import (
+    EVALUATIONS,
+    GROUPS,
+    Evaluation,
+    Plan,
+    Record,
+    lacking_weights,
+    make_plan,
+    read_records,
+    read_results,
+    select,
+)
+from mask2former.evaluation.reproduction_report import MARKDOWN_NAME, grouped, write_report
+from mask2former.test_time_augmentation import check_augmentation
 
 ROOT = Path(__file__).resolve().parents[1]
 SET_HERE = ("MODEL.WEIGHTS", "OUTPUT_DIR")
@@ -49,7 +68,7 @@ class Run:
     Attributes:
         plan: Data and weights that are available.
         opts: Overrides of the config.
-        record: Record of the setting, as far as it is known before the evaluation.
+        record: Record of the evaluation, as far as it is known before.
     """
 
     plan: Plan
@@ -57,38 +76,68 @@ class Run:
     record: Record
 
 
-def prepare(plan: Plan, options: argparse.Namespace) -> Run:
-    """Decide how a setting is evaluated.
+def prepare(names: Sequence[str], options: argparse.Namespace) -> list[Run]:
+    """Find out for each evaluation what there is and what is missing. Each data set and checkpoint is checked once.
 
     Raises:
-        ConfigError: The overrides do not fit the config of the setting.
+        ConfigError: The overrides do not fit a config.
     """
-    setting = plan.setting
-    opts = [*(("TEST.AUG.ENABLED", "True") if setting.multi_scale else ()), *options.opts]
-    cfg = setup_cfg(ROOT / setting.config_file, opts)
-    if plan.checkpoint and (fault := check_weights(plan.checkpoint, cfg)):
-        plan = replace(plan, obstacles=(*plan.obstacles, f"weights: {fault}"))
-    record = Record(
-        setting.name,
+    evaluations = [EVALUATIONS[name] for name in names]
+    opts = {evaluation.name: _overrides(evaluation, options) for evaluation in evaluations}
+    cfgs = {
+        evaluation.name: setup_cfg(ROOT / evaluation.model.config_file, opts[evaluation.name])
+        for evaluation in evaluations
+    }
+    data = check_datasets(dataset for cfg in cfgs.values() for dataset in cfg.DATASETS.TEST)
+    faults: dict[Path, str] = {}
+    runs = []
+    for evaluation in evaluations:
+        cfg = cfgs[evaluation.name]
+        plan = make_plan(evaluation, [data[name] for name in cfg.DATASETS.TEST], options.weights)
+        if plan.checkpoint and plan.checkpoint not in faults:
+            faults[plan.checkpoint] = check_weights(plan.checkpoint, cfg, allow_pickle=options.allow_pickle)
+        if plan.checkpoint and faults[plan.checkpoint]:
+            plan = replace(plan, obstacles=(*plan.obstacles, f"weights: {faults[plan.checkpoint]}"))
+        try:
+            check_augmentation(cfg)
+        except UserError as error:
+            plan = replace(plan, obstacles=(*plan.obstacles, f"config: {error}"))
+        runs.append(Run(plan, opts[evaluation.name], _open_record(plan, cfg)))
+    return runs
+
+
+def _overrides(evaluation: Evaluation, options: argparse.Namespace) -> tuple[str, ...]:
+    augmented = ("TEST.AUG.ENABLED", "True") if evaluation.augmented else ()
+    return (*augmented, *evaluation.opts, *options.opts)
+
+
+def _open_record(plan: Plan, cfg: CfgNode) -> Record:
+    model, file = plan.evaluation.model, plan.checkpoint
+    reasons = list(plan.obstacles)
+    if file is None:
+        reasons.append(f"{model.checkpoint} is published at {model.checkpoint_url}")
+    return Record(
+        plan.evaluation.name,
         "open" if plan.ready else "missing",
-        reason="; ".join(plan.obstacles) or "not evaluated yet",
+        reason="; ".join(reasons) or "not evaluated yet",
+        obstacles=plan.obstacles,
         multi_scale=cfg.TEST.AUG.ENABLED,
-        config_sha256=config_hash(cfg),
+        config_sha256=config_hash(cfg) if plan.ready else "",
+        checkpoint=file.name if file else "",
+        checkpoint_state={"bytes": file.stat().st_size, "modified": file.stat().st_mtime_ns} if file else {},
         images=plan.images,
-        remarks=plan.remarks,
+        remarks=(*plan.evaluation.remarks(), *plan.remarks),
     )
-    if plan.ready and plan.checkpoint:
-        record = replace(record, checkpoint=plan.checkpoint.name, checkpoint_sha256=sha256_of(plan.checkpoint))
-    return Run(plan, tuple(opts), record)
 
 
-def check_weights(path: Path, cfg: CfgNode) -> str:
-    """Reason why a checkpoint does not fit the model of a config; empty if it fits."""
+def check_weights(path: Path, cfg: CfgNode, *, allow_pickle: bool = False) -> str:
+    """Reason why names and shapes of a checkpoint do not fit the model of a config; empty if they fit."""
     try:
-        _, report = compare(read_checkpoint(path)["model"], build_empty_state(cfg))
-    except CheckpointError as error:
+        state = read_checkpoint(path, allow_pickle=allow_pickle, shapes_only=True)["model"]
+        _, report = compare(from_openmmlab(state), build_empty_state(cfg))
+    except UserError as error:
         return str(error)
-    return "" if report.exact else f"{path} is a checkpoint of another setting: {report.summary()}"
+    return "" if report.exact else f"{path} is a checkpoint of another model: {report.summary()}"
 
 
 def config_hash(cfg: CfgNode) -> str:
@@ -100,42 +149,72 @@ def config_hash(cfg: CfgNode) -> str:
 
 def is_kept(run: Run, earlier: Mapping[str, Record]) -> bool:
     """Whether there is an earlier result of the same evaluation, or of one that can't be repeated here."""
-    record = earlier.get(run.record.setting)
-    return record is not None and record.status == "done" and (not run.plan.ready or record.same_run(run.record))
+    record, path = earlier.get(run.record.setting), run.plan.checkpoint
+    if record is None or record.status != "done":
+        return False
+    if not run.plan.ready or path is None:
+        return True
+    if (record.config_sha256, record.images) != (run.record.config_sha256, run.record.images):
+        return False
+    # The content is read only if the file is not obviously the same.
+    return record.checkpoint_state == run.record.checkpoint_state or record.checkpoint_sha256 == sha256_of(path)
 
 
 def show_plan(runs: Sequence[Run], kept: Mapping[str, Record]) -> None:
-    """Print the planned evaluations."""
+    """Print the planned evaluations, then what is missing: each reason once."""
     rows = []
     for run in runs:
-        checkpoint = run.plan.checkpoint
-        size = f"{checkpoint.stat().st_size / 1e6:.0f} MB" if checkpoint else "missing"
-        todo = "finished: kept" if run.plan.setting.name in kept else "evaluate" if run.plan.ready else "missing"
+        plan = run.plan
+        name = plan.checkpoint.name if plan.checkpoint else plan.evaluation.model.checkpoint
+        size = f"{plan.checkpoint.stat().st_size / 1e6:.0f} MB" if plan.checkpoint else "missing"
+        lacking = dict.fromkeys(obstacle.split(":")[0] for obstacle in plan.obstacles)
+        todo = "evaluate" if plan.ready else f"missing: {', '.join(lacking)}"
+        if plan.evaluation.name in kept:
+            todo = "finished: kept"
         scales = "multi" if run.record.multi_scale else "single"
-        rows.append((run.plan.setting.name, run.plan.images, scales, size, todo))
-    print(tabulate(rows, headers=("setting", "images", "scales", "checkpoint", "plan"), tablefmt="simple"))
-    for run in runs:
-        for message in (*run.plan.obstacles, *run.plan.remarks):
-            print(f"{run.plan.setting.name}: {message}")
+        if run.record.multi_scale and plan.evaluation.model.published_multi_scale:
+            scales = "both"
+        rows.append((plan.evaluation.name, plan.images, scales, name, size, todo))
+    headers = ("model", "images", "scales", "checkpoint", "size", "plan")
+    print(tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True), end="\n\n")
+    for kind in ("obstacles", "remarks"):
+        for names, message in grouped(
+            (run.record.setting, (text,)) for run in runs for text in getattr(run.record, kind)
+        ):
+            print(f"{names}: {message}")
+    if addresses := lacking_weights(run.record for run in runs):
+        print("\n  ".join(["Checkpoints that were not found are published here:", *addresses]))
+    ready = sum(run.plan.ready and run.record.setting not in kept for run in runs)
+    print(
+        f"{len(runs)} evaluations: {len(kept)} finished, {ready} to do, {len(runs) - len(kept) - ready} lack something"
+    )
 
 
 def evaluate(run: Run, options: argparse.Namespace) -> Record:
-    """Evaluate one setting in a separate process, which continues an interrupted evaluation, and read the results."""
-    output = options.output / run.plan.setting.name
+    """Evaluate one model in a separate process, which continues an interrupted evaluation, and read the results."""
+    evaluation, path = run.plan.evaluation, cast(Path, run.plan.checkpoint)
+    output = options.output / evaluation.name
     command = [sys.executable, str(ROOT / "train_net.py"), "--eval-only", "--resume"]
-    command += ["--config-file", str(ROOT / run.plan.setting.config_file)]
+    command += ["--config-file", str(ROOT / evaluation.model.config_file)]
     if options.num_gpus is not None:
         command += ["--num-gpus", str(options.num_gpus)]
-    command += [*run.opts, "MODEL.WEIGHTS", str(run.plan.checkpoint), "OUTPUT_DIR", str(output)]
+    if options.allow_pickle:
+        command.append("--allow-pickle")
+    command += [*run.opts, "MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(output)]
+    try:
+        record = replace(run.record, checkpoint_sha256=sha256_of(path))
+    except OSError as error:
+        return replace(run.record, status="failed", reason=str(error))
     status, last_line = run_process(command)
     if status:
-        return replace(run.record, status="failed", reason=f"exit status {status}: {last_line} (see {output}/log.txt)")
+        return replace(record, status="failed", reason=f"exit status {status}: {last_line} (see {output}/log.txt)")
     try:
-        ours, speed = read_results(output, run.plan.setting.name, multi_scale=run.record.multi_scale)
+        results = read_results(output, evaluation.name, multi_scale=record.multi_scale)
     except (OSError, ValueError) as error:
-        return replace(run.record, status="failed", reason=str(error))
+        return replace(record, status="failed", reason=str(error))
     finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return replace(run.record, status="done", reason="", ours=ours, speed=speed, versions=versions(), finished=finished)
+    record = replace(record, ours=results.ours, speed=results.speed, speed_multi_scale=results.speed_multi_scale)
+    return replace(record, status="done", reason="", versions=versions(), finished=finished)
 
 
 def run_process(command: Sequence[str]) -> tuple[int, str]:
@@ -155,6 +234,7 @@ def run_process(command: Sequence[str]) -> tuple[int, str]:
     return process.returncode, lines[-1] if lines else ""
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of the libraries that the numbers depend on, and the commit of this checkout, if known."""
     installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
@@ -172,20 +252,19 @@ def reproduce(options: argparse.Namespace) -> bool:
     """Run the command line; returns whether there is a result and no evaluation failed.
 
     Raises:
-        ConfigError: The overrides do not fit a setting.
+        ConfigError: The overrides do not fit a config.
     """
     if not options.dry_run:
         check_folder(options.output)
-    print("Checking data and weights")
+    print("Checking data and weights", flush=True)
     earlier = read_records(options.output)
-    plans = plan_settings([SETTINGS[name] for name in options.settings], options.weights)
-    runs = [prepare(plan, options) for plan in plans]
+    runs = prepare(options.settings, options)
     kept = {run.record.setting: earlier[run.record.setting] for run in runs if is_kept(run, earlier)}
     show_plan(runs, kept)
     if options.dry_run:
         return True
-    # The report lists all eight settings.
-    records = {name: Record(name, "missing", reason="not among --settings") for name in SETTINGS}
+    # The report lists all of them.
+    records = {name: Record(name, "missing", reason="not among --settings") for name in EVALUATIONS}
     records |= earlier | {run.record.setting: run.record for run in runs} | kept
     write_report(records.values(), options.output)
     todo = [run for run in runs if run.plan.ready and run.record.setting not in kept]
@@ -193,7 +272,7 @@ def reproduce(options: argparse.Namespace) -> bool:
         print(f"[{number}/{len(todo)}] {run.record.setting}: {run.record.images} images", flush=True)
         records[run.record.setting] = evaluate(run, options)
         write_report(records.values(), options.output)
-    print((options.output / "reproduction.md").read_text(encoding="utf-8"))
+    print((options.output / MARKDOWN_NAME).read_text(encoding="utf-8"))
     asked = [records[name].status for name in options.settings]
     return "failed" not in asked and "done" in asked
 
@@ -202,7 +281,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Parse the command line; exits with status 2 if it is invalid."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        epilog=__doc__.split("\n\n", 1)[1],
+        epilog=__doc__.split("\n\n", 1)[1].replace("GROUPS", ", ".join(GROUPS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -217,30 +296,50 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--settings",
         nargs="+",
-        default=list(SETTINGS),
+        default=["*"],
         metavar="NAME",
-        help=f"default: all, which are {', '.join(SETTINGS)}",
+        help="models, groups and patterns; default: all",
     )
     parser.add_argument(
         "--num-gpus", type=int, metavar="N", help="processes per evaluation; default: as in train_net.py"
     )
     parser.add_argument("--output", type=user_path, default=Path("output/reproduction"), metavar="DIR")
-    parser.add_argument("--dry-run", action="store_true", help="only show the planned evaluations and sizes")
+    parser.add_argument("--dry-run", action="store_true", help="only show the planned evaluations and what is missing")
+    parser.add_argument("--allow-pickle", action="store_true", help="open .pkl files, which can execute arbitrary code")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set in all settings")
     options = parser.parse_intermixed_args(arguments)
     # Overrides may follow the names, whose number is not known.
-    names = list(takewhile(SETTINGS.__contains__, options.settings))
-    options.settings, rest = names, options.settings[len(names) :]
-    if rest and not rest[0].isupper():
-        parser.error(f"--settings {rest[0]}: expected names among {', '.join(SETTINGS)}")
-    options.opts = [*rest, *options.opts]
+    words = list(takewhile(lambda word: not _is_key(word), options.settings))
+    options.opts = [*options.settings[len(words) :], *options.opts]
+    for word in words:
+        if not select(word):
+            parser.error(f"--settings {word}: no such model or group; {_near(word)}")
+    options.settings = list(dict.fromkeys(name for word in words for name in select(word)))
     for name in ("datasets", "weights"):
         if not getattr(options, name).is_dir():
             parser.error(f"--{name} {getattr(options, name)}: no such folder")
     for key in SET_HERE:
         if key in options.opts[::2]:
-            parser.error(f"{key} is set for each setting by this command")
+            parser.error(f"{key} is set for each model by this command")
     return options
+
+
+def _is_key(word: str) -> bool:
+    """Whether a word is a config key, not a pattern of names."""
+    return word.isupper() and word.replace(".", "").replace("_", "").isalnum()
+
+
+def _near(word: str) -> str:
+    """What a wrong word may have meant; everything that there is if nothing is similar."""
+    known = {group: group for group in GROUPS} | {name: name for name in EVALUATIONS}
+    for evaluation in EVALUATIONS.values():
+        model = evaluation.model
+        files = (model.config_file, Path(model.checkpoint), *map(Path, model.other_checkpoints))
+        known |= {model.name: model.name} | {name: model.name for file in files for name in (file.name, file.stem)}
+    if near := difflib.get_close_matches(Path(word).name, known, n=5):
+        return f"similar: {', '.join(dict.fromkeys(known[name] for name in near))}"
+    lists = (f"{group}: {', '.join(names)}" for group, names in GROUPS.items())
+    return "\n  ".join(["there are these groups and models, and patterns such as '*dinat_s*'", *lists])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

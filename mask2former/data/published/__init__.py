@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from mask2former.data.published.ade20k import prepare_ade20k
-from mask2former.data.published.check import SettingCheck, check_settings, render
+from mask2former.data.published.check import DatasetCheck, SettingCheck, check_datasets, check_settings, render
 from mask2former.data.published.cityscapes import prepare_cityscapes
 from mask2former.data.published.coco import prepare_coco
 from mask2former.data.published.preparation import PreparationError, Summary
@@ -16,9 +16,11 @@ PREPARATIONS: Mapping[str, Callable[..., list[Summary]]] = {
 
 __all__ = [
     "PREPARATIONS",
+    "DatasetCheck",
     "PreparationError",
     "SettingCheck",
     "Summary",
+    "check_datasets",
     "check_settings",
     "prepare_ade20k",
     "prepare_cityscapes",

@@ -1,8 +1,8 @@
-"""Check the data sets of settings: whether they load, which files exist, and with `full` the content of every file."""
+"""Check published data sets: whether they load, which files exist, and with `full` the content of every file."""
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from dinat_common.errors import UserError
 from dinat_common.files import read_text
 from mask2former.data import problems
 from mask2former.data.datasets import MissingDatasetError, cityscapes, dataset_metadata
+from mask2former.data.datasets.class_folders import ClassImages
 from mask2former.data.datasets.registry import DatasetDict
 from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids
 from mask2former.data.problems import Findings, Found, Problem, compare_segments, few, segment_areas, size_text
@@ -26,11 +27,14 @@ from mask2former.model_zoo import SETTINGS
 from mask2former.utils.input_files import files_below
 from mask2former.utils.parallel import processes, report_interval
 
-# Number of images of the published data sets.
+# Number of images of the published data sets, by the beginning of their names.
 PUBLISHED_IMAGES: Mapping[str, Mapping[str, int]] = {
     "coco": {"train": 118287, "val": 5000},
     "ade20k": {"train": 20210, "val": 2000},
     "cityscapes": {"train": 2975, "val": 500},
+    "imagenet": {"train": 1281167, "val": 50000},
+    # Its releases differ.
+    "imagenet_22k": {},
 }
 # Names of data sets in the configs of the settings; {} is the split.
 _NAMES = {
@@ -80,14 +84,31 @@ class SettingCheck:
 
 
 @dataclass(frozen=True)
+class DatasetCheck:
+    """Result of the check of one registered data set.
+
+    Attributes:
+        images: Number of images; of those on disk if the data set can't be loaded.
+        findings: Problems.
+    """
+
+    images: int
+    findings: Findings
+
+
+@dataclass(frozen=True)
 class _LoadedSplit:
     """A split, without dicts if it can't be loaded."""
 
     metadata: Metadata
     on_disk: list[str]
-    dicts: list[DatasetDict]
+    dicts: Sequence[DatasetDict]
     findings: Findings
     missing: set[str] = field(default_factory=set)
+
+    @property
+    def images(self) -> int:
+        return len(self.dicts) or len(self.on_disk)
 
 
 def dataset_name(setting: str, split: str) -> str:
@@ -115,32 +136,59 @@ def check_settings(
     for kind, names, known in (("setting", settings, SETTINGS), ("split", splits, SPLITS)):
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"unknown {kind} {unknown[0]!r}, expected one of {', '.join(known)}")
-    loaded = {(setting, split): _load(setting, split) for setting in settings for split in splits}
+    loaded = {(setting, split): _load(dataset_name(setting, split)) for setting in settings for split in splits}
     if full:
         _open_files(list(loaded.values()), workers)
     return [
         SettingCheck(
             setting,
-            # Where annotations can't be loaded, the files are counted.
-            {name: len(loaded[setting, name].dicts or loaded[setting, name].on_disk) for name in splits},
+            {name: loaded[setting, name].images for name in splits},
             {name: loaded[setting, name].findings for name in splits},
         )
         for setting in settings
     ]
 
 
-def _load(setting: str, split: str) -> _LoadedSplit:
-    """Load a split, count its images, and look for all files that it names."""
-    metadata = dataset_metadata(dataset_name(setting, split))
-    folder = Path(metadata.get("image_root") or metadata.image_dir)
-    on_disk = [str(path) for path in files_below(folder) if path.suffix in (".jpg", ".png")]
-    findings = Findings()
+def check_datasets(names: Iterable[str]) -> dict[str, DatasetCheck]:
+    """Check the files of registered data sets, each once: whether they load, and whether all files exist.
+
+    Args:
+        names: Names in Detectron2's catalogs.
+
+    Raises:
+        ConfigError: No data set has this name.
+    """
+    loaded = {name: _load(name) for name in dict.fromkeys(names)}
+    return {name: DatasetCheck(split.images, split.findings) for name, split in loaded.items()}
+
+
+def _load(name: str) -> _LoadedSplit:
+    """Load a data set, count its images, and look for all files that it names."""
+    metadata = dataset_metadata(name)
+    folder, findings = Path(metadata.get("image_root") or metadata.image_dir), Findings()
+    dicts: Any = []
     try:
-        loaded = _LoadedSplit(metadata, on_disk, DatasetCatalog.get(metadata.name), findings)
+        dicts = DatasetCatalog.get(name)
     except UserError as error:
         missing = isinstance(error, MissingDatasetError) and error.paths
         findings.add(UNLOADABLE, f"{', '.join(error.paths)}. {error.source}" if missing else str(error))
-        return _LoadedSplit(metadata, on_disk, [], findings)
+    # Class folders are lists of the files that exist.
+    listed = isinstance(dicts, ClassImages)
+    on_disk = [] if listed else [str(path) for path in files_below(folder) if path.suffix in (".jpg", ".png")]
+    loaded = _LoadedSplit(metadata, on_disk, dicts, findings)
+    count, published = len(dicts), _published_images(name)
+    if dicts and published is not None and count != published:
+        findings.add(OTHER_COUNT, f"{count} instead of {published}")
+    if not listed:
+        _find_missing(loaded)
+    return loaded
+
+
+def _find_missing(loaded: _LoadedSplit) -> None:
+    """Look for the files that annotations name, and for annotations of the files that exist."""
+    if not loaded.dicts:
+        return
+    metadata, findings = loaded.metadata, loaded.findings
     images = {record["file_name"] for record in loaded.dicts}
     labels = dict.fromkeys(path for record in loaded.dicts for path, _ in label_checks(metadata, record))
     for problem, paths in ((problems.MISSING_IMAGE, sorted(images)), (problems.MISSING_LABEL, labels)):
@@ -150,13 +198,17 @@ def _load(setting: str, split: str) -> _LoadedSplit:
                 findings.add(problem, path)
     for problem, where in _annotation_problems(metadata, loaded.dicts):
         findings.add(problem, where)
-    count, published = len(loaded.dicts), PUBLISHED_IMAGES[SETTINGS[setting].dataset][split]
-    if count != published:
-        findings.add(OTHER_COUNT, f"{count} instead of {published}")
-    for path in on_disk:
+    for path in loaded.on_disk:
         if path not in images:
             findings.add(UNANNOTATED, path)
-    return loaded
+
+
+def _published_images(name: str) -> int | None:
+    """Number of images that a data set of this name has as published; None if it is unknown."""
+    published = max((key for key in PUBLISHED_IMAGES if name.startswith(f"{key}_")), key=len, default=None)
+    if published is None:
+        return None
+    return next((count for split, count in PUBLISHED_IMAGES[published].items() if split in name.split("_")), None)
 
 
 def _annotation_problems(metadata: Metadata, dicts: Sequence[DatasetDict]) -> Iterator[Found]:
