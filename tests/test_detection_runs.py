@@ -1,7 +1,6 @@
 """Detectors from the outside: training, evaluation, prediction and export on COCO's layout in miniature."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -79,24 +78,6 @@ def test_training_and_evaluation(head, tmp_path):
         results[weights.stem] = json.loads(lines)
     assert results["model_final"] == results["published"]
     assert len(results["published"]) == 40
-
-
-def test_a_run_is_resumed_as_if_it_had_not_ended(tmp_path):
-    untested = ("DATASETS.TEST", "[]")
-    run("cascade", tmp_path / "whole", "SOLVER.CHECKPOINT_PERIOD", "1", *untested)
-    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    (tmp_path / "parts" / "last_checkpoint").write_text("model_0000000.pth")
-    (tmp_path / "parts" / "model_final.pth").unlink()
-    run("cascade", tmp_path / "parts", *untested, flags=["--resume"])
-    whole, parts = (
-        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"] for name in ("whole", "parts")
-    )
-    assert all(whole[name].equal(parts[name]) for name in whole)
-
-
-def test_accumulation_is_the_mean_over_parts(tmp_path):
-    run("mask", tmp_path, "SOLVER.ACCUMULATE_STEPS", "2", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "[]")
-    assert (tmp_path / "model_final.pth").is_file()
 
 
 @pytest.fixture
