@@ -182,7 +182,7 @@ def run_images(predictor: Predictor, refine: Refine, options: argparse.Namespace
     for text in empty:
         print(f"no image found: {text}", file=sys.stderr)
     start = time.perf_counter()
-    given = {name: getattr(options, name) for name in ("input", "json", "min_area", "nms", "classes")}
+    given = {name: getattr(options, name) for name in ("input", "json", "min_area", "nms", "classes", "class_names")}
     share = ImageShare(images, options.output, predictor, given)
     if not images:
         return len(empty)
