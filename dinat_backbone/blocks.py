@@ -16,7 +16,7 @@ from torchvision.ops import StochasticDepth
 
 from .config import BackboneConfigError
 from .ops import check_settings, neighborhood_attention_2d
-from .ops.exportable import pad_map
+from .ops.exportable import crop_map, pad_map
 from .ops.reference import neighbors
 
 
@@ -71,7 +71,7 @@ class NeighborhoodAttention2D(nn.Module):
         settings = (self.kernel_size, self.dilation, self.scale, self.backend)
         dropout = self.attn_drop if self.training else 0.0
         x = neighborhood_attention_2d(*query_key_value, self.rpb, *settings, dropout)
-        x = x[:, :height, :width].flatten(-2)
+        x = crop_to_map(x, height, width).flatten(-2)
         return self.proj_drop(self.proj(x))
 
     def neighbors(self, size: int) -> Tensor:
@@ -264,6 +264,13 @@ def pad_to_window(x: Tensor, smallest: int) -> Tensor:
         # Padding by nothing would copy the map.
         return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
     return pad_map(x, smallest)  # symbolic sizes, in an export
+
+
+def crop_to_map(x: Tensor, height: int, width: int) -> Tensor:
+    """Undo `pad_to_window`: the upper left `height` rows and `width` columns of a map [B, H, W, ...]."""
+    if isinstance(height, int) and isinstance(width, int):
+        return x[:, :height, :width]
+    return crop_map(x, height, width)  # symbolic sizes, in an export
 
 
 def drop_path_rates(last: float, count: int) -> list[float]:

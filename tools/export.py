@@ -4,9 +4,10 @@
     python tools/export.py --config-file F --format onnx --output model.onnx MODEL.WEIGHTS model.pth
     python tools/export.py --config-file F --format torch-export --output model.pt2 --free batch MODEL.WEIGHTS model.pth
 
-The file holds the network, from raw pixels to class and mask logits (of an image classifier, to class logits), and what
-a program needs to use it: classes, colours, sizes and thresholds (ONNX: metadata_props; .pt2: description.json). It is
-verified on three images: outputs and results are compared with the model's, and a table lists time and memory of both.
+The file holds the network, from raw pixels to class and mask logits (of UPerNet, to class logits of pixels; of an image
+classifier, to class logits), and what a program needs to use it: classes, colours, sizes and thresholds (ONNX:
+metadata_props; .pt2: description.json). It is verified on three images: outputs and results are compared with the
+model's, and a table lists time and memory of both. Detectors can't be exported.
 tools/onnx_infer.py runs an ONNX file on images.
 Exit status: 0 exported and equal to the model; 1 not; 2 wrong command line.
 """
@@ -34,7 +35,15 @@ from mask2former.data.datasets import predicted_metadata
 from mask2former.data.datasets.custom import register_custom_datasets
 from mask2former.data.datasets.shapes import draw_scene
 from mask2former.data.image_io import configured_range, read_image
-from mask2former.export import ExportError, describe, export_form, export_network, save_onnx, save_torch_export
+from mask2former.export import (
+    ExportError,
+    check_exportable,
+    describe,
+    export_form,
+    export_network,
+    save_onnx,
+    save_torch_export,
+)
 from mask2former.export.verification import Comparison, verify
 
 SAVERS = {"onnx": save_onnx, "torch-export": save_torch_export}
@@ -56,8 +65,10 @@ def read_config(options: argparse.Namespace) -> CfgNode:
     Raises:
         ConfigError: The config is invalid.
         DownloadError: The weights can't be downloaded.
+        ExportError: Such a model can't be exported.
     """
     cfg = setup_cfg(options.config_file, options.opts)
+    check_exportable(cfg)
     cfg.DATASETS.CUSTOM = register_custom_datasets(cfg.DATASETS.CUSTOM, options.config_file.parent)
     cfg.MODEL.DEVICE = "cpu"
     if not cfg.MODEL.WEIGHTS:
@@ -104,7 +115,7 @@ def export(options: argparse.Namespace) -> bool:
     print(table(comparisons, costs))
     undecided = sum(comparison.undecided for comparison in comparisons)
     if undecided:
-        print(f"\n{undecided} panoptic pixels differ where the two best probabilities are equal up to rounding")
+        print(f"\n{undecided} pixels differ where the two best probabilities are equal up to rounding")
     passed = all(comparison.passes for comparison in comparisons)
     print("\nverified: outputs are close and results equal" if passed else "\nNOT equal to the model, see above")
     return passed

@@ -83,19 +83,24 @@ def _predict_at(
 ) -> tuple[Any, list[dict]]:
     """Segment an image with results of `size` (height, width); see `predict`."""
     about = model.description
-    limits = (about["min_size"], about["max_size"], about["divisibility"])
-    sizes = post.image_sizes(image.shape[:2], *limits, model.fixed_size)._replace(result=size)
-    pixels = np.asarray(Image.fromarray(image).resize(sizes.image[::-1], Image.Resampling.BILINEAR))
-    (logits,), (maps,) = model(post.network_input(pixels, sizes.padded, about["image_format"], about["pixel_mean"]))
-    masks = post.NumpyMasks(maps, sizes)
+    network_input, sizes = post.prepare(image, about, model.fixed_size)
+    outputs = tuple(output[0] for output in model(network_input))
+    # Files of earlier versions do not name the kind of output.
+    read = READERS[about.get("kind", "queries")]
+    return read(outputs, sizes._replace(result=size), about, task, threshold)
+
+
+def read_queries(
+    outputs: Any, sizes: Any, about: Mapping[str, Any], task: str, threshold: float | None
+) -> tuple[Any, list[dict]]:
+    """Results of a Mask2Former from the logits of its classes and masks."""
+    logits, masks = outputs[0], post.NumpyMasks(outputs[1], sizes)
     things = {i for i, entry in enumerate(about["classes"]) if entry["isthing"]}
     if task == "panoptic":
         lowest = about["object_mask_threshold"] if threshold is None else threshold
         return post.panoptic(logits, masks, things, lowest, about["overlap_threshold"])
     if task == "semantic":
-        classes = post.semantic(logits, masks, about["resize_masks_first"])
-        found = [{"id": int(c) + 1, "isthing": int(c) in things, "category_id": int(c)} for c in np.unique(classes)]
-        return classes + 1, found
+        return class_segments(post.semantic(logits, masks, about["resize_masks_first"]), about)
     found_masks, categories, scores = post.instances(logits, masks, about["detections_per_image"], things)
     count = int(np.count_nonzero(scores >= (0.5 if threshold is None else threshold)))
     ids = np.zeros(sizes.result, dtype=np.int32)
@@ -108,13 +113,29 @@ def _predict_at(
     return ids, found
 
 
+def read_pixels(
+    outputs: Any, sizes: Any, about: Mapping[str, Any], task: str, threshold: float | None
+) -> tuple[Any, list[dict]]:
+    """Results of a classifier of pixels, such as UPerNet, from its class logits."""
+    return class_segments(post.pixel_classes(post.NumpyMasks(outputs[0], sizes)), about)
+
+
+# By the `kind` of a description.
+READERS = {"queries": read_queries, "pixels": read_pixels}
+
+
+def class_segments(classes: Any, about: Mapping[str, Any]) -> tuple[Any, list[dict]]:
+    """Segments of a map of classes [H, W]: one for each class in it."""
+    found = [
+        {"id": int(c) + 1, "isthing": about["classes"][c]["isthing"], "category_id": int(c)} for c in np.unique(classes)
+    ]
+    return classes + 1, found
+
+
 def classify(model: Any, image: NDArray[np.uint8]) -> list[dict]:
     """The most probable classes of an RGB image [H, W, 3], the best first."""
     about = model.description
-    crop = post.crop_of(image.shape[:2], about["shorter_side"], about["crop"])
-    resized = np.asarray(Image.fromarray(image).resize(crop.resized[::-1], Image.Resampling.BICUBIC))
-    pixels = resized[crop.rows, crop.columns]
-    ((logits,),) = model(post.network_input(pixels, pixels.shape[:2], about["image_format"], about["pixel_mean"]))
+    ((logits,),) = model(post.prepare_crop(image, about))
     return [
         {"category_id": i, "category_name": about["classes"][i]["name"], "probability": round(probability, 6)}
         for i, probability in post.top_classes(logits)
@@ -247,8 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.task = options.task or tasks[0]
     if options.task not in tasks:
         parser.error(f"--task {options.task}: the model has {', '.join(tasks)}")
-    if options.task == "classification" and options.confidence_threshold is not None:
-        parser.error("--confidence-threshold is for segments: classification has none")
+    if options.task in ("classification", "semantic") and options.confidence_threshold is not None:
+        parser.error(f"--confidence-threshold is for segments: {options.task} has none")
     try:
         given = options.value_range or model.description.get("value_range", ())
         options.value_range = photographs.checked_range(given, "--value-range")

@@ -76,6 +76,16 @@ def pad_map(x: Tensor, smallest: int) -> Tensor:
     return x
 
 
+def crop_map(x: Tensor, height: int, width: int) -> Tensor:
+    """Crop a map [B, H, W, ...] at the bottom and right to `height` rows and `width` columns; sizes may be symbolic.
+
+    Tracing would note whether a slice is contiguous, and so whether the map needed padding.
+    """
+    for axis, size in ((1, height), (2, width)):
+        x = x.index_select(axis, torch.arange(size, device=x.device))
+    return x
+
+
 def _axis(size: int, kernel_size: int, dilation: int, device: torch.device) -> _Axis:
     length = (size + dilation - 1) // dilation  # of the first groups; the others have as many positions or one less
     tile, count, window, kinds = _cut(length, kernel_size)

@@ -3,6 +3,24 @@
 `exported_model` and `numpy_postprocessing` use such a file without PyTorch; both can be copied alone.
 """
 
-from .network import ExportError, Freedom, describe, export_form, export_network, save_onnx, save_torch_export
+from .network import (
+    ExportError,
+    Freedom,
+    check_exportable,
+    describe,
+    export_form,
+    export_network,
+    save_onnx,
+    save_torch_export,
+)
 
-__all__ = ["ExportError", "Freedom", "describe", "export_form", "export_network", "save_onnx", "save_torch_export"]
+__all__ = [
+    "ExportError",
+    "Freedom",
+    "check_exportable",
+    "describe",
+    "export_form",
+    "export_network",
+    "save_onnx",
+    "save_torch_export",
+]

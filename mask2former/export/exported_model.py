@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-# Outputs of a network: class logits [B, Q, K + 1] and mask logits [B, Q, h, w]; of a classifier, logits [B, K] alone.
+# Outputs of a network: class logits [B, Q, K + 1] and mask logits [B, Q, h, w]; of a classifier of pixels, class logits
+# [B, K, h, w] alone; of an image classifier, logits [B, K] alone.
 Outputs = tuple[Floats, ...]
 Program = Callable[[Floats], Outputs]
 

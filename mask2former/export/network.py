@@ -24,7 +24,8 @@ from mask2former.data.classification import build_evaluation_transform
 from mask2former.data.image_io import configured_range
 from mask2former.maskformer_model import MaskFormer
 from mask2former.modeling.meta_arch.image_classifier import ImageClassifier
-from mask2former.tasks import Task
+from mask2former.modeling.meta_arch.pixel_classifier import PixelClassifier
+from mask2former.tasks import Task, thing_ids
 
 from .numpy_postprocessing import image_sizes
 
@@ -34,6 +35,8 @@ Freedom = Literal["none", "batch", "size"]
 INPUT = "image"
 # The stride of the coarsest feature map: the sides of an input are multiples of it whatever the backbone requires.
 _STRIDE = 32
+# The longest side of an input of any size.
+_LARGEST = 8192
 # Height and width of a photograph: the input's default size is what the config makes of it.
 _PHOTOGRAPH = (480, 640)
 # The first with GridSample "linear" and Gelu; onnxruntime supports it since 1.17.
@@ -62,6 +65,21 @@ class ExportedNetwork(nn.Module):
         return outputs["pred_logits"].float(), outputs["pred_masks"].float()
 
 
+class ExportedPixelClassifier(nn.Module):
+    """A PixelClassifier from raw pixels (normalisation included) to class logits of pixels."""
+
+    def __init__(self, model: PixelClassifier) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        """Map images, float32 [B, 3, H, W] in 0..255, to class logits [B, K, H/4, W/4], rounded up.
+
+        Channels have the order of `INPUT.FORMAT`.
+        """
+        return (self.model.sem_seg_head(self.model.backbone(self.model.normalise(image))).float(),)
+
+
 class ExportedClassifier(nn.Module):
     """An ImageClassifier from raw pixels (normalisation included) to class logits."""
 
@@ -78,13 +96,25 @@ class ExportedClassifier(nn.Module):
 
 
 def side_step(model: MaskFormer) -> int:
-    """Number of pixels that the sides of a model's input are multiples of."""
+    """Number of pixels that the sides of a Mask2Former's input are multiples of."""
     return max(_STRIDE, model.size_divisibility)
 
 
-def _size_of_photograph(cfg: CfgNode, model: MaskFormer) -> tuple[int, int]:
-    limits = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, side_step(model)
-    return image_sizes(_PHOTOGRAPH, *limits).padded
+def _any_side(model: nn.Module) -> int:
+    return 1
+
+
+def smallest_side(step: int) -> int:
+    """Shortest side of an input of any size: a multiple of `step` that gives the coarsest map more than one cell.
+
+    A map of one row or column traces to another program.
+    """
+    return (_STRIDE // step + 1) * step
+
+
+def _size_of_photograph(cfg: CfgNode, model: nn.Module) -> tuple[int, int]:
+    limits = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, export_form(model).side_step(model)
+    return image_sizes(_PHOTOGRAPH, *limits, resize_with=cfg.INPUT.RESIZE_WITH).padded
 
 
 def export_network(model: nn.Module, size: tuple[int, int], freedom: Freedom = "none") -> ExportedProgram:
@@ -110,11 +140,12 @@ def export_network(model: nn.Module, size: tuple[int, int], freedom: Freedom = "
     if freedom != "none":
         shapes[0] = Dim("batch", min=1, max=256)
     if freedom == "size":
-        # A side of one step could be one cell in the coarsest map, which traces to another program.
-        shapes[2], shapes[3] = (step * Dim(name, min=2, max=8192 // step) for name in ("rows", "columns"))
+        least = smallest_side(step)
+        shapes[2], shapes[3] = (_sides(name, step, least) for name in ("rows", "columns"))
+        size = (max(size[0], least), max(size[1], least))
         if size[0] == size[1]:
             # Tracing could take equal sides for the same unknown.
-            size = (size[0], size[1] + step)
+            size = (size[0], size[1] + max(step, _STRIDE))
     # Tracing would turn a batch of one into a constant.
     example = torch.zeros(1 if freedom == "none" else 2, 3, *size)
     with torch.no_grad():
@@ -126,6 +157,12 @@ def export_network(model: nn.Module, size: tuple[int, int], freedom: Freedom = "
             # Conditions on a size that tracing can't decide are checked at run time.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+
+
+def _sides(name: str, step: int, least: int) -> Any:
+    """Sides from `least` to `_LARGEST` that are multiples of `step`."""
+    dim = Dim(name, min=least // step, max=_LARGEST // step)
+    return dim if step == 1 else step * dim
 
 
 def class_table(metadata: Metadata, tasks: Sequence[Task]) -> ClassTable:
@@ -153,6 +190,7 @@ def describe(cfg: CfgNode, model: nn.Module, metadata: Metadata, freedom: Freedo
     """
     form = export_form(model)
     return {
+        "kind": form.kind,
         "outputs": list(form.outputs),
         "image_format": cfg.INPUT.FORMAT,
         "value_range": list(configured_range(cfg) or ()),
@@ -163,24 +201,37 @@ def describe(cfg: CfgNode, model: nn.Module, metadata: Metadata, freedom: Freedo
     }
 
 
-def _describe_segmentation(cfg: CfgNode, model: MaskFormer, metadata: Metadata) -> dict[str, Any]:
-    settings = model.inference_settings
-    tasks, things = list(settings.tasks), settings.thing_ids
-    table = class_table(metadata, tasks)
+def _describe_images(cfg: CfgNode, model: nn.Module, metadata: Metadata, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Classes of a model of whole images, and the sizes of its input."""
+    table, things = class_table(metadata, tasks), thing_ids(metadata)
+    step = export_form(model).side_step(model)
     return {
-        "tasks": tasks,
+        "tasks": list(tasks),
         "classes": [
             {"name": table.name(i), "color": list(table.color(i)), "isthing": things is None or i in things}
             for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
         ],
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "divisibility": side_step(model),
+        "divisibility": step,
+        "smallest_side": smallest_side(step),
+        "resize_with": cfg.INPUT.RESIZE_WITH,
+    }
+
+
+def _describe_queries(cfg: CfgNode, model: MaskFormer, metadata: Metadata) -> dict[str, Any]:
+    settings = model.inference_settings
+    return {
+        **_describe_images(cfg, model, metadata, settings.tasks),
         "object_mask_threshold": settings.object_mask_threshold,
         "overlap_threshold": settings.overlap_threshold,
         "detections_per_image": settings.detections_per_image,
         "resize_masks_first": settings.resize_masks_first,
     }
+
+
+def _describe_pixels(cfg: CfgNode, model: PixelClassifier, metadata: Metadata) -> dict[str, Any]:
+    return _describe_images(cfg, model, metadata, model.inference_settings.tasks)
 
 
 def _describe_classifier(cfg: CfgNode, model: ImageClassifier, metadata: Metadata) -> dict[str, Any]:
@@ -203,6 +254,7 @@ class ExportForm:
     """How models of a meta-architecture are exported.
 
     Attributes:
+        kind: Name of the kind of output, which decides how results are made of it: "queries", "pixels" or "crop".
         network: Class of the exported module, made of a model.
         outputs: Names of its outputs.
         side_step: Function that returns the number of pixels that the sides of a model's input are multiples of.
@@ -211,6 +263,7 @@ class ExportForm:
         one_size: Whether models see images of one size alone.
     """
 
+    kind: str
     network: Callable[[Any], nn.Module]
     outputs: tuple[str, ...]
     side_step: Callable[[Any], int]
@@ -219,14 +272,25 @@ class ExportForm:
     one_size: bool = False
 
 
-# By the name of the meta-architecture.
-FORMS: Mapping[str, ExportForm] = {
+# By the name of the meta-architecture; a text is the reason why its models can't be exported.
+FORMS: Mapping[str, ExportForm | str] = {
     "MaskFormer": ExportForm(
-        ExportedNetwork, ("pred_logits", "pred_masks"), side_step, _size_of_photograph, _describe_segmentation
+        "queries",
+        ExportedNetwork,
+        ("pred_logits", "pred_masks"),
+        side_step,
+        _size_of_photograph,
+        _describe_queries,
+    ),
+    "PixelClassifier": ExportForm(
+        "pixels", ExportedPixelClassifier, ("logits",), _any_side, _size_of_photograph, _describe_pixels
     ),
     "ImageClassifier": ExportForm(
-        ExportedClassifier, ("logits",), lambda model: 1, _size_of_crop, _describe_classifier, one_size=True
+        "crop", ExportedClassifier, ("logits",), _any_side, _size_of_crop, _describe_classifier, one_size=True
     ),
+    "MaskRCNN": "detectors can't be exported, because they choose boxes in the middle of the network and their number "
+    "differs from image to image, while a file holds one fixed graph; use demo/demo.py or mask2former.Predictor, or "
+    "export a Mask2Former for instances",
 }
 
 
@@ -234,12 +298,37 @@ def export_form(model: nn.Module) -> ExportForm:
     """The entry of `FORMS` for a model, or for a class that it is derived from.
 
     Raises:
-        ExportError: There is none.
+        ExportError: There is none, or such models can't be exported.
     """
     form = next((FORMS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in FORMS), None)
     if form is None:
-        raise ExportError(f"{type(model).__name__}: such models can't be exported; {' and '.join(FORMS)} can")
+        possible = " and ".join(name for name, form in FORMS.items() if isinstance(form, ExportForm))
+        raise ExportError(f"{type(model).__name__}: such models can't be exported; {possible} can")
+    if isinstance(form, str):
+        raise ExportError(f"{type(model).__name__}: {form}")
     return form
+
+
+def check_exportable(cfg: CfgNode) -> None:
+    """Check before a model is built that it can be exported, and that its results need the network only once.
+
+    Raises:
+        ExportError: It can't be exported as the config describes it.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    form = FORMS.get(name)
+    if isinstance(form, str):
+        raise ExportError(f"MODEL.META_ARCHITECTURE is {name}: {form}")
+    if cfg.TEST.AUG.ENABLED:
+        raise ExportError(
+            "TEST.AUG.ENABLED is True, but an exported file sees an image once, at one scale: set TEST.AUG.ENABLED "
+            "False; train_net.py --eval-only averages over scales and flips"
+        )
+    if name == "PixelClassifier" and (window := list(cfg.MODEL.PIXEL_CLASSIFIER.WINDOW_SIZE)):
+        raise ExportError(
+            f"MODEL.PIXEL_CLASSIFIER.WINDOW_SIZE is {window}, but an exported file predicts an image as a whole: set "
+            "WINDOW_SIZE [], and with --free size images of any size stay as they are"
+        )
 
 
 def save_onnx(program: ExportedProgram, path: str | Path, description: Mapping[str, Any]) -> None:

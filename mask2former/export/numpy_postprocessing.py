@@ -1,22 +1,25 @@
-"""Pre- and post-processing for an exported model in NumPy alone, for programs without PyTorch and Detectron2.
+"""Pre- and post-processing for an exported model in NumPy, for programs without PyTorch and Detectron2.
 
-This file imports only NumPy and nothing of this project, so that it can be copied. The rules are those of
-`mask2former.modeling.inference`, which names their sources.
+This file needs only NumPy (and Pillow to resize), and nothing of this project, so that it can be copied. The rules are
+those of `mask2former.modeling.inference`, which names their sources.
 
-    image [H, W, 3] -> `image_sizes`, resize -> `network_input` -> the model -> `NumpyMasks` -> `panoptic`, ...
-    image [H, W, 3] -> `crop_of`, resize, crop -> `network_input` -> the model -> `top_classes`
+    image [H, W, 3] -> `prepare` -> a Mask2Former -> `NumpyMasks` -> `panoptic`, `instances`, `semantic`
+    image [H, W, 3] -> `prepare` -> a classifier of pixels -> `NumpyMasks` -> `pixel_classes`
+    image [H, W, 3] -> `prepare_crop` -> an image classifier -> `top_classes`
 
 Shapes:
-    Q: queries; K: classes; h, w: height and width of the model's masks; H, W: those of the result; N: instances
+    Q: queries; K: classes; h, w: height and width of the model's input or masks; H, W: those of the image and the
+    result; N: instances; S: side of a crop
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 # Height and width.
 Size = tuple[int, int]
 
@@ -37,8 +40,45 @@ class ImageSizes(NamedTuple):
     result: Size
 
 
+def prepare(image: Pixels, about: Mapping[str, Any], fixed_size: Size | None) -> tuple[Floats, ImageSizes]:
+    """Turn an RGB image [H, W, 3] into the input [1, 3, h, w] of a segmentation model.
+
+    Args:
+        image: Image.
+        about: Description in the file of the model.
+        fixed_size: Height and width of the input if the model accepts only one size.
+
+    Returns:
+        The input, and the sizes on the way to the results.
+    """
+    # Files of earlier versions lack the last two keys.
+    resize_with, smallest = about.get("resize_with", "pillow"), about.get("smallest_side", 1)
+    limits = about["min_size"], about["max_size"], about["divisibility"]
+    size = image.shape[0], image.shape[1]
+    sizes = image_sizes(size, *limits, fixed_size, resize_with=resize_with, smallest=smallest)
+    resized = _RESIZES[resize_with](image, sizes.image)
+    return network_input(resized, sizes.padded, about["image_format"], about["pixel_mean"]), sizes
+
+
+def prepare_crop(image: Pixels, about: Mapping[str, Any]) -> Floats:
+    """Turn an RGB image [H, W, 3] into the input [1, 3, S, S] of an image classifier; `about` is as in `prepare`."""
+    from PIL import Image  # the rest of this module needs only NumPy
+
+    crop = crop_of((image.shape[0], image.shape[1]), about["shorter_side"], about["crop"])
+    resized = np.asarray(Image.fromarray(image).resize(crop.resized[::-1], Image.Resampling.BICUBIC))
+    pixels = resized[crop.rows, crop.columns]
+    return network_input(pixels, (about["crop"], about["crop"]), about["image_format"], about["pixel_mean"])
+
+
 def image_sizes(
-    size: Size, min_size: int, max_size: int, divisibility: int, fixed_size: Size | None = None
+    size: Size,
+    min_size: int,
+    max_size: int,
+    divisibility: int,
+    fixed_size: Size | None = None,
+    *,
+    resize_with: str = "pillow",
+    smallest: int = 1,
 ) -> ImageSizes:
     """Choose the sizes that an image is resized and padded to.
 
@@ -49,21 +89,69 @@ def image_sizes(
         divisibility: Number that the sides of the input are multiples of.
         fixed_size: Height and width of the input if the model accepts only one size. The image is then made as large
             as fits, and the limits have no effect.
+        resize_with: Library whose rule of rounding holds, "pillow" or "opencv".
+        smallest: Shortest side of the input.
     """
     height, width = size
     if fixed_size is not None:
         scale = min(fixed_size[0] / height, fixed_size[1] / width)
         rows, columns = (max(1, min(limit, round(side * scale))) for side, limit in zip(size, fixed_size, strict=True))
         return ImageSizes(fixed_size, (rows, columns), size)
-    # In the order in which Detectron2 rounds.
-    scale = min_size / min(size)
-    sides = (min_size, scale * width) if height < width else (scale * height, min_size)
-    if max(sides) > max_size:
-        scale = max_size / max(sides)
-        sides = (sides[0] * scale, sides[1] * scale)
+    if resize_with == "opencv":
+        scale = min(max_size / max(size), min_size / min(size))
+        sides = (scale * height, scale * width)
+    else:
+        # In the order in which Detectron2 rounds.
+        scale = min_size / min(size)
+        sides = (min_size, scale * width) if height < width else (scale * height, min_size)
+        if max(sides) > max_size:
+            scale = max_size / max(sides)
+            sides = (sides[0] * scale, sides[1] * scale)
     rows, columns = (max(1, int(side + 0.5)) for side in sides)
-    padded = (-(-rows // divisibility) * divisibility, -(-columns // divisibility) * divisibility)
-    return ImageSizes(padded, (rows, columns), size)
+    padded = tuple(-(-max(side, smallest) // divisibility) * divisibility for side in (rows, columns))
+    return ImageSizes((padded[0], padded[1]), (rows, columns), size)
+
+
+def resize_with_pillow(image: Pixels, size: Size) -> Pixels:
+    """Resize an image [H, W, 3] bilinearly as Pillow does: smoothed if it becomes smaller."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def resize_with_opencv(image: Pixels, size: Size) -> Pixels:
+    """Resize an image [H, W, 3] bilinearly without smoothing, to the values of OpenCV's INTER_LINEAR.
+
+    OpenCV computes with weights of 11 bits, drops 4 bits between the two axes, and averages at exactly half the size.
+    """
+    height, width = size
+    if image.shape[:2] == (2 * height, 2 * width):
+        sums = image.reshape(height, 2, width, 2, -1).sum((1, 3), dtype=np.int32)
+        return ((sums + 2) >> 2).astype(np.uint8)
+    left, right, weights = _fixed_point(image.shape[1], width)
+    inside = (left >= 0) & (right < image.shape[1])
+    weights = np.where(inside, weights, [[_ONE], [0]])
+    above, below, row_weights = _fixed_point(image.shape[0], height)
+    left, right = np.clip([left, right], 0, image.shape[1] - 1)
+    above, below = np.clip([above, below], 0, image.shape[0] - 1)
+    columns = image[:, left] * weights[0, :, None] + image[:, right] * weights[1, :, None] >> 4
+    upper, lower = (columns[y] * w[:, None, None] >> 16 for y, w in zip((above, below), row_weights, strict=True))
+    return (upper + lower + 2 >> 2).astype(np.uint8)
+
+
+# By the `resize_with` of a description.
+_RESIZES = {"pillow": resize_with_pillow, "opencv": resize_with_opencv}
+# The weight 1 of `resize_with_opencv`.
+_ONE = 1 << 11
+
+
+def _fixed_point(source: int, result: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+    """The two source positions around each position of the result, perhaps outside, and their weights [2, result]."""
+    position = ((np.arange(result) + 0.5) * (1 / (result / source)) - 0.5).astype(np.float32)
+    first = np.floor(position).astype(np.int64)
+    share = position - first.astype(np.float32)
+    weights = np.rint(np.stack([np.float32(1) - share, share]) * np.float32(_ONE)).astype(np.int32)
+    return first, first + 1, weights
 
 
 class Crop(NamedTuple):
@@ -106,7 +194,7 @@ def top_classes(logits: Floats, count: int = 5) -> list[tuple[int, float]]:
     return [(int(i), float(probabilities[i])) for i in order]
 
 
-def network_input(pixels: NDArray[np.uint8], size: Size, image_format: str, pixel_mean: Sequence[float]) -> Floats:
+def network_input(pixels: Pixels, size: Size, image_format: str, pixel_mean: Sequence[float]) -> Floats:
     """Turn a resized RGB image [h, w, 3] into the input [1, 3, *size] of a model, 0..255.
 
     It is padded at the bottom and at the right with `pixel_mean`, which the model's normalisation turns into zero.
@@ -176,7 +264,12 @@ def semantic(logits: Floats, masks: NumpyMasks, resize_masks_first: bool = True)
     scores = np.empty((logits.shape[1] - 1, *padded), dtype=np.float32)
     for rows, strip in _class_scores(logits, NumpyMasks(masks.maps, ImageSizes(padded, padded, padded))):
         scores[:, rows] = strip
-    return np.concatenate([strip.argmax(axis=0) for _, strip in NumpyMasks(scores, masks.sizes).strips()])
+    return pixel_classes(NumpyMasks(scores, masks.sizes))
+
+
+def pixel_classes(logits: NumpyMasks) -> NDArray[np.int64]:
+    """The class of each pixel [H, W] from class logits of pixels [K, h, w], which stand in for the masks."""
+    return np.concatenate([strip.argmax(axis=0) for _, strip in logits.strips()])
 
 
 def panoptic(

@@ -18,7 +18,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
-from PIL import Image
 from torch import nn
 
 from dinat_common.files import writing
@@ -27,6 +26,7 @@ from mask2former.config import setup_cfg
 from mask2former.data.datasets.custom import register_custom_datasets
 from mask2former.modeling import inference
 from mask2former.modeling.inference import InferenceSettings, Queries
+from mask2former.modeling.mask_resizing import Resize, ResizedMasks, class_map
 from mask2former.tasks import TASKS
 
 from . import exported_model
@@ -34,7 +34,7 @@ from . import numpy_postprocessing as portable
 from .network import ExportError, export_form
 from .numpy_postprocessing import Floats, ImageSizes, NumpyMasks, Size
 
-# Class logits [Q, K + 1] and mask logits [Q, h, w] of one image; of a classifier, logits [K] alone.
+# Class logits [Q, K + 1] and mask logits [Q, h, w] of one image; of a classifier, logits [K] or [K, h, w] alone.
 ImageOutputs = tuple[Floats, ...]
 Results = Mapping[str, NDArray[Any]]
 
@@ -122,40 +122,74 @@ class ClassComparison:
         }
 
 
-Comparison = ImageComparison | ClassComparison
+@dataclass(frozen=True)
+class PixelComparison:
+    """Differences between an exported classifier of pixels and its model on one image.
+
+    Attributes:
+        name: Name of the image.
+        logit_difference: Largest difference of class logits, relative to their range.
+        differing: Number of pixels with another class, without the undecided ones.
+        undecided: Number of pixels with another class whose two best probabilities are at most `MARGIN` apart.
+        pixels: Number of pixels of the image.
+    """
+
+    name: str
+    logit_difference: float
+    differing: int
+    undecided: int
+    pixels: int
+
+    @property
+    def passes(self) -> bool:
+        """Whether logits are close and all other pixels have the same class."""
+        return self.logit_difference < TOLERANCE and self.differing == 0
+
+    def cells(self) -> dict[str, Any]:
+        """Row of a table, by the headers of its columns."""
+        return {
+            "image": self.name,
+            "class logits: difference / range": f"{self.logit_difference:.1e}",
+            "semantic": f"{self.differing} of {self.pixels} differ" if self.differing else "equal",
+            f"excluded: within {MARGIN}": self.undecided,
+            "": "ok" if self.passes else "FAILED",
+        }
 
 
-class _SegmentationCheck:
-    """The input that a segmentation model gets for an image, and the comparison of its outputs."""
+Comparison = ImageComparison | PixelComparison | ClassComparison
+
+
+class _QueriesCheck:
+    """The input that a Mask2Former gets for an image, and the comparison of its outputs."""
 
     def __init__(self, image: NDArray[np.uint8], description: Mapping[str, Any], fixed_size: Size | None) -> None:
-        limits = (description["min_size"], description["max_size"], description["divisibility"])
         self._description = description
-        self._sizes = portable.image_sizes((image.shape[0], image.shape[1]), *limits, fixed_size)
-        pixels = np.asarray(Image.fromarray(image).resize(self._sizes.image[::-1], Image.Resampling.BILINEAR))
-        self.input = portable.network_input(
-            pixels, self._sizes.padded, description["image_format"], description["pixel_mean"]
-        )
+        self.input, self._sizes = portable.prepare(image, description, fixed_size)
 
-    def compare(self, name: str, got: ImageOutputs, expected: ImageOutputs, model: Any) -> ImageComparison:
+    def compare(self, name: str, got: ImageOutputs, expected: ImageOutputs, model: Any) -> Comparison:
         return compare(name, got, expected, self._sizes, model.inference_settings, self._description)
 
 
-class _ClassificationCheck:
-    """The input that an image classifier gets for an image, and the comparison of its outputs."""
+class _PixelsCheck(_QueriesCheck):
+    """The same for a classifier of pixels."""
+
+    def compare(self, name: str, got: ImageOutputs, expected: ImageOutputs, model: Any) -> Comparison:
+        return compare_pixels(name, got[0], expected[0], self._sizes)
+
+
+class _CropCheck:
+    """The same for an image classifier."""
 
     def __init__(self, image: NDArray[np.uint8], description: Mapping[str, Any], fixed_size: Size | None) -> None:
-        side = description["crop"]
-        crop = portable.crop_of((image.shape[0], image.shape[1]), description["shorter_side"], side)
-        resized = np.asarray(Image.fromarray(image).resize(crop.resized[::-1], Image.Resampling.BICUBIC))
-        pixels = resized[crop.rows, crop.columns]
-        self.input = portable.network_input(
-            pixels, fixed_size or (side, side), description["image_format"], description["pixel_mean"]
-        )
+        self.input = portable.prepare_crop(image, description)
 
-    def compare(self, name: str, got: ImageOutputs, expected: ImageOutputs, model: Any) -> ClassComparison:
+    def compare(self, name: str, got: ImageOutputs, expected: ImageOutputs, model: Any) -> Comparison:
         (found,), (wanted,) = got, expected
         return ClassComparison(name, _relative(found, wanted), int(found.argmax()), int(wanted.argmax()))
+
+
+# By the kind of output; see `network.ExportForm`.
+_CHECKS = {"queries": _QueriesCheck, "pixels": _PixelsCheck, "crop": _CropCheck}
 
 
 def verify(
@@ -182,7 +216,7 @@ def verify(
     Raises:
         ExportError: One of the processes failed.
     """
-    check_kind = _ClassificationCheck if description["tasks"] == ["classification"] else _SegmentationCheck
+    check_kind = _CHECKS[description["kind"]]
     checks = {name: check_kind(image, description, fixed_size) for name, image in images.items()}
     inputs: dict[str, Any] = {name: check.input for name, check in checks.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -251,6 +285,26 @@ def compare(
         results["panoptic"] -= undecided
     logit_difference, mask_difference = (_relative(a, b) for a, b in zip(got, expected, strict=True))
     return ImageComparison(name, mask_difference, logit_difference, results, undecided, pixels)
+
+
+def compare_pixels(name: str, got: Floats, expected: Floats, sizes: ImageSizes) -> PixelComparison:
+    """Compare the class logits [K, h, w] of pixels for one image, and the maps of classes made of them.
+
+    Args:
+        name: Name of the image.
+        got: Logits of the exported file, turned into classes by `numpy_postprocessing`.
+        expected: Logits of the model, turned into classes by its own post-processing.
+        sizes: Sizes of the input, the image in it, and the result.
+    """
+    whole = (expected.shape[1], expected.shape[2])
+    resized = ResizedMasks(torch.from_numpy(expected), [Resize(whole, sizes.padded), Resize(sizes.image, sizes.result)])
+    differ = portable.pixel_classes(NumpyMasks(got, sizes)) != class_map(resized).numpy()
+    undecided = 0
+    for rows, strip in resized.strips() if differ.any() else ():
+        best = strip[:, torch.from_numpy(differ[rows])].softmax(0).topk(min(2, len(strip)), dim=0).values
+        undecided += int((best[0] - best[-1] <= MARGIN).sum())
+    count = int(np.count_nonzero(differ))
+    return PixelComparison(name, _relative(got, expected), count - undecided, undecided, differ.size)
 
 
 def _relative(got: Floats, expected: Floats) -> float:

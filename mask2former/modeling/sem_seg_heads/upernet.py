@@ -55,7 +55,7 @@ class UPerNetHead(nn.Module):
         self.in_features = list(in_features)
         *finer, coarsest = in_channels
         self.psp_modules = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(size), _convolution(coarsest, channels, 1, norm)) for size in pool_sizes
+            nn.Sequential(BinAverages(size), _convolution(coarsest, channels, 1, norm)) for size in pool_sizes
         )
         self.bottleneck = _convolution(coarsest + len(pool_sizes) * channels, channels, 3, norm)
         self.lateral_convs = nn.ModuleList(_convolution(count, channels, 1, norm) for count in finer)
@@ -153,6 +153,42 @@ class FCNHead(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> Tensor:
         """Map {name: [B, C, h, w]} to logits [B, K, h, w]."""
         return self.conv_seg(self.dropout(self.convs(features[self.in_feature])))
+
+
+class BinAverages(nn.Module):
+    """Averages over a square number of bins, which may be more than the map has cells: [B, C, h, w] to [B, C, n, n].
+
+    Maps of unknown size, in an export, are averaged by a matrix for each axis: ONNX has no pooling whose bins depend on
+    the size of the map.
+    """
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average a map."""
+        height, width = x.shape[-2:]
+        if isinstance(height, int) and isinstance(width, int):
+            return F.adaptive_avg_pool2d(x, self.bins)
+        rows, columns = (_bin_weights(size, self.bins, x) for size in (height, width))
+        return rows @ x @ columns.T
+
+    def extra_repr(self) -> str:
+        """Return the number of bins per axis."""
+        return str(self.bins)
+
+
+def _bin_weights(size: int, bins: int, like: Tensor) -> Tensor:
+    """Weight of each of `size` cells in each bin: [bins, size], in the dtype and on the device of a map.
+
+    Bin i has the cells from floor(i * size / bins) up to, and without, ceil((i + 1) * size / bins).
+    """
+    number = torch.arange(bins, device=like.device)[:, None]
+    first = torch.div(number * size, bins, rounding_mode="floor")
+    end = torch.div((number + 1) * size + bins - 1, bins, rounding_mode="floor")
+    position = torch.arange(size, device=like.device)
+    return ((position >= first) & (position < end)).to(like.dtype) / (end - first)
 
 
 def _convolution(in_channels: int, out_channels: int, size: int, norm: str) -> Conv2d:
