@@ -4,11 +4,13 @@ from mask2former.engine.launch import LaunchError, default_processes, launch, un
 from mask2former.engine.run import DeviceError, available_device, set_up_run
 from mask2former.engine.train_loop import NonFiniteLossError, TrainLoop
 from mask2former.engine.trainer import Trainer
+from mask2former.engine.watch import ProcessLostError
 
 __all__ = [
     "DeviceError",
     "LaunchError",
     "NonFiniteLossError",
+    "ProcessLostError",
     "TrainLoop",
     "Trainer",
     "available_device",

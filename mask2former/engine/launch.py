@@ -20,6 +20,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from dinat_common.errors import UserError
+from mask2former.engine.watch import ProcessLostError, watched
 from mask2former.utils.parallel import available_cores, available_memory
 
 _PR_SET_PDEATHSIG = 1  # constant of Linux's prctl
@@ -84,6 +85,7 @@ def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu", process
 
     Raises:
         LaunchError: The options contradict each other or require more GPUs than the machine has.
+        ProcessLostError: Another process has ended, see `watched`.
         Exception: Exception of `main`, also if it was raised in another process.
     """
     local_size = args.num_gpus
@@ -130,9 +132,14 @@ def launch(main: Main, args: argparse.Namespace, *, device: str = "cpu", process
         with nullcontext() if on_gpu else _environment_on_cpu(args.num_machines):
             detectron2_launch(_worker, *where, args=(main, args, errors, local_size))
     except (mp.ProcessRaisedException, mp.ProcessExitedException) as failure:
-        if errors.empty():
+        if not errors.empty():
+            raise pickle.loads(errors.get()) from failure  # noqa: S301 - written by our own process
+        if isinstance(failure, mp.ProcessRaisedException):
             raise
-        raise pickle.loads(errors.get()) from failure  # noqa: S301 - written by our own process
+        rank = args.machine_rank * local_size + failure.error_index
+        cause = f"signal {failure.signal_name}" if failure.signal_name else f"exit status {failure.exit_code}"
+        hint = "; SIGKILL usually means that memory ran out" if failure.signal_name == "SIGKILL" else ""
+        raise ProcessLostError(f"process {rank} (machine {args.machine_rank}) ended with {cause}{hint}") from failure
     return None
 
 
@@ -194,8 +201,9 @@ def _run(main: Main, args: argparse.Namespace, local_size: int) -> Any:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if dist.get_backend() == "gloo" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cores() // local_size))
-    result = main(args)
-    comm.synchronize()
+    with watched(local_size):
+        result = main(args)
+        comm.synchronize()
     # A process group that outlives the interpreter may abort the process.
     dist.destroy_process_group()
     return result

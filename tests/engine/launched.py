@@ -3,12 +3,14 @@
 import argparse
 import json
 import os
+import signal
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from dinat_common.errors import UserError
 from mask2former.checkpoint import CheckpointMismatchError
 from mask2former.engine import launch
 
@@ -35,6 +37,14 @@ def describe_and_fail_on_one(args):
     comm.synchronize()
 
 
+def describe_and_kill_one(args):
+    describe(args)
+    comm.synchronize()
+    if comm.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    comm.synchronize()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
@@ -42,11 +52,11 @@ if __name__ == "__main__":
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
     parser.add_argument("--dist-url", default="auto")
-    parser.add_argument("--fail", action="store_true")
+    parser.add_argument("--do", default="describe")
     given = parser.parse_args()
     (given.output / "threads.txt").write_text(str(torch.get_num_threads()))
     try:
-        launch(describe_and_fail_on_one if given.fail else describe, given)
-    except CheckpointMismatchError as error:
-        (given.output / "error.txt").write_text(str(error))
+        launch(globals()[given.do], given)
+    except UserError as error:
+        (given.output / f"error{given.machine_rank}.txt").write_text(str(error))
     (given.output / "gpus.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))

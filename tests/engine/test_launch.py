@@ -3,13 +3,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import get_cfg
 
-from mask2former.engine import DeviceError, LaunchError, available_device, default_processes, launch
+from mask2former.engine import DeviceError, LaunchError, ProcessLostError, available_device, default_processes, launch
 from mask2former.engine.run import warn_of_emulated_bfloat16
 
 SCRIPT = Path(__file__).with_name("launched.py")
@@ -40,11 +41,11 @@ def check_facts(folder, local):
 
 
 def test_processes_of_a_machine_share_its_threads_and_hand_over_errors(tmp_path):
-    finish(start(SCRIPT, tmp_path, "--num-gpus", "2", "--fail"))
+    finish(start(SCRIPT, tmp_path, "--num-gpus", "2", "--do", "describe_and_fail_on_one"))
     facts = check_facts(tmp_path, local=[[0, 2], [1, 2]])
     alone = (tmp_path / "threads.txt").read_text()
     assert [fact["threads"] for fact in facts] == [max(1, int(alone) // 2)] * 2
-    assert (tmp_path / "error.txt").read_text() == "message of rank 1"
+    assert (tmp_path / "error0.txt").read_text() == "message of rank 1"
     # On the CPU, processes see no GPU, and the one that started them sees what it saw before.
     assert [fact["gpus"] for fact in facts] == ["", ""]
     assert (tmp_path / "gpus.txt").read_text() == os.environ.get("CUDA_VISIBLE_DEVICES", "all")
@@ -55,6 +56,64 @@ def test_machines_find_each_other(tmp_path):
     options = ("--num-machines", "2", "--dist-url", f"file://{tmp_path}/meeting")
     finish(*(start(SCRIPT, tmp_path, *options, "--machine-rank", rank) for rank in range(2)))
     check_facts(tmp_path, local=[[0, 1], [0, 1]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["processes", "machines"])
+def test_a_killed_process_is_named_by_those_that_waited_for_it(kind, tmp_path):
+    do = ("--do", "describe_and_kill_one")
+    begin = time.monotonic()
+    if kind == "processes":
+        finish(start(SCRIPT, tmp_path, "--num-gpus", "2", *do))
+        assert (tmp_path / "error0.txt").read_text().startswith("process 1 (machine 0")
+    else:
+        meeting = ("--num-machines", "2", "--dist-url", f"file://{tmp_path}/meeting")
+        finish(*(start(SCRIPT, tmp_path, *meeting, "--machine-rank", rank, *do) for rank in range(2)))
+        assert "process 1 (machine 1, " in (tmp_path / "error0.txt").read_text()
+        assert "process 1 (machine 1) ended with signal SIGKILL" in (tmp_path / "error1.txt").read_text()
+    assert time.monotonic() - begin < 60
+
+
+def ended(monkeypatch, **how):
+    """The error of a launch in which the second process on the third machine ends."""
+
+    def end(*arguments, **options):
+        raise torch.multiprocessing.ProcessExitedException("process 1 ended", error_index=1, error_pid=1, **how)
+
+    monkeypatch.setattr(LAUNCH, "detectron2_launch", end)
+    with pytest.raises(ProcessLostError) as caught:
+        launch(print, options(num_gpus=4, num_machines=3, machine_rank=2, dist_url="tcp://a:1"))
+    return str(caught.value)
+
+
+def test_processes_that_end_without_an_error_are_named(monkeypatch):
+    killed = ended(monkeypatch, exit_code=-9, signal_name="SIGKILL")
+    assert killed == "process 9 (machine 2) ended with signal SIGKILL; SIGKILL usually means that memory ran out"
+    assert ended(monkeypatch, exit_code=1) == "process 9 (machine 2) ended with exit status 1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "given", "expected"),
+    [
+        # torchrun
+        ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8", "RANK": "5"}, {}, "joins with 4 here"),
+        # Kubernetes' PyTorch operator, which starts one process per machine
+        ({"WORLD_SIZE": "2", "RANK": "1"}, {}, "joins with 1 here"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, {"num_gpus": 8}, (8, 2, 1, "tcp://first:29500")),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, {"num_gpus": 8}, (8, 1, 0, "auto")),
+    ],
+)
+def test_the_environment_describes_processes_or_machines(environment, given, expected, monkeypatch):
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"MASTER_ADDR": "first", "MASTER_PORT": "29500", **environment}.items():
+        monkeypatch.setenv(name, value)
+    started = []
+    monkeypatch.setattr(LAUNCH, "detectron2_launch", lambda main, *where, args: started.append(where))
+    monkeypatch.setattr(LAUNCH, "_join_torchrun", lambda on_gpu, size: started.append(f"joins with {size} here"))
+    monkeypatch.setattr(LAUNCH, "_run", lambda main, args, size: None)
+    launch(print, options(**given))
+    assert started == [expected]
 
 
 def options(**given):

@@ -1,19 +1,15 @@
 """A list of images that several processes share, and that a later run continues."""
 
 import json
-import multiprocessing
-import os
-import traceback
 from types import SimpleNamespace
 
 import pytest
-import torch.distributed as dist
 from detectron2.utils import comm
 
 from mask2former.prediction.files import FileDone, FileFailed
 from mask2former.prediction.sharing import ImageShare, SharingError
+from tests.processes import together
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes of these tests are forks")
 PREDICTOR = SimpleNamespace(task="semantic", fingerprint=lambda: {"weights": "a"})
 
 
@@ -89,39 +85,6 @@ def test_images_that_failed_are_reported_and_leave_no_records(images, tmp_path):
     assert names(tmp_path / "out") == [f"{i}_semantic.png" for i in (0, 1, 2, 3, 4, 6)]
 
 
-def member(rank, size, meeting, local_size, act, reports):
-    """One of the processes; `act(rank)` returns its report."""
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-        comm.create_local_process_group(local_size)
-        try:
-            reports.put((rank, act(rank)))
-        except (SharingError, KeyboardInterrupt) as error:
-            reports.put((rank, repr(error)))
-        comm.synchronize()
-        dist.destroy_process_group()
-    except BaseException:
-        traceback.print_exc()
-        raise
-
-
-def together(tmp_path, act, size=3, local_size=3):
-    """Reports of processes that work at the same time."""
-    context = multiprocessing.get_context("fork")
-    reports = context.SimpleQueue()
-    meeting = tmp_path / f"meeting{len(names(tmp_path))}"
-    processes = [
-        context.Process(target=member, args=(rank, size, meeting, local_size, act, reports)) for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        process.kill()
-        assert process.exitcode == 0
-    return [report for _, report in sorted(reports.get() for _ in processes)]
-
-
 @pytest.mark.parametrize("local_size", [3, 1])
 def test_each_image_is_done_once_by_processes_that_may_have_folders_of_their_own(local_size, images, tmp_path):
     def output(rank):
@@ -141,8 +104,11 @@ def test_each_image_is_done_once_by_processes_that_may_have_folders_of_their_own
 
 
 def test_a_process_that_finds_other_images_is_named(images, tmp_path):
-    reports = together(tmp_path, lambda rank: work(images[: 7 - (rank == 1)], tmp_path / "out"), 2, 2)
-    assert all("process 1 finds 6 images, process 0 finds 7" in report for report in reports)
+    def refused(rank):
+        with pytest.raises(SharingError, match="process 1 finds 6 images, process 0 finds 7"):
+            work(images[: 7 - (rank == 1)], tmp_path / "out")
+
+    assert together(tmp_path, refused, 2, 2) == [None, None]
     assert not (tmp_path / "out").exists()
 
 
