@@ -75,6 +75,11 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> float:
     return (_status("VmHWM") - before) / 1e6
 
 
+def resident_memory() -> float:
+    """MB of memory that this process has on Linux; NaN elsewhere."""
+    return _status("VmRSS") / 1e6 if sys.platform == "linux" else math.nan
+
+
 def _status(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
@@ -142,8 +147,8 @@ def save(
     facts: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any],
-    bars: Mapping[str, Mapping[str, float]],
-    axis: str,
+    bars: Mapping[str, Mapping[str, float]] | None = None,
+    axis: str = "",
 ) -> None:
     """Write STEM.json, STEM.md (the table) and STEM.png (one bar per name for each group of `bars`, on a log axis)."""
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +160,8 @@ def save(
         short = [(name, f"{value:.3g}" if isinstance(value, float) else value) for name, value in summary.items()]
         parts.append(tabulate(short, headers=("sum", ""), tablefmt="github", disable_numparse=True))
     stem.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    _draw(stem.with_suffix(".png"), title, facts, bars, axis)
+    if bars:
+        _draw(stem.with_suffix(".png"), title, facts, bars, axis)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -22,6 +22,8 @@ NETWORK = (
 MAY_USE_NETWORK = {
     # Asks the system whether an address of this machine is free.
     "mask2former.web.page": ("socket",),
+    # Connects the processes of one run, as PyTorch does.
+    "mask2former.engine.watch": ("socket",),
     # Downloads the weights of a URL that a user gave.
     "dinat_common.download": ("urllib.error", "urllib.request", "http.client"),
 }
