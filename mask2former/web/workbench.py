@@ -44,6 +44,8 @@ _MAX_BYTES = 1_000_000_000
 _COVERED = 0.3
 # Photographs that come with scikit-image.
 _SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png")
+# Largest ratio of the sides of a thumbnail.
+_THUMBNAIL_RATIO = 2
 # With more thumbnails, the page would take long to load.
 _MAX_SAMPLES = 24
 
@@ -279,14 +281,20 @@ def _named(upload: Upload) -> Generator[None, None, None]:
 
 
 def thumbnails(samples: Iterable[Path], side: int, value_range: ValueRange | None = None) -> dict[Path, Rgb]:
-    """Samples that can be read, shrunk to at most `side` pixels; the others are named in the log."""
+    """Samples that can be read, shrunk to at most `side` pixels; the others are named in the log.
+
+    Of a sample that is longer than twice its width or height, the middle is shown: the page gives all the same width.
+    """
     small = {file: _thumbnail(file, side, value_range) for file in samples}
     return {file: picture for file, picture in small.items() if picture is not None}
 
 
 def _thumbnail(file: Path, side: int, value_range: ValueRange | None) -> Rgb | None:
     try:
-        return shrunk(read_image(file, value_range=value_range), side)
+        picture = read_image(file, value_range=value_range)
+        longest = _THUMBNAIL_RATIO * min(picture.shape[:2])
+        top, left = (max(0, (length - longest) // 2) for length in picture.shape[:2])
+        return shrunk(np.ascontiguousarray(picture[top : top + longest, left : left + longest]), side)
     except ImageReadError as error:
         _LOG.warning("sample left out: %s", error)
         return None

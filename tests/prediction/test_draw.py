@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from mask2former.data.classes import ClassTable
-from mask2former.prediction.drawing import MIN_LONGER_SIDE, draw_instances, draw_panoptic, draw_semantic, enlargement
+from mask2former.prediction.drawing import (
+    MIN_LONGER_SIDE,
+    draw_boxes,
+    draw_instances,
+    draw_panoptic,
+    draw_semantic,
+    enlargement,
+)
 
 CLASSES = ClassTable(names=("cat", "dog", "grass"), colors=((250, 20, 20), (20, 20, 250), (20, 200, 20)))
 LARGE = (700, 900)
@@ -95,6 +102,22 @@ def test_empty_results_leave_the_image():
     assert np.array_equal(draw_panoptic(image, np.zeros(LARGE, np.int32), [], CLASSES), image)
     assert np.array_equal(draw_instances(image, np.zeros((0, *LARGE), bool), [], [], CLASSES), image)
     assert np.array_equal(draw_instances(image, np.zeros((1, *LARGE), bool), [0], [0.3], CLASSES), image)
+
+
+def test_predicted_boxes_are_drawn_over_all_areas():
+    """Where they were predicted, also beyond the mask, and with a name if there is no mask."""
+    masks = np.zeros((3, *LARGE), bool)
+    masks[0, 100:200, 100:200] = True
+    masks[1, 50:400, 50:400] = True
+    boxes = np.array([[80.4, 90.6, 150, 120], [50, 50, 350, 350], [500, 500, 200, 100]], np.float32)
+    picture = draw_instances(grey(*LARGE), masks, [0, 1, 1], [0.5, 0.9, 0.8], CLASSES, boxes=boxes)
+    colors = CLASSES.segment_colors([{"category_id": 0}, {"category_id": 1}, {"category_id": 1}])
+    # The larger instance is better and on top, but not of the box.
+    assert tuple(picture[91, 300 - 170]) == colors[0] and tuple(picture[150, 80]) == colors[0]
+    assert tuple(picture[50, 60]) == colors[1]
+    assert tuple(picture[500, 510]) == tuple(picture[599, 510]) == colors[2] and (picture[510, 510] == 128).all()
+    assert (picture[545:555, 560:640] != 128).any(), "its name"
+    assert np.array_equal(draw_boxes(grey(*LARGE), boxes[:0], []), grey(*LARGE))
 
 
 def test_sizes_that_do_not_fit_are_named():

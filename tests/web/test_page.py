@@ -189,6 +189,13 @@ def test_samples_become_thumbnails(bench, photo):
     assert max(np.array(Image.open(thumbnail["path"])).shape) == 240
 
 
+def test_thumbnails_of_long_samples_show_the_middle(bench, photo):
+    page = build_page(bench, [photo("tall.png", 1600, 16), photo("wide.png", 8, 800)])
+    (gallery,) = blocks(page, "dataset")
+    sizes = [Image.open(thumbnail["path"]).size for (thumbnail,) in gallery.samples]
+    assert sizes == [(16, 32), (16, 8)]
+
+
 def test_samples_that_cannot_be_read_are_left_out(bench, photo, tmp_path, caplog):
     whole, half = photo("whole.png"), tmp_path / "half.png"
     half.write_bytes(whole.read_bytes()[:200])
