@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import FPN
 from detectron2.projects.deeplab import build_lr_scheduler as build_deeplab_lr_scheduler
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.solver.lr_scheduler import LRMultiplier
@@ -267,9 +268,10 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate and weight decay.
 
     The backbone's rate is multiplied by `BACKBONE_MULTIPLIER`, and by `LAYER_DECAY` for each block that follows (Bao et
-    al., "BEiT", ICLR 2022). Norms, batch norms among them, embeddings and relative position biases have their own
-    weight decays (`WEIGHT_DECAY_NORM`, `WEIGHT_DECAY_BATCH_NORM`, `WEIGHT_DECAY_EMBED`, `WEIGHT_DECAY_RPB`), unless
-    `WEIGHT_DECAY_EXEMPT` says which parameters have none.
+    al., "BEiT", ICLR 2022). The layers of a feature pyramid over it have a head's rate. Norms, batch norms
+    among them, embeddings and relative position biases have their own weight decays (`WEIGHT_DECAY_NORM`,
+    `WEIGHT_DECAY_BATCH_NORM`, `WEIGHT_DECAY_EMBED`, `WEIGHT_DECAY_RPB`), unless `WEIGHT_DECAY_EXEMPT` says which
+    parameters have none.
 
     Raises:
         ConfigError: LAYER_DECAY is outside its range.
@@ -279,6 +281,13 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     if not 0 < solver.LAYER_DECAY <= 1:
         raise ConfigError(f"SOLVER.LAYER_DECAY is {solver.LAYER_DECAY}, expected more than 0 and at most 1")
     following = _blocks_that_follow([name for name, _ in model.named_parameters()])
+    pyramid = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, FPN)
+        for part in (*module.lateral_convs, *module.output_convs)
+        for parameter in part.parameters()
+    }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
@@ -286,7 +295,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            in_backbone = module_name.removeprefix("module.").startswith("backbone")
+            in_backbone = module_name.removeprefix("module.").startswith("backbone") and parameter not in pyramid
             rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if in_backbone else 1.0)
             full_name = f"{module_name}.{name}" if module_name else name
             rate *= solver.LAYER_DECAY ** following[full_name] if in_backbone else 1.0

@@ -9,7 +9,8 @@ from detectron2.modeling import build_model
 
 from mask2former import setup_cfg
 from mask2former.checkpoint import compare, from_openmmlab, to_openmmlab
-from mask2former.solver import parameter_groups
+from mask2former.engine.resuming import set_iteration
+from mask2former.solver import build_lr_scheduler, parameter_groups
 
 from .conftest import ROOT
 
@@ -114,9 +115,30 @@ def test_recipe(stem):
     heads = cfg.MODEL.ROI_HEADS
     assert (heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION, heads.IOU_THRESHOLDS) == (512, 0.25, [0.5])
     assert heads.PROPOSAL_APPEND_GT and (rpn.LOSS_WEIGHT, rpn.BBOX_REG_LOSS_TYPE) == (1, "smooth_l1")
+    assert cfg.DATALOADER.ASPECT_RATIO_GROUPING and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     assert (cfg.INPUT.RANDOM_FLIP, cfg.MODEL.MASK_ON) == ("horizontal", True)
     assert list(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS) == [0.5, 0.6, 0.7]
     assert list(cfg.MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS) == [1, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("iteration", "factor"),
+    [
+        (0, 0.001),
+        (250, 0.001 + 0.999 * 0.5),
+        (500, 1),
+        (27 * EPOCH - 1, 1),
+        (27 * EPOCH, 0.1),
+        (33 * EPOCH - 1, 0.1),
+        (33 * EPOCH, 0.01),
+        (36 * EPOCH - 1, 0.01),
+    ],
+)
+def test_learning_rate(iteration, factor):
+    cfg = config("maskrcnn_dinat_tiny")
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    (rate,) = set_iteration(build_lr_scheduler(cfg, optimizer), iteration)
+    assert rate == pytest.approx(1e-4 * factor)
 
 
 @pytest.mark.parametrize("stem", ["nat_small_maskrcnn", "cascadedmaskrcnn_dinat_s_tiny"])
@@ -135,6 +157,17 @@ def test_names_with_norm_or_rpb_are_not_decayed(stem):
         for parameter in group["params"]:
             name = published[names[parameter]]
             assert group["weight_decay"] == (0.0 if "rpb" in name or "norm" in name else 0.05), name
+
+
+def test_the_layers_of_the_pyramid_have_the_rate_of_a_head():
+    cfg = config("nat_mini_maskrcnn")
+    cfg.MODEL.DEVICE, cfg.SOLVER.BACKBONE_MULTIPLIER = "meta", 0.1
+    with torch.device("meta"):
+        model = build_model(cfg)
+    rates = {parameter: group["lr"] for group in parameter_groups(cfg, model) for parameter in group["params"]}
+    slow = {name for name, parameter in model.named_parameters() if rates[parameter] == pytest.approx(1e-5)}
+    assert slow == {name for name, _ in model.named_parameters() if name.startswith("backbone.bottom_up.")}
+    assert {rates[parameter] for name, parameter in model.named_parameters() if name not in slow} == {1e-4}
 
 
 @pytest.mark.parametrize("stem", FAMILY)

@@ -61,6 +61,8 @@ def test_training(name):
     assert (node.MAX_SIZE_TRAIN, node.RESIZE_WITH, node.RANDOM_FLIP) == (2 * 2048, "opencv", "horizontal")
     assert node.CROP.ENABLED and node.CROP.TYPE == "absolute" and list(node.CROP.SIZE) == [crop, crop]
     assert node.CROP.SINGLE_CATEGORY_MAX_AREA == 0.75 and node.COLOR_AUG_SSD
+    # Wide and tall images share batches, since crops are square.
+    assert not cfg.DATALOADER.ASPECT_RATIO_GROUPING
     assert crop == cfg.MODEL.PIXEL_CLASSIFIER.SIZE_DIVISIBILITY and node.SIZE_DIVISIBILITY == -1
     assert cfg.MODEL.SEM_SEG_HEAD.DROPOUT == cfg.MODEL.AUXILIARY_HEAD.DROPOUT == recipe["dropout"]
     assert (cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT, cfg.MODEL.AUXILIARY_HEAD.LOSS_WEIGHT) == (1.0, 0.4)

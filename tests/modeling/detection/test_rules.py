@@ -16,6 +16,7 @@ from detectron2.modeling import (
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torchvision.ops import generalized_box_iou
 
 from dinat_backbone import add_dinat_config
 from mask2former.config import ConfigError, add_maskformer2_config, setup_cfg
@@ -138,6 +139,36 @@ def test_of_many_regions_512_are_trained_and_a_quarter_of_them_at_most_is_positi
             _, found = sampled(heads, [target] * positive + [other] * 900, [target], [1])
             count = min(positive + 1, 128)
             assert found.gt_classes.tolist().count(1) == count and len(found) == 512
+
+
+def test_losses_of_boxes_are_l1_of_deltas_or_giou_of_boxes_over_all_samples():
+    """One region of four is positive, for class 1."""
+    target, region = [10.0, 20.0, 50.0, 60.0], [14.0, 16.0, 54.0, 56.0]
+    boxes = Boxes(torch.tensor([region] + [[80.0, 80.0, 99.0, 99.0]] * 3))
+    fields = {"proposal_boxes": boxes, "gt_boxes": Boxes(torch.tensor([target] * 4))}
+    samples = [Instances((100, 100), **fields, gt_classes=torch.tensor([1, 80, 80, 80]))]
+    logits = torch.randn(4, 81)
+    entropy = F.cross_entropy(logits, samples[0].gt_classes)
+    deltas = torch.zeros(4, 320)
+    deltas[0, 4:8] = torch.tensor([1.0, 0.5, 0.25, -0.25])
+    for heads in ("maskrcnn", "cascade"):
+        cfg = setup_cfg(ROOT / "configs" / "_base_" / f"{heads}.yaml", NARROW)
+        shapes = {f"p{level}": ShapeSpec(channels=4, stride=2**level) for level in range(2, 6)}
+        parts = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME).from_config(cfg, shapes)
+        with EventStorage():
+            losses = parts["box_predictors"][0].losses((logits, deltas), samples)
+        assert float(losses["loss_cls"]) == pytest.approx(float(entropy))
+        # Standard deviations 0.1 and 0.2; the target is a tenth of the side to the left and below.
+        wanted = torch.tensor([-1.0, 1.0, 0.0, 0.0])
+        width, height = 40 * math.exp(0.05), 40 * math.exp(-0.05)
+        x, y = 34 + 40 * 0.1, 36 + 40 * 0.05
+        moved = torch.tensor([[x - width / 2, y - height / 2, x + width / 2, y + height / 2]])
+        expected = {
+            "maskrcnn": (deltas[0, 4:8] - wanted).abs().sum() / 4,
+            "cascade": 10 * (1 - generalized_box_iou(moved, torch.tensor([target]))[0, 0]) / 4,
+        }
+        assert float(losses["loss_box_reg"]) == pytest.approx(float(expected[heads]), rel=1e-4)
+        assert list(parts["loss_weights"]) == {"maskrcnn": [1], "cascade": [1, 0.5, 0.25]}[heads]
 
 
 def test_anchors_have_no_offset_of_half_a_pixel():
