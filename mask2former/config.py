@@ -7,7 +7,7 @@ Universal Image Segmentation", CVPR 2022, sections 3 and 4.1). Settings of data 
 import difflib
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +282,21 @@ def load_extensions() -> list[Callable[[CfgNode], None]]:
         except (ImportError, AttributeError) as error:  # noqa: PERF203 - the message names the entry
             raise ConfigError(f"{ENTRY_POINTS} {entry.name!r} ({entry.value}) can't be loaded: {error}") from error
     return functions
+
+
+def require_maps(key: str, names: Collection[str], known: Collection[str]) -> None:
+    """Check the value of a key that names maps of a backbone or of the pyramid over it.
+
+    Args:
+        key: Key of the config, for the message.
+        names: Its value.
+        known: Names of the maps that there are.
+
+    Raises:
+        ConfigError: The value is empty or names a map that there is not.
+    """
+    if not names or set(names) - set(known):
+        raise ConfigError(f"{key} is {list(names)}, expected maps of the backbone: {', '.join(known)}")
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Feature pyramid over the maps of any backbone (Lin et al., "Feature Pyramid Networks", CVPR 2017)."""
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -7,7 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import fpn
 from torch import Tensor
 
-from mask2former.config import ConfigError
+from mask2former.config import ConfigError, require_maps
 
 
 class FPN(fpn.FPN):
@@ -35,11 +37,13 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     """Build the pyramid of `MODEL.FPN` over a backbone, with one more level by taking every second pixel.
 
     Raises:
-        ConfigError: The backbone lacks one of MODEL.FPN.IN_FEATURES.
+        ConfigError: The backbone lacks one of MODEL.FPN.IN_FEATURES, or their strides do not double.
     """
-    node, known = cfg.MODEL.FPN, bottom_up.output_shape()
-    if not node.IN_FEATURES or set(node.IN_FEATURES) - set(known):
-        raise ConfigError(f"MODEL.FPN.IN_FEATURES is {list(node.IN_FEATURES)}; the backbone has {', '.join(known)}")
+    node, key, known = cfg.MODEL.FPN, "MODEL.FPN.IN_FEATURES", bottom_up.output_shape()
+    require_maps(key, node.IN_FEATURES, known)
+    strides = [known[name].stride or 1 for name in node.IN_FEATURES]
+    if any(after != 2 * before for before, after in pairwise(strides)):
+        raise ConfigError(f"{key} is {list(node.IN_FEATURES)} with strides {strides}, expected strides that double")
     top = fpn.LastLevelMaxPool()
     return FPN(bottom_up, list(node.IN_FEATURES), node.OUT_CHANNELS, node.NORM, top, node.FUSE_TYPE)
 

@@ -192,7 +192,8 @@ class MaskRCNNHeads(nn.Module):
         logits = self.mask_logits(self._maps(features), [of_image.pred_boxes.tensor for of_image in instances])
         probabilities = torch.stack([of_head.float().sigmoid() for of_head in logits]).mean(0)
         classes = torch.cat([of_image.pred_classes for of_image in instances])
-        masks = probabilities[torch.arange(len(classes), device=classes.device), classes][:, None]
+        maps = classes % probabilities.shape[1]
+        masks = probabilities[torch.arange(len(classes), device=classes.device), maps][:, None]
         counts = [len(of_image) for of_image in instances]
         return [
             Instances(of_image.image_size, **of_image.get_fields() | {"pred_masks": of_masks})

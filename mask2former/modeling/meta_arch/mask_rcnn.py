@@ -1,6 +1,6 @@
 """Mask R-CNN and Cascade Mask R-CNN over any backbone, as in the published detectors of NAT and DiNAT."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,18 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import paste_masks_in_image
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
     GeneralizedRCNN,
     build_backbone,
     build_proposal_generator,
     build_roi_heads,
 )
+from detectron2.modeling.backbone import FPN
 from detectron2.structures import Instances
 from torch import Tensor
 
-from ..detection import FPN, build_fpn
+from ...config import ConfigError, require_maps
+from ..detection import MaskRCNNHeads, build_fpn
 from ..inference import InferenceSettings
 from ..mask_resizing import Size
 from .base import LossesOrResults
@@ -50,10 +53,15 @@ class MaskRCNN(LossesOrResults, GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Build the parts; `MODEL.FPN` is built over the backbone, unless that has a pyramid already."""
+        """Build the parts; `MODEL.FPN` is built over the backbone, unless that has a pyramid already.
+
+        Raises:
+            ConfigError: A part needs maps that there are not, or can't be used.
+        """
         backbone = build_backbone(cfg)
         if not isinstance(backbone, FPN):
             backbone = build_fpn(cfg, backbone)
+        _check(cfg, backbone.output_shape())
         return {
             **super().from_config(cfg),
             "backbone": backbone,
@@ -93,6 +101,24 @@ class MaskRCNN(LossesOrResults, GeneralizedRCNN):
             return losses
         share = len(batched_inputs) / len(target_counts)
         return {name: share * loss for name, loss in losses.items()}
+
+
+def _check(cfg: CfgNode, maps: Collection[str]) -> None:
+    """Check the keys that Detectron2 takes as they are."""
+    model = cfg.MODEL
+    for key, names in (("RPN", model.RPN.IN_FEATURES), ("ROI_HEADS", model.ROI_HEADS.IN_FEATURES)):
+        require_maps(f"MODEL.{key}.IN_FEATURES", names, maps)
+    for key in ("SIZES", "ASPECT_RATIOS"):
+        values, count = model.ANCHOR_GENERATOR[key], len(model.RPN.IN_FEATURES)
+        if len(values) not in (1, count):
+            raise ConfigError(
+                f"MODEL.ANCHOR_GENERATOR.{key} is {values}, expected a list for all {count} maps or one each"
+            )
+    kind = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME)
+    if not issubclass(kind, MaskRCNNHeads):
+        raise ConfigError(f"MODEL.ROI_HEADS.NAME is {model.ROI_HEADS.NAME}, expected MaskRCNNHeads or a kind of it")
+    if not model.MASK_ON:
+        raise ConfigError("MODEL.MASK_ON is False, but MaskRCNN always predicts masks; remove the key")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ...config import ConfigError
+from ...config import ConfigError, require_maps
 
 # Standard deviation of the initial weights of a classification layer.
 _CLASSIFIER_STD = 0.01
@@ -92,8 +92,9 @@ class UPerNetHead(nn.Module):
             lateral = convolution(feature)
             summed.insert(0, lateral + _resized(summed[0], lateral))
         smoothed = [convolution(x) for convolution, x in zip(self.fpn_convs, summed[:-1], strict=True)]
-        maps = [smoothed[0], *(_resized(x, smoothed[0]) for x in (*smoothed[1:], top))]
-        return self.conv_seg(self.dropout(self.fpn_bottleneck(torch.cat(maps, 1))))
+        first, *others = (*smoothed, top)
+        maps = torch.cat([first, *(_resized(x, first) for x in others)], 1)
+        return self.conv_seg(self.dropout(self.fpn_bottleneck(maps)))
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -222,7 +223,5 @@ def _resized(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _channels(input_shape: dict[str, ShapeSpec], names: Sequence[str], key: str) -> list[int]:
-    unknown = [name for name in names if name not in input_shape]
-    if unknown or not names:
-        raise ConfigError(f"{key} is {list(names)}, expected maps of the backbone: {', '.join(input_shape)}")
+    require_maps(key, names, input_shape)
     return [input_shape[name].channels or 0 for name in names]

@@ -326,7 +326,12 @@ def test_pyramid_for_any_size(size):
         f"p{level}": 2**level for level in range(2, 7)
     }
     cfg.MODEL.FPN.IN_FEATURES = ["res1"]
-    with pytest.raises(ConfigError, match=r"MODEL\.FPN\.IN_FEATURES is \['res1'\]; the backbone has res2, .*, res5"):
+    with pytest.raises(
+        ConfigError, match=r"MODEL\.FPN\.IN_FEATURES is \['res1'\], expected maps of the backbone: res2, .*res5"
+    ):
+        build_fpn(cfg, pyramid.bottom_up)
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res4"]
+    with pytest.raises(ConfigError, match=r"\['res2', 'res4'\] with strides \[4, 16\], expected strides that double"):
         build_fpn(cfg, pyramid.bottom_up)
 
 
