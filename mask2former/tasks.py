@@ -11,6 +11,8 @@ from dinat_common.errors import checked_fraction
 from mask2former.config import ConfigError
 
 Task = Literal["panoptic", "instance", "semantic", "classification"]
+# Training input of detectors, whose targets have boxes.
+WITH_BOXES = "mask_rcnn_instance"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ TASKS: Mapping[Task, TaskSpec] = {
             segments="annotations",
             paths=("json_file",),
             evaluator_type="coco",
-            mappers=("coco_instance_lsj", "mask_former_instance", "mask_rcnn_instance"),
+            mappers=("coco_instance_lsj", "mask_former_instance", WITH_BOXES),
             metadata=("thing_classes",),
             class_list="thing",
             outputs=("instance",),
@@ -125,10 +127,11 @@ SEGMENTATION_SWITCHES: Mapping[Task, str] = {name: spec.switch for name, spec in
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the models of a meta-architecture predict.
+    """What the models of a meta-architecture learn from and predict.
 
     Attributes:
         classes: Config key of the number of classes.
+        mappers: Values of `INPUT.DATASET_MAPPER_NAME` whose targets it can be trained on.
         tasks: Tasks; None for those that are switched on in `MODEL.MASK_FORMER.TEST`.
         boxes: Whether boxes of instances are predicted, not measured around masks.
         absent_classes: Whether a class that is predicted but does not occur in the ground truth counts in mIoU, with
@@ -138,20 +141,30 @@ class Architecture:
     """
 
     classes: str
+    mappers: tuple[str, ...]
     tasks: tuple[Task, ...] | None = None
     boxes: bool = False
     absent_classes: bool = False
     augmentation: bool = False
 
 
+_WITHOUT_BOXES = tuple(
+    mapper for name in SEGMENTATION_SWITCHES for mapper in TASKS[name].mappers if mapper != WITH_BOXES
+)
 # By MODEL.META_ARCHITECTURE.
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "MaskFormer": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES", augmentation=True),
-    "ImageClassifier": Architecture("MODEL.CLASSIFIER.NUM_CLASSES", ("classification",)),
-    "PixelClassifier": Architecture(
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES", ("semantic",), absent_classes=True, augmentation=True
+    "MaskFormer": Architecture("MODEL.SEM_SEG_HEAD.NUM_CLASSES", _WITHOUT_BOXES, augmentation=True),
+    "ImageClassifier": Architecture(
+        "MODEL.CLASSIFIER.NUM_CLASSES", TASKS["classification"].mappers, ("classification",)
     ),
-    "MaskRCNN": Architecture("MODEL.ROI_HEADS.NUM_CLASSES", ("instance",), boxes=True),
+    "PixelClassifier": Architecture(
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+        TASKS["semantic"].mappers,
+        ("semantic",),
+        absent_classes=True,
+        augmentation=True,
+    ),
+    "MaskRCNN": Architecture("MODEL.ROI_HEADS.NUM_CLASSES", (WITH_BOXES,), ("instance",), boxes=True),
 }
 
 

@@ -41,12 +41,10 @@ from mask2former.data.label_maps import read_semantic_map
 from mask2former.data.resizing import build_resize_kind, build_test_resize
 from mask2former.data.training_order import Mapper, TrainingLoader
 from mask2former.solver import images_per_step
-from mask2former.tasks import TASKS, Task, architecture_of, class_count, tasks_of
+from mask2former.tasks import ARCHITECTURES, TASKS, WITH_BOXES, Task, architecture_of, class_count, tasks_of
 from mask2former.utils.parallel import default_workers, report_interval
 
 _FLIPS = ("none", "horizontal", "vertical")
-# Name of the training input of detectors.
-_WITH_BOXES = "mask_rcnn_instance"
 
 
 def check_agreement(cfg: CfgNode) -> None:
@@ -67,6 +65,15 @@ def check_agreement(cfg: CfgNode) -> None:
     for name, found in metadata.items():
         if not found.get("custom"):
             continue
+        annotated = next(spec for spec in TASKS.values() if spec.evaluator_type == found.evaluator_type)
+        possible = annotated.mappers
+        if found.get("sem_seg_root") and annotated.name != "semantic":
+            possible += TASKS["semantic"].mappers
+        if not set(possible) & set(architecture_of(cfg).mappers):
+            raise ConfigError(
+                f"{cfg.MODEL.META_ARCHITECTURE} can't use data set {name}, whose annotations are for "
+                f"{', '.join(possible)}; tools/dataset.py config --model writes what it needs"
+            )
         if len(classes[name]) != count:
             raise ConfigError(f"{key} is {count}, but data set {name} has {len(classes[name])} classes")
         first = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else name
@@ -75,18 +82,12 @@ def check_agreement(cfg: CfgNode) -> None:
             lengths = f"{len(classes[first])} and {len(classes[name])} classes"
             detail = next((f"{one!r} and {other!r}" for one, other in pairs if one != other), lengths)
             raise ConfigError(f"data sets {first} and {name} have different classes: {detail}")
-        annotated = next(spec for spec in TASKS.values() if spec.evaluator_type == found.evaluator_type)
         for task in predicted:
             if task not in annotated.outputs:
-                switch = TASKS[task].switch
-                if architecture_of(cfg).tasks is None:
-                    wrong, possible = f"MODEL.MASK_FORMER.TEST.{switch} is on", annotated.switch or annotated.name
-                else:
-                    wrong, possible = f"{cfg.MODEL.META_ARCHITECTURE} predicts {task}", ", ".join(annotated.outputs)
-                raise ConfigError(f"{wrong}, but the classes of data set {name} allow {possible} only")
-        possible = annotated.mappers
-        if found.get("sem_seg_root") and annotated.name != "semantic":
-            possible += TASKS["semantic"].mappers
+                raise ConfigError(
+                    f"MODEL.MASK_FORMER.TEST.{TASKS[task].switch} is on, but the classes of data set {name} allow "
+                    f"{annotated.switch or annotated.name} only"
+                )
         if name in cfg.DATASETS.TRAIN and cfg.INPUT.DATASET_MAPPER_NAME not in possible:
             raise ConfigError(
                 f"INPUT.DATASET_MAPPER_NAME is {cfg.INPUT.DATASET_MAPPER_NAME!r}; the annotations of {name} are for "
@@ -108,7 +109,7 @@ def build_train_mapper(cfg: CfgNode) -> TrainingMapper | LabelMapper:
     if node.DATASET_MAPPER_NAME.endswith("_lsj"):
         jitter = large_scale_jitter(node.IMAGE_SIZE, node.MIN_SCALE, node.MAX_SCALE, flip)
         return _build_mapper(cfg, jitter)
-    if node.DATASET_MAPPER_NAME == _WITH_BOXES:
+    if node.DATASET_MAPPER_NAME == WITH_BOXES:
         crop = (node.CROP.SHORT_EDGES, T.RandomCrop(node.CROP.TYPE, node.CROP.SIZE)) if node.CROP.ENABLED else None
         edges = node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN
         return _build_mapper(cfg, resize_or_crop_first(*edges, crop, flip, build_resize_kind(cfg)))
@@ -145,7 +146,7 @@ def _build_mapper(
         drop_empty_targets=cfg.INPUT.DROP_EMPTY_TARGETS or always_drops_empty_targets,
         augment_with_semantic_map=augment_with_semantic_map,
         mark_void=cfg.MODEL.MASK_FORMER.IGNORE_VOID,
-        boxes=cfg.INPUT.DATASET_MAPPER_NAME == _WITH_BOXES,
+        boxes=cfg.INPUT.DATASET_MAPPER_NAME == WITH_BOXES,
         value_range=configured_range(cfg),
     )
 
@@ -156,6 +157,12 @@ def _build_task(cfg: CfgNode) -> Task:
     if cfg.INPUT.DATASET_MAPPER_NAME not in tasks:
         raise ConfigError(
             f"INPUT.DATASET_MAPPER_NAME is {cfg.INPUT.DATASET_MAPPER_NAME!r}, expected one of {', '.join(tasks)}"
+        )
+    known = ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE)
+    if known is not None and cfg.INPUT.DATASET_MAPPER_NAME not in known.mappers:
+        raise ConfigError(
+            f"INPUT.DATASET_MAPPER_NAME is {cfg.INPUT.DATASET_MAPPER_NAME!r}; {cfg.MODEL.META_ARCHITECTURE} is trained "
+            f"with {' or '.join(known.mappers)}"
         )
     return tasks[cfg.INPUT.DATASET_MAPPER_NAME]
 

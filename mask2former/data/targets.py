@@ -139,6 +139,11 @@ def _transformed_mask(
     transformed_size: tuple[int, int],
 ) -> NDArray[np.bool_]:
     segmentation = annotation.get("segmentation")
+    if not segmentation:
+        found = f"{'' if segmentation is None else 'empty '}{type(segmentation).__name__}"
+        raise AnnotationError(
+            f"expected a segmentation as polygons or run lengths, found {found}: models learn masks, not boxes alone"
+        )
     if isinstance(segmentation, list):
         polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
         transformed = [polygon.ravel() for polygon in transforms.apply_polygons(polygons)]

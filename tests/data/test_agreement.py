@@ -3,7 +3,7 @@
 import pytest
 
 from mask2former.config import ConfigError, setup_cfg
-from mask2former.data import check_agreement
+from mask2former.data import build_train_mapper, check_agreement
 from mask2former.data.datasets import register_custom_datasets
 
 from .custom.conftest import registered as registered
@@ -60,11 +60,52 @@ def test_what_does_not_fit_is_named(format, changes, message, tmp_path):
 
 def test_panoptic_data_with_label_maps_can_train_semantic_segmentation(tmp_path):
     cfg = config(tmp_path, "coco_panoptic", mapper="mask_former_semantic")
+    upernet = cfg.clone()
+    upernet.MODEL.META_ARCHITECTURE = "PixelClassifier"
     with pytest.raises(ConfigError, match=r"ours_train are for coco_panoptic_lsj or mask_former_panoptic$"):
         check_agreement(cfg)
+    with pytest.raises(ConfigError, match="PixelClassifier can't use data set ours_train"):
+        check_agreement(upernet)
     with_maps = [{**entry, "semantic": "labels"} for entry in cfg.DATASETS.CUSTOM]
     cfg.DATASETS.CUSTOM = register_custom_datasets(with_maps, tmp_path)
     check_agreement(cfg)
+    check_agreement(upernet)
+
+
+@pytest.mark.parametrize(
+    ("format", "model"),
+    [
+        ("coco_panoptic", "MaskRCNN"),
+        ("semantic", "MaskRCNN"),
+        ("coco_instance", "PixelClassifier"),
+        ("semantic", "ImageClassifier"),
+    ],
+)
+def test_annotations_that_a_model_can_not_learn_from(format, model, tmp_path):
+    cfg = config(tmp_path, format)
+    cfg.MODEL.META_ARCHITECTURE = model
+    with pytest.raises(ConfigError, match=f"{model} can't use data set ours_train, whose annotations are for"):
+        check_agreement(cfg)
+
+
+@pytest.mark.parametrize(
+    ("model", "mapper", "expected"),
+    [
+        ("MaskRCNN", "coco_instance_lsj", "mask_rcnn_instance"),
+        ("MaskFormer", "mask_rcnn_instance", "coco_panoptic_lsj or .*mask_former_semantic"),
+        ("PixelClassifier", "coco_panoptic_lsj", "mask_former_semantic"),
+        ("ImageClassifier", "mask_former_semantic", "image_classification"),
+    ],
+)
+def test_a_model_is_trained_with_its_own_input(model, mapper, expected, tmp_path):
+    (tmp_path / "empty.yaml").write_text("{}")
+    cfg = setup_cfg(tmp_path / "empty.yaml")
+    cfg.MODEL.META_ARCHITECTURE, cfg.INPUT.DATASET_MAPPER_NAME = model, mapper
+    with pytest.raises(ConfigError, match=f"DATASET_MAPPER_NAME is '{mapper}'; {model} is trained with {expected}$"):
+        build_train_mapper(cfg)
+    # What another package registers takes what it likes.
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TRAIN = "GeneralizedRCNN", ("coco_2017_train",)
+    build_train_mapper(cfg)
 
 
 def test_published_data_sets_are_left_alone(tmp_path):

@@ -11,6 +11,7 @@ from mask2former import setup_cfg
 from mask2former.config import ConfigError
 from mask2former.data import build_train_mapper
 from mask2former.data.dataset_mapper import TrainingMapper, resize_or_crop_first
+from mask2former.data.datasets import AnnotationError
 from mask2former.data.resizing import ResizeInside
 from mask2former.modeling.inference import mask_boxes
 
@@ -44,6 +45,33 @@ def test_an_annotation_without_a_box_has_that_of_its_mask(instances):
     record["annotations"] = [{k: v for k, v in a.items() if k != "bbox"} for a in record["annotations"]]
     found = mapper()(record)["instances"]
     assert found.gt_boxes.tensor.equal(mask_boxes(found.gt_masks.tensor))
+
+
+def test_boxes_and_masks_still_belong_together_where_empty_ones_are_dropped(instances):
+    record = dict(instances[0])
+    one = {**record["annotations"][0], "bbox_mode": BoxMode.XYXY_ABS}
+    sides = [(2.0, 2.0, 9.0, 9.0), (40.0, 40.0, 50.0, 50.0), (20.0, 4.0, 28.0, 11.0), (3.0, 3.0, 3.0, 8.0)]
+    squares = [[x0, y0, x1, y0, x1, y1, x0, y1] for x0, y0, x1, y1 in sides]
+    record["annotations"] = [
+        {**one, "bbox": [*box], "segmentation": [at]} for box, at in zip(sides, squares, strict=True)
+    ]
+    mapped = TrainingMapper(
+        T.AugmentationList([T.CropTransform(0, 0, 32, 24)]),
+        "instance",
+        num_classes=10,
+        boxes=True,
+        drop_empty_targets=True,
+    )(record)["instances"]
+    assert mapped.gt_boxes.tensor.tolist() == [list(sides[0]), list(sides[2])]
+    assert mapped.gt_boxes.tensor.equal(mask_boxes(mapped.gt_masks.tensor))
+
+
+def test_a_box_alone_is_refused(instances):
+    for nothing in ([], None, {}):
+        record = dict(instances[0])
+        record["annotations"] = [{**record["annotations"][0], "segmentation": nothing}]
+        with pytest.raises(AnnotationError, match=r"found .*: models learn masks, not boxes alone"):
+            mapper()(record)
 
 
 def test_boxes_are_clipped_and_those_outside_are_left_out(instances):

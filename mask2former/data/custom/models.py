@@ -10,7 +10,7 @@ from mask2former.data.custom.class_list import SourceError
 from mask2former.data.custom.model_size import COSTS, PICO, Cost
 from mask2former.data.custom.source import Format
 from mask2former.data.datasets.custom import FORMATS
-from mask2former.tasks import ARCHITECTURES, TASKS, Task
+from mask2former.tasks import ARCHITECTURES, TASKS, WITH_BOXES, Task
 from mask2former.utils.yaml_files import read_config_file
 
 Family = Literal["dinat", "dinat_s", "nat"]
@@ -101,7 +101,7 @@ class TrainableModel:
 
 
 _DETECTOR_NEEDS = "things with masks: COCO's instances or panoptic JSON, or semantic and instance PNGs"
-_WITH_BOXES: Mapping[Task, str] = dict.fromkeys(("panoptic", "instance"), TASKS["instance"].mappers[-1])
+_WITH_BOXES: Mapping[Task, str] = dict.fromkeys(("panoptic", "instance"), WITH_BOXES)
 _SEMANTIC: Mapping[Task, str] = dict.fromkeys(("panoptic", "semantic"), TASKS["semantic"].mappers[0])
 _COCO = "../coco/detection/"
 _ADE20K = "../ade20k/semantic-segmentation/"

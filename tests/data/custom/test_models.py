@@ -4,16 +4,20 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from mask2former import Predictor, setup_cfg
+from mask2former.checkpoint import Checkpointer, CheckpointMismatchError, build_empty_state, to_openmmlab
 from mask2former.data.coco_format import encode_rle, encode_runs
 from mask2former.data.custom.class_list import SourceError
 from mask2former.data.custom.model_size import PICO, Machine, RecipeError
 from mask2former.data.custom.models import MODELS, check_model, serving
 from mask2former.data.custom.recipe import make_recipe
-from mask2former.tasks import class_count
+from mask2former.data.datasets import register_custom_datasets
+from mask2former.engine import Trainer
+from mask2former.tasks import ARCHITECTURES, class_count
 from tests.conftest import ROOT, load_script
 
 from .conftest import NAMES, draw_all, scene, write
@@ -221,3 +225,58 @@ def test_published_sizes_and_lengths(tmp_path):
     assert values["INPUT.CROP.SIZE"] == [512, 512] and values["MODEL.PIXEL_CLASSIFIER.SIZE_DIVISIBILITY"] == 512
     assert values["SOLVER.MAX_ITER"] == pytest.approx(160000, rel=0.01) and "SOLVER.STEPS" not in values
     assert not any("MASK_FORMER" in key for key in values)
+
+
+def published_file(model, path, classes):
+    """A file as OpenMMLab's libraries wrote it, of the small model with another number of classes."""
+    cfg = setup_cfg(
+        BASES / MODELS[model].small_configs[0], [ARCHITECTURES[MODELS[model].architecture].classes, classes]
+    )
+    cfg.MODEL.DEVICE, names = "cpu", build_empty_state(cfg)
+    torch.manual_seed(0)
+    state = {name: torch.rand(value.shape) if value.is_floating_point() else value for name, value in names.items()}
+    state = {name: torch.zeros((), dtype=torch.int64) if value.is_meta else value for name, value in state.items()}
+    torch.save({"meta": {"CLASSES": ()}, "state_dict": to_openmmlab(state)}, path)
+    return state
+
+
+# Weights whose rows belong to classes.
+CLASS_LAYERS = {
+    "mask-rcnn": [f"roi_heads.{layer}" for layer in ("box_predictor.0.cls_score", "box_predictor.0.bbox_pred")]
+    + ["roi_heads.mask_head.0.predictor"],
+    "cascade": [
+        f"roi_heads.{layer}"
+        for stage in range(3)
+        for layer in (
+            f"box_predictor.{stage}.cls_score",
+            f"box_predictor.{stage}.bbox_pred",
+            f"mask_head.{stage}.predictor",
+        )
+    ],
+    "upernet": ["sem_seg_head.conv_seg", "auxiliary_head.conv_seg"],
+}
+
+
+@pytest.mark.usefixtures("registered", "loggers_restored")
+@pytest.mark.parametrize(("model", "classes"), [("mask-rcnn", 80), ("cascade", 80), ("upernet", 150)])
+def test_a_published_model_of_other_classes_starts_a_training(model, classes, tmp_path, caplog):
+    """The class layers alone are replaced, which one line tells; an evaluation refuses the file."""
+    root, run = draw_all(tmp_path / "data", 4), tmp_path / "run"
+    given = published_file(model, tmp_path / "published.pth", classes)
+    options = [*words(root, "coco_panoptic"), "--gpu-memory", "0", "--output", str(run), "--model", model]
+    assert tool.main(["config", *options, "--weights", str(tmp_path / "published.pth")]) == 0
+    cfg = setup_cfg(run / "config.yaml")
+    register_custom_datasets(cfg.DATASETS.CUSTOM, run)
+    cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS = "cpu", 0
+    trainer = Trainer(cfg)
+    with caplog.at_level("INFO"):
+        trainer.resume_or_load(resume=False)
+    (line,) = [text for text in caplog.messages if "classes, the model has" in text]
+    assert f"has {classes} classes, the model has {class_count(cfg)}: only the class " in line
+    report = trainer.checkpointer.report
+    replaced = {f"{layer}.{kind}" for layer in CLASS_LAYERS[model] for kind in ("weight", "bias")}
+    assert report.reinitialised.keys() == replaced and report.exact
+    state = trainer.model.state_dict()
+    assert all(torch.equal(state[name], given[name]) for name in report.loaded)
+    with pytest.raises(CheckpointMismatchError, match=f"The checkpoint has {classes} classes, .* can't be evaluated"):
+        Checkpointer(trainer.model).load(str(tmp_path / "published.pth"))
