@@ -6,6 +6,7 @@
     python tools/convert_weights.py old.pkl new.safetensors --allow-pickle
     python tools/convert_weights.py pytorch_model.bin dinat.safetensors --from-transformers
     python tools/convert_weights.py upernet_dinat_tiny.pth upernet.safetensors --from-openmmlab
+    python tools/convert_weights.py upernet.safetensors upernet.pth --to-openmmlab
     python tools/convert_weights.py mask2former_dinat_large_coco_panoptic.pth FOLDER --to-transformers
     python tools/convert_weights.py FOLDER mask2former_dinat_large_coco_panoptic.pth
     python tools/convert_weights.py dinat_mini_in1k_224.pth FOLDER --to-transformers --model dinat_mini
@@ -13,6 +14,10 @@
 INPUT is what MODEL.WEIGHTS accepts, a file or a URL: a checkpoint of Mask2Former or of a training, a state dict, an
 ImageNet classifier. OUTPUT holds only the weights, under their names without `module.` and `model.`, and says where
 they come from (setting, source, SHA-256 of the source). It is read again and compared before it gets its name.
+
+With --to-openmmlab, OUTPUT has the layout of mmdetection and mmsegmentation: `meta` with CLASSES and PALETTE, and
+`state_dict`. Classes are those of INPUT, or those of the data set of --config-file. Without this option, OUTPUT keeps
+the classes of INPUT in its metadata.
 
 With --to-transformers, OUTPUT is a folder for `Mask2FormerForUniversalSegmentation.from_pretrained` of the transformers
 library. A published setting is recognised by names and shapes; any other model needs --config-file. For a classifier,
@@ -22,6 +27,7 @@ names and shapes. A folder of that library may also be INPUT.
 
 import argparse
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,19 +43,24 @@ from dinat_common.files import atomic_write, check_file, sha256_of, user_path, w
 from dinat_common.weights import without_wrappers
 from mask2former.checkpoint import (
     CheckpointMismatchError,
+    FileClasses,
     build_empty_state,
     compare,
     compare_backbone,
     fetch,
+    fitting_models,
     from_openmmlab,
     from_transformers,
     holds_backbone_only,
+    is_mmcv_average,
     is_url,
+    of_models,
     read_checkpoint,
     to_openmmlab,
     to_transformers,
 )
 from mask2former.config import setup_cfg
+from mask2former.data.datasets import predicted_metadata, register_custom_datasets
 from mask2former.export.transformers_folder import (
     CONFIG,
     FILES,
@@ -102,6 +113,8 @@ def check_names(
     backbone_only = not whole and holds_backbone_only(state, model_state)
     _, report = (compare_backbone if backbone_only else compare)(state, model_state)
     if not report.exact:
+        if fitting := fitting_models(state, source):
+            raise CheckpointMismatchError(f"{source} {of_models(fitting)} ({report.summary()})")
         raise CheckpointMismatchError(
             f"{source} does not fit {config_file}: {report.summary()}\n{report.mismatches()}\nNothing was written."
         )
@@ -127,7 +140,13 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def write(path: Path, state: State, metadata: dict[str, str], read_as: Callable[[str], str] = str) -> None:
+def write(
+    path: Path,
+    state: State,
+    metadata: dict[str, str],
+    read_as: Callable[[str], str] = str,
+    meta: Mapping[str, Any] | None = None,
+) -> None:
     """Write weights and read them again; the file appears only if both are equal.
 
     Args:
@@ -135,6 +154,7 @@ def write(path: Path, state: State, metadata: dict[str, str], read_as: Callable[
         state: Weights.
         metadata: Texts to store beside the weights.
         read_as: Function from a name in the file to its name after reading, which leaves out `model.`.
+        meta: Further entries of `meta` if the file gets the layout of OpenMMLab's libraries.
 
     Raises:
         ConversionError: They are not.
@@ -144,6 +164,8 @@ def write(path: Path, state: State, metadata: dict[str, str], read_as: Callable[
     with atomic_write(path, "wb", durable=True) as file:
         if path.suffix == ".safetensors":
             file.write(save(copies, metadata))
+        elif meta is not None:
+            torch.save({"meta": {**meta, **metadata}, "state_dict": OrderedDict(copies)}, file)
         else:
             torch.save({"model": copies, "metadata": metadata}, file)
         file.flush()
@@ -182,10 +204,21 @@ def read_input(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 
 def recognise(state: State) -> str | None:
     """Name of the published setting whose model has the names and shapes of `state`; None if there is none."""
-    for name, setting in SETTINGS.items():
-        if compare(dict(state), model_names(ROOT / setting.config_file))[1].exact:
-            return name
-    return None
+    return next((model.name for model in fitting_models(dict(state)) if model.name in SETTINGS), None)
+
+
+def classes_of(content: Mapping[str, Any], config_file: Path | None, opts: Sequence[str]) -> FileClasses | None:
+    """Classes of a file; if it has none, those of the data set of a config.
+
+    Raises:
+        ConfigError: The config can't be used.
+    """
+    classes = FileClasses.of(content)
+    if classes is None and config_file is not None:
+        cfg = setup_cfg(config_file, opts)
+        register_custom_datasets(cfg.DATASETS.CUSTOM, config_file.parent)
+        classes = FileClasses.of_metadata(predicted_metadata(cfg), cfg)
+    return classes
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -206,8 +239,10 @@ def convert(options: argparse.Namespace) -> None:
             raise ConversionError(f"{path} exists; --overwrite replaces it")
         check_file(path)
     source, content = read_input(options)
-    state, earlier = content.pop("model"), content.pop("metadata", {})
+    state, earlier = content.pop("model"), content.get("metadata", {})
     earlier = earlier if isinstance(earlier, Mapping) else {}
+    averages = [name for name in state if is_mmcv_average(name)]
+    state = {name: value for name, value in state.items() if name not in averages}
     if options.to_transformers and (options.model or "head.weight" in published_names(state)):
         model = options.model or earlier.get("model") or recognise_classifier(published_names(state), source)
         metadata = {"format": "pt", "source": options.input, "source_sha256": sha256_of(source), "model": model}
@@ -229,16 +264,24 @@ def convert(options: argparse.Namespace) -> None:
     if config_file:
         names = model_names(config_file, options.opts)
         print(check_names(state, names, str(source), config_file, whole=options.to_transformers))
+    classes = classes_of(content, config_file if options.to_openmmlab else None, options.opts)
     if options.to_openmmlab:
-        state = to_openmmlab(state)
+        state = to_openmmlab(from_openmmlab(state))
     metadata = {"format": "pt", "source": options.input, "source_sha256": sha256_of(source)}
     metadata |= {"setting": setting} if setting else {}
     metadata |= {"model": earlier["model"]} if earlier.get("model") in VARIANTS else {}
     if options.to_transformers and config_file:
         write_folder(output, *mask2former_for_transformers(state, setup_cfg(config_file, options.opts)), metadata)
+    elif options.to_openmmlab:
+        write(output, state, metadata, meta={} if classes is None else classes.meta)
     else:
-        write(output, state, metadata)
+        write(output, state, metadata | ({} if classes is None else classes.texts))
     report(outputs[-1], state, metadata, content)
+    if classes is not None and not options.to_transformers:
+        colors = ", colours" if classes.colors else ""
+        print(f"  kept: names{colors} of {len(classes.names)} classes ({', '.join(classes.names[:3])}, ...)")
+    if averages:
+        print(f"  left out: {len(averages)} moving averages ({averages[0]}, ...)")
 
 
 Config = Any  # a configuration or an image processor, classes of a library that may be missing
@@ -317,8 +360,8 @@ def report(output: Path, state: State, metadata: dict[str, str], left_out: Mappi
     print(f"{metadata['source']}\n  sha256 {metadata['source_sha256']}")
     print(f"{output}: {len(state)} weights, {values / 1e6:.1f} million values, {output.stat().st_size / 1e6:.1f} MB")
     print(f"  sha256 {sha256_of(output)}\n  read again: equal to the last bit")
-    if left_out:
-        print(f"  left out: {', '.join(map(str, left_out))}")
+    if names := [str(name) for name in left_out if name != "metadata"]:
+        print(f"  left out: {', '.join(names)}")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -352,7 +395,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--from-openmmlab", action="store_true", help="rename the weights of a published UPerNet or detector"
     )
     library.add_argument(
-        "--to-openmmlab", action="store_true", help="give the weights of a UPerNet or a detector their published names"
+        "--to-openmmlab", action="store_true", help="write a UPerNet or a detector as mmdetection and mmsegmentation do"
     )
     parser.add_argument("--allow-pickle", action="store_true", help="open a .pkl, which can execute arbitrary code")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
@@ -362,6 +405,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error(f"OUTPUT {options.output}: expected a folder, since --to-transformers writes several files")
     if not options.to_transformers and options.output.suffix not in ENDINGS:
         parser.error(f"OUTPUT {options.output}: expected a name that ends in {endings}")
+    if options.to_openmmlab and options.output.suffix != ".pth":
+        parser.error(f"OUTPUT {options.output}: --to-openmmlab writes a .pth, since those libraries read no other")
     if options.model and not options.to_transformers:
         parser.error("--model is for --to-transformers")
     if options.opts and not (options.setting or options.config_file):

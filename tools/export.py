@@ -30,7 +30,7 @@ from tabulate import tabulate
 from dinat_common.errors import report_errors, run_script
 from dinat_common.files import check_file, user_path
 from mask2former import ConfigError, setup_cfg
-from mask2former.checkpoint import Checkpointer, fetch, is_url
+from mask2former.checkpoint import Checkpointer, FileClasses, fetch, is_url
 from mask2former.data.datasets import predicted_metadata
 from mask2former.data.datasets.custom import register_custom_datasets
 from mask2former.data.datasets.shapes import draw_scene
@@ -89,14 +89,15 @@ def export(options: argparse.Namespace) -> bool:
     exported_cfg = cfg.clone()
     exported_cfg.merge_from_list([part for pair in EXPORTABLE.items() for part in pair])
     model = build_model(exported_cfg)
-    Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    classes = FileClasses.of(Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[]))
+    metadata = predicted_metadata(cfg) if classes is None else classes.describe(predicted_metadata(cfg), cfg)
     form = export_form(model)
     size = options.size or form.default_size(cfg, model)
     if form.one_size and size != form.default_size(cfg, model):
         raise ExportError(
             f"--size {size[0]} {size[1]}: the config's images are {' x '.join(map(str, form.default_size(cfg, model)))}"
         )
-    description = describe(cfg, model, predicted_metadata(cfg), options.free)
+    description = describe(cfg, model, metadata, options.free)
     check_file(options.output, sum(value.nbytes for value in model.state_dict().values()))
     start = time.perf_counter()
     print(f"tracing the model at {size[0]} x {size[1]}, free: {options.free}; this takes minutes ...", flush=True)

@@ -7,15 +7,17 @@ from dinat_common.weights import (
     CheckpointNotFoundError,
     read_checkpoint,
 )
-from mask2former.checkpoint.checkpointer import AVERAGE_KEY, Checkpointer
+from mask2former.checkpoint.checkpointer import AVERAGE_KEY, Checkpointer, of_models
 from mask2former.checkpoint.names import (
     LoadReport,
     build_empty_state,
     compare,
     compare_backbone,
     holds_backbone_only,
+    is_mmcv_average,
 )
 from mask2former.checkpoint.openmmlab_names import from_openmmlab, to_openmmlab
+from mask2former.checkpoint.published import FileClasses, fitting_models
 from mask2former.checkpoint.transformers_names import from_transformers, to_transformers
 
 __all__ = [
@@ -25,15 +27,19 @@ __all__ = [
     "CheckpointNotFoundError",
     "Checkpointer",
     "DownloadError",
+    "FileClasses",
     "LoadReport",
     "build_empty_state",
     "compare",
     "compare_backbone",
     "fetch",
+    "fitting_models",
     "from_openmmlab",
     "from_transformers",
     "holds_backbone_only",
+    "is_mmcv_average",
     "is_url",
+    "of_models",
     "read_checkpoint",
     "to_openmmlab",
     "to_transformers",

@@ -21,9 +21,13 @@ from dinat_common.weights import (
 )
 from mask2former.checkpoint.names import LoadReport, compare, compare_backbone, holds_backbone_only
 from mask2former.checkpoint.openmmlab_names import from_openmmlab
+from mask2former.checkpoint.published import FileClasses, fitting_models
+from mask2former.model_zoo import PublishedModel
 
 # Key under which a checkpoint keeps the state of `torch.optim.swa_utils.AveragedModel` (SOLVER.EMA).
 AVERAGE_KEY = "ema"
+# Number of class names in a message.
+_NAMES_SHOWN = 5
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -190,7 +194,7 @@ class Checkpointer(DetectionCheckpointer):
             prefix = "module."
             average = checkpoint[AVERAGE_KEY]
             weights = {name.removeprefix(prefix): v for name, v in average.items() if name.startswith(prefix)}
-        self._load_weights(weights, path, other_classes=self.starts_training and not states)
+        self._load_weights(weights, path, FileClasses.of(checkpoint), other_classes=self.starts_training and not states)
         for key in states:
             self.checkpointables[key].load_state_dict(checkpoint.pop(key))
         return checkpoint
@@ -199,18 +203,24 @@ class Checkpointer(DetectionCheckpointer):
         expected = self.checkpointables[AVERAGE_KEY].state_dict()
         return saved is not None and {k: v.shape for k, v in saved.items()} == {k: v.shape for k, v in expected.items()}
 
-    def _load_weights(self, state: StateDict, path: str, *, other_classes: bool) -> None:
+    def _load_weights(self, state: StateDict, path: str, classes: FileClasses | None, *, other_classes: bool) -> None:
         model_state = self.model.state_dict()
         state = from_openmmlab(state)
         backbone_only = holds_backbone_only(state, model_state)
         if backbone_only and self.starts_training:
             weights, report = compare_backbone(state, model_state)
-            self.logger.info("%s holds a backbone: the rest of the model starts from random weights", path)
+            self.logger.info("%s holds a backbone: %s", path, report.backbone_summary())
         else:
             weights, report = compare(state, model_state, other_classes=other_classes)
         if not report.exact:
             if not self.allow_partial or not weights:
-                hint = "It holds only a backbone, which can start a training.\n" if backbone_only else _hint(report)
+                hint = (
+                    "It holds only a backbone, which can start a training.\n"
+                    if backbone_only
+                    else _hint(report, classes)
+                )
+                if not hint and (fitting := fitting_models(state, path)):
+                    raise CheckpointMismatchError(f"{path} {of_models(fitting)} ({report.summary()})")
                 raise CheckpointMismatchError(
                     f"{path} is a checkpoint of another setting: {report.summary()}\n{report.mismatches()}\n{hint}"
                     "Use the config it was trained with, or --allow-partial to load what fits."
@@ -227,14 +237,26 @@ class Checkpointer(DetectionCheckpointer):
             )
 
 
-def _hint(report: LoadReport) -> str:
+def of_models(fitting: Sequence[PublishedModel]) -> str:
+    """Part of a message: the published models that have the names and shapes of a file, and their configs."""
+    names = " or ".join(model.name for model in fitting)
+    return f"holds the weights of {names}: use {' or '.join(str(model.config_file) for model in fitting)}"
+
+
+def _listed(classes: FileClasses | None) -> str:
+    names = () if classes is None else classes.names
+    return f" ({', '.join(names[:_NAMES_SHOWN])}{', ...' if len(names) > _NAMES_SHOWN else ''})" if names else ""
+
+
+def _hint(report: LoadReport, classes: FileClasses | None) -> str:
     """Advice about the two most common differences between settings."""
     hints = []
     if report.classes is not None:
         in_file, in_model = report.classes
         hints.append(
             f"The checkpoint has {in_file} classes, {report.classes_key} is {in_model}: a training can start "
-            "from it with a new class head, but it can't be evaluated or resumed.\n"
+            "from it with a new class head, but it can't be evaluated or resumed. To predict its own classes"
+            f"{_listed(classes)}, set {report.classes_key} {in_file}.\n"
         )
     queries = report.differing.get("sem_seg_head.predictor.query_feat.weight")
     if queries is not None:

@@ -110,6 +110,20 @@ class LoadReport:
             f"the file, {len(self.unexpected)} are not in the model"
         )
 
+    def backbone_summary(self) -> str:
+        """One line about the file of a backbone: what is loaded, dropped, and left at its initial values."""
+        norms = [name for name in self.initial if name.startswith(_OUTPUT_NORMS)]
+        parts = [f"{len(self.loaded)} weights are loaded"]
+        if self.resized:
+            parts.append(f"{len(self.resized)} of them resized")
+        if self.dropped:
+            parts.append(f"dropped are {', '.join(self.dropped)}")
+        if norms:
+            levels = sorted({name.split(".")[-2] for name in norms})
+            parts.append(f"{', '.join(levels)} start at 1 and 0 ({len(norms)} weights)")
+        count = len(self.initial) - len(norms)
+        return f"{', '.join(parts)}; the rest of the model starts from random weights ({count})"
+
     def mismatches(self) -> str:
         """Table of the names that do not fit; of many, only the first rows of each kind."""
         kinds = [
@@ -151,9 +165,17 @@ def build_empty_state(cfg: CfgNode) -> dict[str, torch.Tensor]:
         return build_model(cfg).state_dict()
 
 
+def is_mmcv_average(name: str) -> bool:
+    """Whether a name is that of a moving average in a file of OpenMMLab's libraries, which predict without it.
+
+    Their hook keeps the average of `a.b.weight` as `ema_a_b_weight`, and swaps both before it saves.
+    """
+    return name.startswith("ema_") and "." not in name
+
+
 def _follows_from_config(name: str) -> bool:
     """Whether a file may lack a weight, or have one more, without any effect on the model's output."""
-    return name in _FROM_CONFIG or name.rsplit(".", 1)[-1] in _COUNTERS
+    return name in _FROM_CONFIG or name.rsplit(".", 1)[-1] in _COUNTERS or is_mmcv_average(name)
 
 
 def compare(

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import nn
 
 from dinat_common.errors import checked_fraction
-from mask2former.checkpoint import Checkpointer
+from mask2former.checkpoint import Checkpointer, FileClasses
 from mask2former.config import ConfigError, setup_cfg
 from mask2former.data.build import build_test_transform
 from mask2former.data.classes import ClassTable, read_class_names, with_class_names
@@ -264,8 +264,11 @@ class Predictor:
         if task is not None:
             checked_task(task, confidence_threshold, metadata)
         model = build_model(cfg.clone())
+        content = Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        if class_names is None and (classes := FileClasses.of(content)) is not None:
+            metadata = classes.describe(metadata, cfg)
         network = ModelWithTTA(cfg, model) if cfg.TEST.AUG.ENABLED else None
-        predictor = cls(
+        return cls(
             model,
             metadata,
             task,
@@ -276,8 +279,6 @@ class Predictor:
             config_digest=config_digest(cfg, augmented=cfg.TEST.AUG.ENABLED),
             network=network,
         )
-        Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-        return predictor
 
     def _checked(self, task: Task | None, threshold: float | None) -> Task:
         return checked_task(task, threshold, self._metadata, self._performed)
