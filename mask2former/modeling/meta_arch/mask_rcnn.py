@@ -1,6 +1,6 @@
 """Mask R-CNN and Cascade Mask R-CNN over any backbone, as in the published detectors of NAT and DiNAT."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from detectron2.layers import paste_masks_in_image
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
     ROI_HEADS_REGISTRY,
+    Backbone,
     GeneralizedRCNN,
     build_backbone,
     build_proposal_generator,
@@ -56,12 +57,14 @@ class MaskRCNN(LossesOrResults, GeneralizedRCNN):
         """Build the parts; `MODEL.FPN` is built over the backbone, unless that has a pyramid already.
 
         Raises:
-            ConfigError: A part needs maps that there are not, or can't be used.
+            ConfigError: A part can't be used.
         """
-        backbone = build_backbone(cfg)
-        if not isinstance(backbone, FPN):
-            backbone = build_fpn(cfg, backbone)
-        _check(cfg, backbone.output_shape())
+        heads = cfg.MODEL.ROI_HEADS.NAME
+        if not issubclass(ROI_HEADS_REGISTRY.get(heads), MaskRCNNHeads):
+            raise ConfigError(f"MODEL.ROI_HEADS.NAME is {heads}, expected MaskRCNNHeads or a kind of it")
+        if not cfg.MODEL.MASK_ON:
+            raise ConfigError("MODEL.MASK_ON is False, but MaskRCNN always predicts masks; remove the key")
+        backbone = _build_pyramid(cfg)
         return {
             **super().from_config(cfg),
             "backbone": backbone,
@@ -103,22 +106,25 @@ class MaskRCNN(LossesOrResults, GeneralizedRCNN):
         return {name: share * loss for name, loss in losses.items()}
 
 
-def _check(cfg: CfgNode, maps: Collection[str]) -> None:
-    """Check the keys that Detectron2 takes as they are."""
-    model = cfg.MODEL
+def _build_pyramid(cfg: CfgNode) -> Backbone:
+    """Build a backbone with a pyramid, and check that it fits the keys that Detectron2 takes as they are.
+
+    Raises:
+        ConfigError: A map is missing, or the anchors do not fit the maps.
+    """
+    backbone, model = build_backbone(cfg), cfg.MODEL
+    if not isinstance(backbone, FPN):
+        backbone = build_fpn(cfg, backbone)
     for key, names in (("RPN", model.RPN.IN_FEATURES), ("ROI_HEADS", model.ROI_HEADS.IN_FEATURES)):
-        require_maps(f"MODEL.{key}.IN_FEATURES", names, maps)
+        require_maps(f"MODEL.{key}.IN_FEATURES", names, backbone.output_shape())
+    count = len(model.RPN.IN_FEATURES)
     for key in ("SIZES", "ASPECT_RATIOS"):
-        values, count = model.ANCHOR_GENERATOR[key], len(model.RPN.IN_FEATURES)
+        values = model.ANCHOR_GENERATOR[key]
         if len(values) not in (1, count):
             raise ConfigError(
                 f"MODEL.ANCHOR_GENERATOR.{key} is {values}, expected a list for all {count} maps or one each"
             )
-    kind = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME)
-    if not issubclass(kind, MaskRCNNHeads):
-        raise ConfigError(f"MODEL.ROI_HEADS.NAME is {model.ROI_HEADS.NAME}, expected MaskRCNNHeads or a kind of it")
-    if not model.MASK_ON:
-        raise ConfigError("MODEL.MASK_ON is False, but MaskRCNN always predicts masks; remove the key")
+    return backbone
 
 
 @dataclass(frozen=True)
