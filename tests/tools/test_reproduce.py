@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from mask2former.checkpoint import to_openmmlab
+from mask2former.data.datasets import imagenet
 from mask2former.data.problems import Findings, Problem
 from mask2former.data.published import DatasetCheck
 from mask2former.evaluation import reproduction_report
@@ -27,6 +31,7 @@ from mask2former.evaluation.reproduction import (
 from mask2former.evaluation.reproduction_report import draw_chart, write_report
 from mask2former.model_zoo import MODELS, SETTINGS
 from tests.conftest import ROOT, config_path, load_script
+from tests.kinds import KINDS
 from tests.tiny import TINY
 
 script = load_script("tools/reproduce.py")
@@ -191,7 +196,14 @@ def test_many_names_are_written_compactly():
 
 
 # Models with every kind of result.
-KINDS = ("nat_mini", "dinat_s_large_21k", "nat_tiny_maskrcnn", "nat_mini_upernet", "upernet_dinat_large", "mask2former")
+EVERY_KIND = (
+    "nat_mini",
+    "dinat_s_large_21k",
+    "nat_tiny_maskrcnn",
+    "nat_mini_upernet",
+    "upernet_dinat_large",
+    "mask2former",
+)
 
 
 @pytest.mark.parametrize("evaluated", ["chart"], indirect=True)
@@ -201,8 +213,8 @@ def test_every_kind_is_evaluated_reported_and_kept(tmp_path, weights, data, eval
     monkeypatch.setattr(
         reproduction_report, "draw_chart", lambda records, file: len(evaluated) == 14 and draw(records, file)
     )
-    assert run(tmp_path, weights, "--num-gpus", "2", "--settings", *KINDS) == 0
-    names = [name for word in KINDS for name in select(word)]
+    assert run(tmp_path, weights, "--num-gpus", "2", "--settings", *EVERY_KIND) == 0
+    names = [name for word in EVERY_KIND for name in select(word)]
     assert len(evaluated) == len(names) == 14
     for command, (name, evaluation) in zip(evaluated, ((name, EVALUATIONS[name]) for name in names), strict=True):
         assert command[1:4] == [str(ROOT / "train_net.py"), "--eval-only", "--resume"]
@@ -242,7 +254,7 @@ def test_every_kind_is_evaluated_reported_and_kept(tmp_path, weights, data, eval
     assert Image.open(tmp_path / "out" / "reproduction.png").size[0] > 500
 
     capsys.readouterr()
-    assert run(tmp_path, weights, "--num-gpus", "1", "--settings", *KINDS) == 0
+    assert run(tmp_path, weights, "--num-gpus", "1", "--settings", *EVERY_KIND) == 0
     assert len(evaluated) == 14 and capsys.readouterr().out.count("finished: kept") == 14
 
 
@@ -498,3 +510,137 @@ def test_wrong_calls_are_explained(tmp_path, data, capsys, words, status, messag
         run(tmp_path, tmp_path, *words)
     assert end.value.code == status
     assert message in capsys.readouterr().err
+
+
+# A model of each kind, with the published name of its file.
+END_TO_END = {
+    "dinat_s_tiny": "dinat_s_tiny_1k_224.safetensors",  # the name in the papers' tables
+    "nat_mini_maskrcnn": "nat_mini_maskrcnn.pth",
+    "nat_mini_upernet": "nat_mini_upernet.pth",
+    "coco-panoptic": "mask2former_dinat_large_coco_panoptic.safetensors",
+}
+# Where train_net.py writes the numbers of the report.
+WRITTEN = {
+    "top1": ("classification", "top1"),
+    "box AP": ("bbox", "AP"),
+    "mask AP": ("segm", "AP"),
+    "PQ": ("panoptic_seg", "PQ"),
+    "AP": ("segm", "AP"),
+    "mIoU": ("sem_seg", "mIoU"),
+    "mIoU multi-scale": ("sem_seg_TTA", "mIoU"),
+}
+# All kinds in a moment: the keys of tests/kinds.py, which every config has.
+SHRUNK = [word for kind in KINDS.values() for word in kind.opts] + (
+    "DATALOADER.NUM_WORKERS 0 INPUT.CLASSIFICATION.SIZE 32 MODEL.SEM_SEG_HEAD.CONVS_DIM 32 TEST.AUG.MIN_SIZES [32,64]"
+).split()
+
+
+def draw_class_folders(root, classes):
+    """An `imagenet/val` with an image of 40 x 50 pixels for each of so many classes."""
+    rng = np.random.default_rng(0)
+    for index in range(classes):
+        folder = root / "imagenet" / "val" / f"n{index:08d}"
+        folder.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / "image.JPEG")
+
+
+def make_weights(folder, deterministic, names, opts):
+    """Rule-made weights of models under their published names; a `.pth` as OpenMMLab's libraries wrote them."""
+    for name in names:
+        path = folder / Path(END_TO_END[name]).with_suffix(".safetensors")
+        config = str(ROOT / MODELS[name].config_file)
+        deterministic.main(["--config-file", config, "--output", str(path), "MODEL.WEIGHTS", "", *opts])
+        if END_TO_END[name].endswith(".pth"):
+            published = {"meta": {"epoch": 1}, "state_dict": to_openmmlab(load_file(path))}
+            torch.save(published, path.with_suffix(".pth"))
+            path.unlink()
+
+
+@pytest.fixture
+def three_classes(tmp_path, trees, monkeypatch):
+    """A root with the miniature trees, and an ImageNet of three classes."""
+    root = tmp_path / "data"
+    root.mkdir()
+    for tree in trees.iterdir():
+        (root / tree.name).symlink_to(tree)
+    draw_class_folders(root, 3)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    imagenet.register_class_folders("imagenet_val", "imagenet/val", imagenet.CLASSES[:3], source="")
+    yield root
+    imagenet.register()
+
+
+def check_numbers(found, name, output):
+    """The report has the numbers that an evaluation by train_net.py has written."""
+    (tasks,) = json.loads((output / "inference" / "metrics.json").read_text()).values()
+    labels = [quantity.label for quantity in EVALUATIONS[name].quantities]
+    assert found[name]["ours"] == {label: tasks[WRITTEN[label][0]][WRITTEN[label][1]] for label in labels}
+    assert None not in found[name]["ours"].values() and found[name]["status"] == "done"
+    assert found[name]["speed"]["images_per_second"] > 0 and found[name]["speed"]["peak_memory_bytes"] > 1e8
+    assert found[name]["checkpoint"] == END_TO_END[name]
+
+
+def test_one_of_each_kind_end_to_end_in_this_process(
+    tmp_path, three_classes, deterministic, monkeypatch, loggers_restored, capsys
+):
+    opts = [*SHRUNK, "MODEL.CLASSIFIER.NUM_CLASSES", "3"]
+    make_weights(tmp_path / "weights", deterministic, END_TO_END, opts)
+    evaluated = []
+
+    def run_process(command):
+        evaluated.append(command)
+        train_net.run(command[2:])
+        return 0, ""
+
+    train_net = load_script("train_net.py")
+    monkeypatch.setattr(script, "run_process", run_process)
+    words = ["--datasets", str(three_classes), "--weights", str(tmp_path / "weights"), "--num-gpus", "1"]
+    words += ["--output", str(tmp_path / "out"), "--settings", *END_TO_END]
+    assert script.main([*words, *opts]) == 0
+    found = entries(tmp_path)
+    for name in END_TO_END:
+        check_numbers(found, name, tmp_path / "out" / name)
+    assert found["nat_mini_upernet"]["speed_multi_scale"]["images_per_second"] > 0
+    assert [found[name]["images"] for name in END_TO_END] == [3, 4, 4, 4]
+    assert script.main([*words, *opts]) == 0
+    assert len(evaluated) == 4 and capsys.readouterr().out.count("finished: kept") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("names", "opts"),
+    [
+        # The smallest published networks at full size, on small images.
+        (
+            ["dinat_s_tiny", "nat_mini_maskrcnn", "nat_mini_upernet"],
+            "MODEL.DEVICE cpu DATALOADER.NUM_WORKERS 0 INPUT.CLASSIFICATION.SIZE 32 INPUT.MIN_SIZE_TEST 64 "
+            "INPUT.MAX_SIZE_TEST 128 TEST.AUG.MIN_SIZES [32,64] TEST.AUG.MAX_SIZE 128",
+        ),
+        (["coco-panoptic"], " ".join(SHRUNK)),
+    ],
+    ids=["published", "mask2former"],
+)
+def test_the_real_command_measures_what_train_net_does(tmp_path, trees, deterministic, monkeypatch, capfd, names, opts):
+    """All that is found is evaluated, in processes of its own; the same evaluations by hand give the same numbers."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    root, opts = tmp_path / "data", opts.split()
+    root.mkdir()
+    for tree in trees.iterdir():
+        (root / tree.name).symlink_to(tree)
+    draw_class_folders(root, 1000)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    make_weights(tmp_path / "weights", deterministic, names, opts)
+    words = ["--datasets", str(root), "--weights", str(tmp_path / "weights"), "--output", str(tmp_path / "out"), *opts]
+    assert script.main(words) == 0, capfd.readouterr().err
+    found = entries(tmp_path)
+    assert [name for name, entry in found.items() if entry["status"] == "done"] == names
+    for name in names:
+        command = [sys.executable, str(ROOT / "train_net.py"), "--eval-only", "--config-file"]
+        command += [str(ROOT / MODELS[name].config_file), *opts, "OUTPUT_DIR", str(tmp_path / name)]
+        command += ["MODEL.WEIGHTS", str(tmp_path / "weights" / END_TO_END[name])]
+        command += ["TEST.AUG.ENABLED", "True"] if name == "nat_mini_upernet" else []
+        subprocess.run(command, check=True)
+        check_numbers(found, name, tmp_path / name)
+    capfd.readouterr()
+    assert script.main([*words, "--dry-run"]) == 0
+    assert capfd.readouterr().out.count("finished: kept") == len(names)
