@@ -3,6 +3,7 @@
 
     python tools/reproduce.py --datasets ROOT --weights DIR --dry-run
     python tools/reproduce.py --datasets ROOT --weights DIR --num-gpus 8
+    torchrun --nproc-per-node 8 tools/reproduce.py --datasets ROOT --weights DIR
     python tools/reproduce.py --datasets ROOT --weights DIR --settings detection nat_mini coco-panoptic '*dinat_s*'
 
 ROOT holds the data sets (datasets/README.md), DIR the checkpoints under their published names (docs/models.md), as .pth
@@ -12,12 +13,16 @@ belong to either of two sizes is evaluated at both, as MODEL@512 and MODEL@640.
 train_net.py does each evaluation in its own folder under --output, at several scales where such numbers are published;
 after each, reproduction.md, .json and .png are written there. The same command continues an interrupted run and keeps
 results of the same config, checkpoint and number of images. KEY VALUE pairs set config keys in all evaluations.
+
+Under torchrun, on one machine or several, all processes do each evaluation together, and the first one writes the
+report. Each machine needs data sets and checkpoints; folders may differ.
 """
 
 import argparse
 import difflib
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +36,7 @@ from typing import IO, cast
 
 import detectron2
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from tabulate import tabulate
 
 import mask2former.maskformer_model
@@ -40,6 +46,7 @@ from dinat_common.files import check_folder, sha256_of, user_path
 from mask2former.checkpoint import build_empty_state, compare, from_openmmlab, read_checkpoint
 from mask2former.config import setup_cfg
 from mask2former.data.published import check_datasets
+from mask2former.engine import launch, under_torchrun
 from mask2former.evaluation.reproduction import (
     EVALUATIONS,
     GROUPS,
@@ -54,6 +61,7 @@ from mask2former.evaluation.reproduction import (
 )
 from mask2former.evaluation.reproduction_report import MARKDOWN_NAME, grouped, write_report
 from mask2former.test_time_augmentation import check_augmentation
+from mask2former.utils.parallel import uneven_work
 
 ROOT = Path(__file__).resolve().parents[1]
 SET_HERE = ("MODEL.WEIGHTS", "OUTPUT_DIR")
@@ -90,7 +98,7 @@ def prepare(names: Sequence[str], options: argparse.Namespace) -> list[Run]:
     }
     data = check_datasets(dataset for cfg in cfgs.values() for dataset in cfg.DATASETS.TEST)
     faults: dict[Path, str] = {}
-    runs = []
+    plans = []
     for evaluation in evaluations:
         cfg = cfgs[evaluation.name]
         plan = make_plan(evaluation, [data[name] for name in cfg.DATASETS.TEST], options.weights)
@@ -102,8 +110,22 @@ def prepare(names: Sequence[str], options: argparse.Namespace) -> list[Run]:
             check_augmentation(cfg)
         except UserError as error:
             plan = replace(plan, obstacles=(*plan.obstacles, f"config: {error}"))
-        runs.append(Run(plan, opts[evaluation.name], _open_record(plan, cfg)))
-    return runs
+        plans.append(plan)
+    plans = [
+        replace(plan, obstacles=tuple(obstacles))
+        for plan, obstacles in zip(plans, _of_all_processes([plan.obstacles for plan in plans]), strict=True)
+    ]
+    return [Run(plan, opts[name], _open_record(plan, cfgs[name])) for plan in plans if (name := plan.evaluation.name)]
+
+
+def _of_all_processes(obstacles: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Obstacles of each evaluation, with those of other processes that this one does not have."""
+    found = [list(own) for own in obstacles]
+    for rank, others in enumerate(comm.all_gather(found)):
+        for own, other in zip(found, others, strict=True):
+            if other and not own:
+                own += [f"{text} (found by process {rank})" for text in other]
+    return found
 
 
 def _overrides(evaluation: Evaluation, options: argparse.Namespace) -> tuple[str, ...]:
@@ -201,11 +223,15 @@ def evaluate(run: Run, options: argparse.Namespace) -> Record:
     if options.allow_pickle:
         command.append("--allow-pickle")
     command += [*run.opts, "MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(output)]
+    record, unreadable = run.record, ""
     try:
-        record = replace(run.record, checkpoint_sha256=sha256_of(path))
+        record = replace(record, checkpoint_sha256=sha256_of(path))
     except OSError as error:
-        return replace(run.record, status="failed", reason=str(error))
-    status, last_line = run_process(command)
+        unreadable = str(error)
+    if reasons := list(filter(None, comm.all_gather(unreadable))):
+        return replace(record, status="failed", reason=reasons[0])
+    with uneven_work():
+        status, last_line = run_process(command)
     if status:
         return replace(record, status="failed", reason=f"exit status {status}: {last_line} (see {output}/log.txt)")
     try:
@@ -220,7 +246,7 @@ def evaluate(run: Run, options: argparse.Namespace) -> Record:
 def run_process(command: Sequence[str]) -> tuple[int, str]:
     """Run a command with its output shown; returns the exit status and the last line on stderr."""
     tail = b""
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=_environment()) as process:
         errors = cast(IO[bytes], process.stderr)
         try:
             while block := os.read(errors.fileno(), TAIL):
@@ -232,6 +258,17 @@ def run_process(command: Sequence[str]) -> tuple[int, str]:
             raise
     lines = tail.decode(errors="replace").strip().splitlines()
     return process.returncode, lines[-1] if lines else ""
+
+
+def _environment() -> dict[str, str]:
+    """Environment of an evaluation. Under torchrun, its processes meet at another port than those of this command."""
+    environment = dict(os.environ)
+    if comm.get_world_size() > 1:
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = comm.all_gather(free.getsockname()[1])[0]
+        environment |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    return environment
 
 
 @cache
@@ -254,26 +291,35 @@ def reproduce(options: argparse.Namespace) -> bool:
     Raises:
         ConfigError: The overrides do not fit a config.
     """
+    first = comm.is_main_process()
     if not options.dry_run:
         check_folder(options.output)
-    print("Checking data and weights", flush=True)
-    earlier = read_records(options.output)
+    if first:
+        print("Checking data and weights", flush=True)
+    # The results of the first process count.
+    earlier = comm.all_gather(read_records(options.output) if first else {})[0]
     runs = prepare(options.settings, options)
     kept = {run.record.setting: earlier[run.record.setting] for run in runs if is_kept(run, earlier)}
-    show_plan(runs, kept)
+    kept = comm.all_gather(kept)[0]
+    if first:
+        show_plan(runs, kept)
     if options.dry_run:
         return True
     # The report lists all of them.
     records = {name: Record(name, "missing", reason="not among --settings") for name in EVALUATIONS}
     records |= earlier | {run.record.setting: run.record for run in runs} | kept
-    write_report(records.values(), options.output)
     todo = [run for run in runs if run.plan.ready and run.record.setting not in kept]
-    for number, run in enumerate(todo, start=1):
-        print(f"[{number}/{len(todo)}] {run.record.setting}: {run.record.images} images", flush=True)
-        records[run.record.setting] = evaluate(run, options)
+    if first:
         write_report(records.values(), options.output)
-    print((options.output / MARKDOWN_NAME).read_text(encoding="utf-8"))
-    asked = [records[name].status for name in options.settings]
+    for number, run in enumerate(todo, start=1):
+        if first:
+            print(f"[{number}/{len(todo)}] {run.record.setting}: {run.record.images} images", flush=True)
+        records[run.record.setting] = evaluate(run, options)
+        if first:
+            write_report(records.values(), options.output)
+    if first:
+        print((options.output / MARKDOWN_NAME).read_text(encoding="utf-8"))
+    asked = comm.all_gather([records[name].status for name in options.settings])[0]
     return "failed" not in asked and "done" in asked
 
 
@@ -303,11 +349,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--num-gpus", type=int, metavar="N", help="processes per evaluation; default: as in train_net.py"
     )
+    # For `launch`.
+    parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto")
     parser.add_argument("--output", type=user_path, default=Path("output/reproduction"), metavar="DIR")
     parser.add_argument("--dry-run", action="store_true", help="only show the planned evaluations and what is missing")
     parser.add_argument("--allow-pickle", action="store_true", help="open .pkl files, which can execute arbitrary code")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set in all settings")
     options = parser.parse_intermixed_args(arguments)
+    if under_torchrun():
+        # torchrun has set their number, and this command itself is one process of it.
+        options = argparse.Namespace(**{**vars(options), "num_gpus": None})
     # Overrides may follow the names, whose number is not known.
     words = list(takewhile(lambda word: not _is_key(word), options.settings))
     options.opts = [*options.settings[len(words) :], *options.opts]
@@ -349,7 +400,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.weights, options.output = options.weights.resolve(), options.output.absolute()
     interrupted = report_interrupt(f"the same command continues; finished results are in {options.output}")
     with interrupted, report_errors():
-        return 0 if reproduce(options) else 1
+        done = launch(reproduce, options) if under_torchrun() else reproduce(options)
+        return 0 if done else 1
 
 
 if __name__ == "__main__":
