@@ -214,6 +214,17 @@ def test_texts_of_safetensors_come_back(tmp_path, weights):
     assert read_checkpoint(tmp_path / "w.safetensors")["metadata"] == {"setting": "coco-panoptic"}
 
 
+@pytest.mark.parametrize("new_format", [True, False])
+def test_shapes_alone_are_read_from_any_file(tmp_path, weights, new_format):
+    path = tmp_path / "w.pth"
+    torch.save({"model": weights}, path, _use_new_zipfile_serialization=new_format)
+    read = read_checkpoint(path, shapes_only=True)["model"]
+    assert {name: value.shape for name, value in read.items()} == {n: v.shape for n, v in weights.items()}
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(CheckpointError, match=r"w\.pth: "):
+        read_checkpoint(path, shapes_only=True)
+
+
 def test_pickles_are_opened_only_when_allowed(tmp_path, weights):
     path = tmp_path / "weights.pkl"
     content = {"model": {name: value.numpy() for name, value in weights.items()}, "__author__": "someone"}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.data.published import check_settings
+from mask2former.data.published import check_datasets, check_settings
 from mask2former.data.published.check import dataset_name
 from mask2former.model_zoo import SETTINGS
 
@@ -203,3 +203,28 @@ def test_unknown_names():
         check_setting("coco-semantic")
     with pytest.raises(ValueError, match=r"'test'.*train, val"):
         check_setting("coco-panoptic", splits=["test"])
+
+
+def test_class_folders_are_checked_as_data_sets(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    names = ["imagenet_val", "imagenet_22k_val", "imagenet_val"]
+    found = check_datasets(names)
+    assert list(found) == names[:2] and found["imagenet_val"].images == 0
+    for name, folder in (("imagenet_val", "imagenet/val"), ("imagenet_22k_val", "imagenet22k/val")):
+        (message,) = found[name].findings.messages(blocks=True)
+        assert message.startswith(f"missing or damaged files: {tmp_path / folder}. Download it")
+    for index in range(1000):
+        folder = tmp_path / "imagenet" / "val" / f"n{index:04d}"
+        folder.mkdir(parents=True)
+        (folder / "a.JPEG").touch()
+    (tmp_path / "imagenet22k" / "val" / "n1").mkdir(parents=True)
+    found = check_datasets(names)
+    assert found["imagenet_val"].images == 1000
+    assert found["imagenet_val"].findings.messages(blocks=True) == []
+    notes = found["imagenet_val"].findings.messages(blocks=False)
+    assert notes == ["number of images differs from the published data set: 1000 instead of 50000"]
+    (message,) = found["imagenet_22k_val"].findings.messages(blocks=True)
+    assert "1 class folders, data set imagenet_22k_val has 21841 classes" in message
+    (tmp_path / "imagenet" / "val" / "n0007" / "a.JPEG").unlink()
+    (message,) = check_datasets(names)["imagenet_val"].findings.messages(blocks=True)
+    assert "n0007: no image of this class" in message

@@ -149,6 +149,11 @@ def test_every_model_has_an_evaluation_and_the_doubtful_two():
     }
 
 
+def test_no_two_models_share_a_file_name():
+    files = [Path(name).stem for m in MODELS.values() for name in (m.checkpoint, *m.other_checkpoints)]
+    assert len(files) == len(set(files)) == 67 + 5
+
+
 def test_the_two_ways_are_the_published_files_and_the_published_name():
     for name in ("upernet_dinat_large", "upernet_dinat_s_large"):
         small, large = (EVALUATIONS[f"{name}@{side}"] for side in (512, 640))
