@@ -140,7 +140,13 @@ class Prediction(ABC):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SegmentPrediction(Prediction):
-    """Base class of results that consist of segments."""
+    """Base class of results that consist of segments.
+
+    Attributes:
+        predicted_boxes: Boxes that a detector predicted, see `InstancePrediction`; None for all other results.
+    """
+
+    predicted_boxes: NDArray[np.float32] | None = None
 
     def segments(self) -> list[dict[str, Any]]:
         """The segments as JSON-ready dicts.

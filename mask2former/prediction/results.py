@@ -128,7 +128,6 @@ class InstancePrediction(SegmentPrediction):
     category_ids: NDArray[np.int64]
     scores: NDArray[np.float32]
     track_ids: NDArray[np.int64] | None = None
-    predicted_boxes: NDArray[np.float32] | None = None
     task: ClassVar[Task] = "instance"
 
     @property

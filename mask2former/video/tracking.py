@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from mask2former.prediction.base import Prediction, SegmentPrediction
+from mask2former.tasks import TASKS
 
 # Masks are compared at this size, which is fast even for a hundred of them.
 _LONGER_SIDE = 320
@@ -84,7 +85,7 @@ class Tracker:
 
     def update(self, prediction: Prediction) -> Prediction:
         """Return the prediction of the next frame with a `track_id` for each thing; results without are unchanged."""
-        if not isinstance(prediction, SegmentPrediction) or prediction.task == "semantic":
+        if not isinstance(prediction, SegmentPrediction) or TASKS[prediction.task].segments is None:
             return prediction
         things = [
             _Object(entry["id"], entry["category_id"], _reduced(mask))

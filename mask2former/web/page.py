@@ -244,7 +244,9 @@ def _settings(predictor: Predictor, task: Task, chosen: Sequence[str]) -> tuple[
     }
     table = predictor.classes(task)
     # Names may repeat; one name stands for all its classes.
-    names = list(dict.fromkeys(str(n) for i, n in enumerate(table.names) if task != "instance" or i in table.thing_ids))
+    things_only = TASKS[task].class_list == "thing"
+    named = (str(name) for i, name in enumerate(table.names) if not things_only or i in table.thing_ids)
+    names = list(dict.fromkeys(named))
     classes = {
         "label": "Classes",
         "info": "Classes to show; all if none is chosen.",

@@ -28,7 +28,6 @@ from mask2former.prediction.base import Prediction, SegmentPrediction
 from mask2former.prediction.drawing import Rgb, draw_boxes
 from mask2former.prediction.files import ERRORS_OF_ONE_INPUT
 from mask2former.prediction.predictor import Analysis, Predictor, shrunk
-from mask2former.prediction.results import InstancePrediction
 from mask2former.tasks import TASKS, Task
 from mask2former.utils.label_images import write_png
 
@@ -302,7 +301,7 @@ def _thumbnail(file: Path, side: int, value_range: ValueRange | None) -> Rgb | N
 
 def _with_boxes(photo: Rgb, result: SegmentPrediction) -> Rgb:
     """The photograph with the boxes that a detector predicted, in the colours of the masks."""
-    if not isinstance(result, InstancePrediction) or result.predicted_boxes is None:
+    if result.predicted_boxes is None:
         return photo
     colors = result.classes.segment_colors([entry for entry, _ in result.entries_and_masks()])
     return draw_boxes(photo, result.predicted_boxes, colors)

@@ -173,4 +173,7 @@ def test_augmentation_at_test_time_is_averaged_or_refused(predictor, kind, name,
         (output,) = evaluated([{**inputs, "file_name": str(tmp_path / "photo.png")}])
         labels = averaging(photo(), task="semantic").labels
         assert np.mean(labels == output["sem_seg"].argmax(0).numpy()) > 0.999
+    with ThreadPoolExecutor(2) as pool:
+        copies = [averaging, pickle.loads(pickle.dumps(averaging))]  # noqa: S301 - our own
+        assert all(same(other, result) for copy in copies for other in pool.map(copy, [photo()] * 2))
     assert averaging.analyze(photo()).nbytes > predictor.analyze(photo()).nbytes
