@@ -66,18 +66,23 @@ class ExportedNetwork(nn.Module):
 
 
 class ExportedPixelClassifier(nn.Module):
-    """A PixelClassifier from raw pixels (normalisation included) to class logits of pixels."""
+    """A PixelClassifier from raw pixels (normalisation included) to class logits of pixels.
+
+    It has only the parts that predict: a program of torch.export would also store the auxiliary head.
+    """
 
     def __init__(self, model: PixelClassifier) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
+        self.backbone, self.sem_seg_head = model.backbone, model.sem_seg_head
+        self._normalise = model.normalise
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """Map images, float32 [B, 3, H, W] in 0..255, to class logits [B, K, H/4, W/4], rounded up.
 
         Channels have the order of `INPUT.FORMAT`.
         """
-        return (self.model.sem_seg_head(self.model.backbone(self.model.normalise(image))).float(),)
+        return (self.sem_seg_head(self.backbone(self._normalise(image))).float(),)
 
 
 class ExportedClassifier(nn.Module):

@@ -138,6 +138,11 @@ def test_a_file_of_one_size_pads_images_of_another_ratio(predictor, description)
     np.testing.assert_allclose(network_input[0, :, 0, 60:], np.tile(description["pixel_mean"], (36, 1)).T, rtol=1e-6)
 
 
+def test_what_training_alone_needs_is_not_exported(predictor):
+    parts = {name.split(".")[0] for name in ExportedPixelClassifier(predictor.model).state_dict()}
+    assert parts == {"backbone", "sem_seg_head"} and predictor.model.auxiliary_head is not None
+
+
 def test_what_the_file_says(predictor, description):
     assert description["kind"] == "pixels" and description["tasks"] == ["semantic"]
     assert description["resize_with"] == "opencv" and description["divisibility"] == 1
