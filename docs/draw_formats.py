@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw the pictures of docs/data.md, docs/pictures/data_*: `python docs/draw_formats.py`.
 
-With `--root DIR`, only small data sets in all four formats are made in DIR/shapes, to try the commands of that page.
+With `--root DIR`, only small data sets are made in DIR/shapes and DIR/shape_classes, to try the commands of that page.
 """
 
 import argparse
@@ -22,6 +22,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
@@ -36,13 +37,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PICTURES = REPOSITORY / "docs" / "pictures"
 OUTLINE = [withStroke(linewidth=2.2, foreground="black")]
 NAMES = {category.id: category.name for category in CATEGORIES}
+_FOLDERS_SHOWN = 5
 
 
 def prepare(root: Path) -> Path:
-    """Draw the shapes data set into `root`, and add instance numbers and a list of the classes."""
+    """Draw the shapes data sets into `root`, and add instance numbers and a list of the classes."""
     script = REPOSITORY / "datasets" / "prepare_shapes.py"
-    options = ["--root", str(root), "--train", "20", "--val", "8", "--size", "256"]
-    subprocess.run([sys.executable, str(script), *options], check=True)
+    for options in (["--train", "20", "--val", "8", "--size", "256"], ["--classes", "--train", "40", "--val", "20"]):
+        subprocess.run([sys.executable, str(script), "--root", str(root), *options], check=True)
     folder = root / "shapes"
     # Ids in label maps start at 0, in the order of the lines.
     (folder / "classes.txt").write_text("".join(f"{category.name}\n" for category in CATEGORIES), encoding="utf-8")
@@ -195,6 +197,26 @@ FORMATS: Mapping[str, Sequence[Callable[[Axes, Example], None]]] = {
 }
 
 
+def draw_class_folders(folder: Path) -> Path:
+    """Draw the picture of class folders: images of some of them, under their paths."""
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())[:_FOLDERS_SHOWN]
+    figure, rows = plt.subplots(2, len(folders), figsize=(1.9 * len(folders), 4), dpi=100, layout="constrained")
+    for path, column in zip(folders, rows.T, strict=True):
+        for axes, file in zip(column, sorted(path.iterdir()), strict=False):
+            axes.imshow(read_image(file))
+            axes.set_title(f"photos/{path.name}/{file.name}", fontsize=9)
+            axes.axis("off")
+    return save(figure, "class_folders")
+
+
+def save(figure: Figure, name: str) -> Path:
+    """Write the picture of a format."""
+    path = PICTURES / f"data_{name}.png"
+    figure.savefig(path)
+    plt.close(figure)
+    return path
+
+
 def draw(name: str, example: Example) -> Path:
     """Draw the picture of a format."""
     panels = FORMATS[name]
@@ -203,10 +225,7 @@ def draw(name: str, example: Example) -> Path:
         show(axes, example)
         axes.title.set_fontsize(10)
         axes.axis("off")
-    path = PICTURES / f"data_{name}.png"
-    figure.savefig(path)
-    plt.close(figure)
-    return path
+    return save(figure, name)
 
 
 def preview(folder: Path, output: Path) -> list[Path]:
@@ -235,7 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = prepare(Path(temporary))
         example = Example(folder)
-        for path in [draw(name, example) for name in FORMATS] + preview(folder, Path(temporary, "preview")):
+        pictures = [draw(name, example) for name in FORMATS] + preview(folder, Path(temporary, "preview"))
+        for path in [*pictures, draw_class_folders(Path(temporary, "shape_classes", "train"))]:
             print(path)
 
 

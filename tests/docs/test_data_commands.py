@@ -42,11 +42,12 @@ def root(tmp_path_factory):
 
 
 def run(options: str, root: Path) -> int:
-    words = shlex.split(options.replace("$S", "/tmp/formats/shapes").replace("/tmp/formats", str(root)))
+    options = options.replace("$S", "/tmp/formats/shapes").replace("$C", "/tmp/formats/shape_classes")
+    words = shlex.split(options.replace("/tmp/formats", str(root)))
     return tool.main([*words, "--workers", "1"])
 
 
-@pytest.mark.parametrize(("options", "lines"), [e for e in examples() if "$S" in e[0]], ids=lambda e: str(e)[:7])
+@pytest.mark.parametrize(("options", "lines"), [e for e in examples() if "$" in e[0]], ids=lambda e: str(e)[:7])
 def test_shown_is_printed(options, lines, root, capsys):
     assert run(options, root) == 0
     printed = capsys.readouterr().out.replace(str(root), "/tmp/formats").splitlines()
@@ -59,7 +60,7 @@ def test_shown_is_printed(options, lines, root, capsys):
 
 def test_all_commands_have_an_example():
     assert {options.split()[0] for options, _ in examples()} == {"inspect", "preview", "split", "config"}
-    assert len(examples()) == 8
+    assert len(examples()) == 11
 
 
 def repaint(path: Path, change) -> None:
@@ -81,7 +82,7 @@ def test_faults_are_found_as_shown(root, tmp_path, monkeypatch, capsys):
     (images / "000000000005.jpg").write_bytes((images / "000000000005.jpg").read_bytes()[:3000])
     (labels / "000000000006.png").unlink()
     shutil.copyfile(images / "000000000007.jpg", "shapes/val/000001000001.jpg")
-    ((options, lines),) = [example for example in examples() if "$S" not in example[0]]
+    ((options, lines),) = [example for example in examples() if "$" not in example[0]]
     assert run(options, root) == 1
     printed = capsys.readouterr().out
     cells = " ".join(line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|"))
