@@ -50,7 +50,7 @@ demo: setup ## train and evaluate a small model on generated images, then run th
 	$(RUN) demo/shapes_demo.py $(ARGS)
 
 # Uses all cores unless OMP_NUM_THREADS is set. On a busy machine, times vary more than ratios.
-bench: setup ## compare speed and memory with other implementations (half an hour); tables in benchmarks/results
+bench: setup ## compare speed and memory with other implementations (three quarters of an hour); tables in benchmarks/results
 	$(RUN) benchmarks/attention.py --quick
 	$(RUN) benchmarks/deformable_attention.py
 	$(RUN) benchmarks/model.py
@@ -60,6 +60,8 @@ bench: setup ## compare speed and memory with other implementations (half an hou
 	$(RUN) benchmarks/inference_memory.py
 	$(RUN) benchmarks/model_memory.py
 	$(RUN) benchmarks/compile.py
+	$(RUN) benchmarks/peers.py
+	$(RUN) benchmarks/triton_kernels.py
 
 clean: ## remove what the demo wrote (output/shapes, datasets/shapes) and caches; other runs in output/ stay
 	rm -rf output/shapes datasets/shapes datasets/shapes.* build *.egg-info .pytest_cache .ruff_cache .hypothesis
