@@ -23,6 +23,8 @@ HEAD_DIM = 32
 # Height and width of a tile: one block of tokens.
 _TILE = (8, 16)
 _BLOCK = 128
+# The model "dry-run": calls so small that Triton's interpreter computes them in a second.
+_DRY_RUN = {"KERNEL_SIZE": 3, "NUM_HEADS": [1, 1], "DILATIONS": [[], [1, 2]]}
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,10 @@ class Case:
 
 
 def cases(model: str, image: tuple[int, int]) -> Iterator[Case]:
-    """All distinct calls of a model of configs/_base_ for an image; small maps are padded as in the model."""
-    settings = yaml.safe_load((ROOT / "configs" / "_base_" / f"dinat_{model}.yaml").read_text())["MODEL"]["DINAT"]
+    """All distinct calls of a model of configs/_base_, or "dry-run", for an image; small maps are padded as there."""
+    settings = _DRY_RUN
+    if model != "dry-run":
+        settings = yaml.safe_load((ROOT / "configs" / "_base_" / f"dinat_{model}.yaml").read_text())["MODEL"]["DINAT"]
     kernel_size = settings["KERNEL_SIZE"]
     for stage, (heads, dilations) in enumerate(zip(settings["NUM_HEADS"], settings["DILATIONS"], strict=True)):
         for dilation, layers in Counter(dilations).items():
@@ -205,7 +209,7 @@ class Inputs:
         """
         case, tokens = self.case, self.case.height * self.case.width
         bytes_each = self.maps[0].element_size()
-        if name in ("auto", "tiled"):
+        if name in ("auto", "tiled", "triton"):
             return lambda q, k, v: neighborhood_attention_2d(
                 q, k, v, self.rpb, case.kernel_size, case.dilation, None, name
             )

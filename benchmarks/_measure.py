@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 from tabulate import tabulate
+from torch.profiler import ProfilerActivity, profile
 
 SECONDS = 20.0
 # Shorter calls are repeated more often, because disturbances last longer than one call.
 _FEWEST_SECONDS = 0.5
+# Calls on a GPU between two moments of waiting for it, and their time.
+_LARGEST_BATCH, _SECONDS_OF_BATCH = 100, 0.02
 _clock = time.perf_counter
 
 
@@ -36,7 +39,7 @@ def use_cpu_time() -> None:
 
 
 def seconds(call: Callable[[], Any], repeats: int, device: torch.device, budget: float = SECONDS) -> float:
-    """Median time of a call after one warm-up call.
+    """Median time of a call after one warm-up call; on a GPU, of several calls one after the other.
 
     There are fewer repeats if they would take longer than `budget` seconds, and more if they take less than half a
     second. If one call takes longer than `budget`, the warm-up call counts.
@@ -45,16 +48,50 @@ def seconds(call: Callable[[], Any], repeats: int, device: torch.device, budget:
 
 
 def _times(call: Callable[[], Any], repeats: int, device: torch.device, budget: float = SECONDS) -> list[float]:
-    times: list[float] = []
-    count = 1
-    while len(times) < count:
-        start = _clock()
+    once = _time(call, 1, device)
+    batch = 1
+    if device.type == "cuda":
+        # The first call compiled. A GPU is waited for after several calls, so that it need not wait for the next one.
+        once = _time(call, 1, device)
+        batch = max(1, min(_LARGEST_BATCH, int(_SECONDS_OF_BATCH / once)))
+    expected = once * batch
+    count = min(max(repeats, int(_FEWEST_SECONDS / expected)), int(budget / expected))
+    return [_time(call, batch, device) for _ in range(count)] or [once]
+
+
+def _time(call: Callable[[], Any], batch: int, device: torch.device) -> float:
+    start = _clock()
+    for _ in range(batch):
         call()
+    synchronize(device)
+    return (_clock() - start) / batch
+
+
+def kernel_seconds(call: Callable[[], Any], device: torch.device, name: str = "", calls: int = 5) -> float:
+    """Seconds that the kernels of a call run on a GPU, without the gaps between them; NaN if there are none.
+
+    Args:
+        call: Function to call.
+        device: Device that it computes on.
+        name: Part of the names of the kernels that count.
+        calls: Number of calls.
+    """
+    if device.type != "cuda":
+        return math.nan
+    call()
+    synchronize(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        for _ in range(calls):
+            call()
         synchronize(device)
-        times.append(_clock() - start)
-        if len(times) == 1:
-            count = 1 + min(max(repeats, int(_FEWEST_SECONDS / times[0])), int(budget / times[0]))
-    return times[1:] or times
+    # Without access to the device's counters there are no kernels.
+    kernels = [event for event in kernels_of(trace) if name in event.name]
+    return sum(event.time_range.elapsed_us() for event in kernels) / calls / 1e6 or math.nan
+
+
+def kernels_of(trace: profile) -> list[Any]:
+    """Return the events of a trace that ran on a GPU."""
+    return [event for event in trace.events() or () if event.device_type == torch.autograd.DeviceType.CUDA]
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> float:

@@ -49,7 +49,7 @@ class Ours:
         options |= {"TEST.AMP": str(bfloat16)} | (_TINY_OURS if tiny else {})
         cfg = read_config("coco-panoptic", [part for option in options.items() for part in option])
         self.model = build_model(cfg).train(training)
-        self._optimizer = build_optimizer(cfg, self.model) if training else None
+        self._optimizer = build_optimizer(cfg, self.model)
         self._settings = replace(self.model.inference_settings, tasks=("panoptic",))
         self._bfloat16 = bfloat16
 
@@ -67,7 +67,6 @@ class Ours:
         with torch.autocast(self.model.device.type, torch.bfloat16, self._bfloat16):
             total = sum(self.model([inputs]).values(), torch.zeros((), device=self.model.device))
         total.backward()
-        assert self._optimizer is not None
         self._optimizer.step()
         self._optimizer.zero_grad()
 
@@ -84,7 +83,7 @@ class OfTransformers:
         self.model = model.to(device).train(training)
         self._processor, self._device, self._bfloat16 = processor, device, bfloat16
         self._mean, self._std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (_MEAN, _STD))
-        self._optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4) if training else None
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4)
         self._more: dict[str, Any] = {}
 
     def network(self, image: Tensor) -> Any:
@@ -114,7 +113,6 @@ class OfTransformers:
                 **self._more,
             )
         output.loss.backward()
-        assert self._optimizer is not None
         self._optimizer.step()
         self._optimizer.zero_grad()
 

@@ -25,6 +25,7 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from _measure import (
     copy_rate,
     describe,
     gemm_rate,
+    kernel_seconds,
     machine,
     peak_memory,
     save,
@@ -48,7 +50,7 @@ _FORWARD, _BOTH = "forward", "forward + backward"
 
 
 def measure(inputs: Inputs, name: str, backward: bool, repeats: int, budget: float = SECONDS) -> dict[str, float]:
-    """Measure seconds and peak MB of a program, and the difference of its output from `tiled`.
+    """Measure seconds, on a GPU also those of kernels, and peak MB of a program, and its difference from `tiled`.
 
     Raises:
         ValueError: The program can't serve this case.
@@ -62,12 +64,13 @@ def measure(inputs: Inputs, name: str, backward: bool, repeats: int, budget: flo
             difference = math.nan if name == "natten" else float((program(*maps) - expected).abs().max())
             memory = peak_memory(lambda: program(*maps), inputs.device)
             time = seconds(lambda: program(*maps), repeats, inputs.device, budget)
-            return {"s": time, "MB": memory, "diff": difference}
+            kernels = kernel_seconds(lambda: program(*maps), inputs.device)
+            return {"s": time, "kernel s": kernels, "MB": memory, "diff": difference}
     if name.startswith(("flex", "natten")) and inputs.device.type == "cpu":
         raise ValueError("FlexAttention, which NATTEN calls on CPUs, has no backward pass there")
     leaves = [x.detach().requires_grad_() for x in maps]
     # Peers that hold the bias in another form compute only the gradients of the maps.
-    wanted = [*leaves, inputs.rpb.requires_grad_()] if name in ("auto", "tiled", "gather") else leaves
+    wanted = [*leaves, inputs.rpb.requires_grad_()] if name in ("auto", "tiled", "triton", "gather") else leaves
     gradient = torch.ones_like(leaves[0])
 
     def both() -> None:
@@ -75,7 +78,8 @@ def measure(inputs: Inputs, name: str, backward: bool, repeats: int, budget: flo
 
     both()
     memory = peak_memory(both, inputs.device)
-    return {"s": seconds(both, repeats, inputs.device, budget), "MB": memory, "diff": math.nan}
+    time = seconds(both, repeats, inputs.device, budget)
+    return {"s": time, "kernel s": kernel_seconds(both, inputs.device), "MB": memory, "diff": math.nan}
 
 
 def measure_if_possible(
@@ -95,7 +99,7 @@ def compare(
     device = torch.device(options.device)
     inputs = Inputs(case, dtype, device)
     before = gemm_rate(dtype, device)
-    ours = measure(inputs, "auto", backward, options.repeats, options.seconds)
+    ours = measure(inputs, options.ours, backward, options.repeats, options.seconds)
     products, maps = (7, 11) if backward else (2, 4)
     flops = 2 * products * case.elements * case.kernel_size**2
     peers = {}
@@ -106,7 +110,7 @@ def compare(
         else:
             peers[name] = peer
     # Measured again, because disturbances come and go.
-    ours["s"] = (ours["s"] + measure(inputs, "auto", backward, options.repeats, options.seconds)["s"]) / 2
+    ours["s"] = (ours["s"] + measure(inputs, options.ours, backward, options.repeats, options.seconds)["s"]) / 2
     rate = max(before, gemm_rate(dtype, device))
     limit = max(flops / rate, maps * case.elements * inputs.maps[0].element_size() / copied)
     row = {
@@ -119,14 +123,24 @@ def compare(
         "limit ms": 1e3 * limit,
         "% of limit": 100 * limit / ours["s"],
         "GEMM GFLOP/s": rate / 1e9,
+        **_kernel_columns("ours", ours, ours),
         "ours MB": ours["MB"],
         "in + out MB": 4 * case.elements * inputs.maps[0].element_size() / 1e6,
         "difference": ours["diff"],
     }
     for name, peer in peers.items():
         row |= {f"{name} ms": 1e3 * peer["s"], f"{name} / ours": peer["s"] / ours["s"], f"{name} MB": peer["MB"]}
+        row |= _kernel_columns(name, peer, ours)
         row["difference"] = max(row["difference"], peer["diff"]) if peer["diff"] == peer["diff"] else row["difference"]
     return row
+
+
+def _kernel_columns(name: str, numbers: dict[str, float], ours: dict[str, float]) -> dict[str, float]:
+    """Columns for the time of kernels alone, without the gaps between them; empty where it is unknown."""
+    if math.isnan(numbers["kernel s"]):
+        return {}
+    ratio = {} if numbers is ours else {f"{name} / ours, kernels": numbers["kernel s"] / ours["kernel s"]}
+    return {f"{name} kernels ms": 1e3 * numbers["kernel s"], **ratio}
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -148,15 +162,16 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
             result[f"{name}, {kind}: most memory / (inputs + outputs)"] = max(
                 row["ours MB"] / row["in + out MB"] for row in part
             )
-            for peer in PEERS:
+            for peer, time in product(PEERS, ("ms", "kernels ms")):
                 times = [
-                    (row["layers"] * row[f"{peer} ms"], row["layers"] * row["ours ms"])
+                    (row["layers"] * row[f"{peer} {time}"], row["layers"] * row[f"ours {time}"])
                     for row in part
-                    if f"{peer} ms" in row
+                    if f"{peer} {time}" in row and f"ours {time}" in row
                 ]
                 if times:
                     theirs, ours = (sum(x) for x in zip(*times, strict=True))
                     note = "" if len(times) == len(part) else f" ({len(times)} of {len(part)} cases)"
+                    note += ", kernels" if time != "ms" else ""
                     result[f"{name}, {kind}: {peer} / ours{note}"] = theirs / ours
         if len(sums) == 2:
             result[f"{name}: forward + backward / forward"] = sums[_BOTH] / sums[_FORWARD]
@@ -171,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", nargs="+", type=int, default=[640, 640, 800, 1344], help="heights and widths")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--passes", nargs="+", choices=("forward", "backward"), default=["forward", "backward"])
+    parser.add_argument("--ours", choices=("auto", "triton"), default="auto", help="backend that is compared")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     parser.add_argument("--backward-peers", nargs="*", choices=PEERS, help="default: those of --peers")
     parser.add_argument("--dilations", nargs="+", type=int, help="only these")

@@ -3,10 +3,15 @@
 
     python benchmarks/model.py [--settings coco-panoptic ...] [--size 480 640] [--output STEM] [KEY VALUE ...]
     python benchmarks/model.py --train [--size 1024 1024] [--targets 30] [KEY VALUE ...]
+    python benchmarks/model.py --whole | --operators [--size 480 640] [KEY VALUE ...]
 
 Weights are random, and all queries take part in the results (OBJECT_MASK_THRESHOLD 0), the most work for
 post-processing. Prints the median seconds of each part, its share, and the peak memory of the process or of the GPU.
 Ratios between parts come from one run, so they can be compared between machines; times can't.
+
+`--whole` times the model alone, from an image in memory to results, without waiting for a GPU between its parts.
+`--operators` prints the time of the network by kind of operator (of kernel on a GPU), and the time that its FLOPs need
+at the rate of a product of two matrices of 2048 x 2048, measured in the same run, as a share of the network's time.
 """
 
 import argparse
@@ -23,7 +28,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-from _measure import describe, machine, save, synchronize, table
+from _measure import describe, gemm_rate, machine, save, synchronize, table
+from _measure import seconds as median_seconds
+from _operators import breakdown
 from _settings import ROOT, read_config
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
@@ -34,6 +41,8 @@ from torch import Tensor, nn
 
 import dinat_backbone.blocks as attention_module
 from mask2former import MaskFormer
+from mask2former.analysis.costs import count_costs
+from mask2former.analysis.networks import build_network
 from mask2former.data.dataset_mapper import TestMapper
 from mask2former.engine import available_device
 from mask2former.evaluation import peak_memory
@@ -45,6 +54,13 @@ from mask2former.utils.label_images import encode_masks, encode_png, ids_to_colo
 # Timed layers of the backbone by kind; the rest are permutations, residual sums and the like.
 _KINDS = {nn.Linear: "linear", nn.LayerNorm: "norm", nn.GELU: "GELU", nn.Conv2d: "convolution"}
 _WHOLE = "backbone"
+# By the option, which also names the files.
+_TITLES = {
+    "train": "A training step on one image",
+    "whole": "From an image in memory to a result",
+    "operators": "The network by kind of operator",
+    "model": "From an image file to an encoded result",
+}
 
 
 class Stopwatch:
@@ -132,6 +148,35 @@ def predict(cfg: CfgNode, image: Path, repeats: int) -> dict[str, float]:
         return _medians(once, stopwatch, repeats)
 
 
+def predict_whole(cfg: CfgNode, size: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
+    """Row with the median seconds of a prediction of an image in memory, and those of the first one."""
+    model = build_model(cfg).eval()
+    settings = replace(model.inference_settings, semantic_scores=False)
+    inputs = {"image": torch.randint(256, (3, *size), dtype=torch.uint8)}
+    with torch.inference_mode():
+        start = time.perf_counter()
+        model([inputs], settings=settings)
+        synchronize(model.device)
+        first = time.perf_counter() - start
+        median = median_seconds(lambda: model([inputs], settings=settings), repeats, model.device)
+    return [{"part": "model", "s": median, "first call s": first}]
+
+
+def operators(cfg: CfgNode, size: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
+    """Rows with the seconds of each kind of operator of the network, and of the network beside its limit."""
+    model = build_model(cfg).eval()
+    inputs = {"image": torch.randint(256, (3, *size), dtype=torch.uint8)}
+    dtype = torch.bfloat16 if cfg.TEST.AMP else torch.float32
+    with torch.inference_mode():
+        rate = gemm_rate(dtype, model.device)
+        whole = median_seconds(lambda: model.predict([inputs]), repeats, model.device)
+        rate = max(rate, gemm_rate(dtype, model.device))
+        kinds = breakdown(lambda: model.predict([inputs]), model.device)
+    limit = 2 * count_costs(build_network(cfg), size).multiply_adds / rate
+    rows = [{"part": row["kind"], "s": row["s"], "% of all": row["%"], "calls": row["calls"]} for row in kinds]
+    return [*rows, {"part": "network", "s": whole, "limit s": limit, "% of limit": 100 * limit / whole}]
+
+
 def train(cfg: CfgNode, size: tuple[int, int], targets: int, repeats: int) -> dict[str, float]:
     """Median seconds of each part of a training step on one image."""
     model = build_model(cfg).train()
@@ -197,6 +242,11 @@ def measure(setting: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     cfg = read_config(setting, ["MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0", *args.opts])
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, explicit="MODEL.DEVICE" in args.opts)
     device = torch.device(cfg.MODEL.DEVICE)
+    if args.whole or args.operators:
+        run = operators if args.operators else predict_whole
+        rows = run(cfg, tuple(args.size or (480, 640)), args.repeats)
+        rows[-1] |= {"images a second": 1 / rows[-1]["s"], "peak GiB": peak_memory(device) / 2**30}
+        return [{"setting": setting, **row} for row in rows]
     if args.train:
         seconds = train(cfg, tuple(args.size or (1024, 1024)), args.targets, args.repeats)
         whole = seconds.pop("forward") + seconds["backward"] + seconds["optimizer"]
@@ -219,22 +269,28 @@ def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["coco-panoptic"], metavar="NAME")
-    parser.add_argument("--train", action="store_true", help="a training step instead of a prediction")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--train", action="store_true", help="a training step instead of a prediction")
+    kinds.add_argument("--whole", action="store_true", help="the model alone, not its parts")
+    kinds.add_argument("--operators", action="store_true", help="the network by kind of operator")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="size of the image")
     parser.add_argument("--targets", type=int, default=30, help="segments of the training image")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, metavar="STEM", help="default: benchmarks/results/{model,train}-DEVICE")
+    parser.add_argument(
+        "--output", type=Path, metavar="STEM", help="default: benchmarks/results/{model,train,whole,operators}-DEVICE"
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set")
     args = parser.parse_intermixed_args()
     rows = [row for setting in args.settings for row in measure(setting, args)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    title = "A training step on one image" if args.train else "From an image file to an encoded result"
+    kind = next((kind for kind in _TITLES if getattr(args, kind, False)), "model")
+    title = _TITLES[kind]
     facts = machine(device)
     bars = {
         f"{row['setting']}, {row['part']}": {"s": row["s"]} for row in rows if not row["part"].startswith(f"{_WHOLE}:")
     }
     print(f"{title}\n{describe(facts)}\n{table(rows)}")
-    stem = args.output or ROOT / "benchmarks" / "results" / f"{'train' if args.train else 'model'}-{device.type}"
+    stem = args.output or ROOT / "benchmarks" / "results" / f"{kind}-{device.type}"
     save(stem, title, facts, rows, {}, bars, "s")
 
 

@@ -53,7 +53,8 @@ def measure(name: str, kind: str, options: argparse.Namespace) -> dict[str, Any]
             raw = model.network(image)
             found["panoptic s"] = seconds(lambda: model.panoptic(raw, size), options.repeats, device, options.seconds)
             ids, found["segments"] = model.panoptic(raw, size)
-            assert tuple(ids.shape) == size
+            if tuple(ids.shape) != size:
+                raise ValueError(f"its result has the size {tuple(ids.shape)}, the image {size}")
 
     try:
         found["peak MB"] = peak_memory(run, device)

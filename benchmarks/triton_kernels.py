@@ -49,10 +49,12 @@ class Compiler:
 
     Attributes:
         capability: Compute capability times ten.
+        only: Name of the function of the kernel that is compiled; None means all.
         kernels: Compiled kernels with the names of their functions, and the seconds of compilation.
     """
 
     capability: int
+    only: str | None = None
     kernels: list[tuple[str, Any, float]] = field(default_factory=list)
 
     def get_current_target(self) -> GPUTarget:
@@ -73,6 +75,8 @@ class Compiler:
         run: Callable[..., Any] = triton.JITFunction.run
 
         def compile_only(kernel: Any, *args: Any, **options: Any) -> None:
+            if self.only not in (None, kernel.__name__):
+                return
             start = time.perf_counter()
             compiled = run(kernel, *args, **options | {"warmup": True})
             self.kernels.append((kernel.__name__, compiled, time.perf_counter() - start))
@@ -127,9 +131,8 @@ def resources(kernel: Any, capability: int) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(kernel.asm["ptx"])
-        target = re.search(r"\.target (\w+)", kernel.asm["ptx"])
-        assert target is not None
-        command = [assembler(), "-v", f"--gpu-name={target[1]}", str(source), "-o", str(Path(folder, "kernel.cubin"))]
+        (target,) = re.findall(r"\.target (\w+)", kernel.asm["ptx"])
+        command = [assembler(), "-v", f"--gpu-name={target}", str(source), "-o", str(Path(folder, "kernel.cubin"))]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     registers, spilled = (
         int(re.findall(pattern, report)[-1]) for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")

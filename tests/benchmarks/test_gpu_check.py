@@ -1,0 +1,73 @@
+"""The script for a machine with a GPU runs all its steps on a CPU, keeps what it has when time is up, and sums it up."""
+
+import json
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from ..conftest import ROOT
+
+SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
+
+
+def run(tmp_path, *options):
+    command = [str(SCRIPT), "--output", str(tmp_path), *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tarfile.open(tmp_path / "gpu-check.tar.gz") as archive:
+        names = {name.removeprefix("gpu-check/") for name in archive.getnames()}
+        lines = archive.extractfile("gpu-check/steps.tsv").read().decode().splitlines()
+    return result, names, [line.split("\t") for line in lines]
+
+
+@pytest.mark.slow
+def test_dry_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHON", sys.executable)
+    result, names, steps = run(tmp_path, "--dry-run")
+    assert {step: status for step, status, *_ in steps} == dict.fromkeys([step for step, *_ in steps], "done")
+    assert result.returncode == 0, result.stdout
+    measured = [step for step, *_ in steps if step not in ("machine", "tests")]
+    assert len(measured) == 7 and {f"{step}{end}" for step in measured for end in (".json", ".md", ".log")} <= names
+    page = (tmp_path / "gpu-check.md").read_text()
+    assert all(f"## {step}: " in page for step in measured) and "| target |" not in page
+
+
+def test_no_time_left(tmp_path):
+    result, names, steps = run(tmp_path, "--seconds", "1")
+    assert len(steps) == 14 and {status for _, status, *_ in steps} == {"not started, no time left"}
+    assert result.returncode == 0 and names == {"gpu-check", "steps.tsv"}
+    # The most important first.
+    assert [step for step, *_ in steps][:4] == ["machine", "tests", "attention-bfloat16-forward", "model-bfloat16"]
+    assert "| model-bfloat16 | not started, no time left | 0 |" in (tmp_path / "gpu-check.md").read_text()
+
+
+def test_summary_has_targets_and_is_inserted_between_markers(load_benchmark, tmp_path):
+    script = load_benchmark("_gpu_check_summary")
+    (tmp_path / "steps.tsv").write_text("tests\tdone\t60\tpytest\nmodel-bfloat16\tout of time\t60\tpython\n")
+    (tmp_path / "tests.log").write_text("...\n======= 49 passed, 9 deselected in 55.00s =======\n")
+    content = {"command": ["model.py", "--size", "800", "1333"], "rows": [{"part": "model", "images a second": 31.4}]}
+    (tmp_path / "model-bfloat16.json").write_text(json.dumps(content))
+    sums = {
+        "large 800x1344 bfloat16, forward: flex-tiles / ours": 4.0,
+        "large 800x1344 bfloat16, forward: flex-tiles / ours, kernels": 5.0,
+        "large 800x1344 bfloat16, forward: tiled / ours": 9.0,
+    }
+    (tmp_path / "attention-bfloat16-forward.json").write_text(json.dumps({"command": ["large"], "summary": sums}))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- gpu-check: begin -->\nold\n<!-- gpu-check: end -->\nafter\n")
+    script.insert(script.summary(tmp_path), page)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "Tests: 49 passed, 9 deselected in 55.00s" in text and "| model-bfloat16 | out of time | 60 |" in text
+    measured = [line.split("|")[-2].strip() for line in text.splitlines() if "at least" in line]
+    assert measured == ["4", "5", "31.4"]
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="has no lines <!-- gpu-check: begin -->"):
+        script.insert("text", page)
+
+
+def test_the_page_has_the_markers(load_benchmark):
+    script = load_benchmark("_gpu_check_summary")
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert page.count(script._BEGIN) == page.count(script._END) == 1
