@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ HEAD_DIM = 32
 _TILE = (8, 16)
 _BLOCK = 128
 # The model "dry-run": calls so small that Triton's interpreter computes them in a second.
-_DRY_RUN = {"KERNEL_SIZE": 3, "NUM_HEADS": [1, 1], "DILATIONS": [[], [1, 2]]}
+_DRY_RUN: dict[str, Any] = {"KERNEL_SIZE": 3, "NUM_HEADS": [1, 1], "DILATIONS": [[], [1, 2]]}
 
 
 @dataclass(frozen=True)

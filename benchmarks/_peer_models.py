@@ -27,9 +27,9 @@ _TINY_OURS = {
     "MODEL.MASK_FORMER.DEC_LAYERS": "2",
     "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": "1",
 }
-_SWIN_L = {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12}
-_TINY_SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 4}
-_TINY_DINAT = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "kernel_size": 3}
+_SWIN_L: dict[str, Any] = {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12}
+_TINY_SWIN: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 4}
+_TINY_DINAT: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "kernel_size": 3}
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
@@ -148,7 +148,9 @@ def _swin(_size: tuple[int, int], tiny: bool) -> tuple[nn.Module, Any]:
 
     sizes = _TINY_SWIN if tiny else _SWIN_L
     backbone = SwinConfig(**sizes, image_size=384, drop_path_rate=0.3, out_features=_STAGES)
-    layers = {"encoder_layers": 1, "decoder_layers": 3} if tiny else {"encoder_layers": 6, "decoder_layers": 10}
+    layers: dict[str, Any] = (
+        {"encoder_layers": 1, "decoder_layers": 3} if tiny else {"encoder_layers": 6, "decoder_layers": 10}
+    )
     config = Mask2FormerConfig(backbone_config=backbone, num_queries=_QUERIES, **layers)
     config.num_labels = _CLASSES
     return Mask2FormerForUniversalSegmentation(config), Mask2FormerImageProcessor()
@@ -159,7 +161,7 @@ def _eomt(size: tuple[int, int], tiny: bool) -> tuple[nn.Module, Any]:
 
     if size[0] != size[1]:
         raise ValueError(f"it takes square images, got {size[0]} x {size[1]}")
-    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+    sizes: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
     if tiny:
         sizes = {"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2}
     config = EomtConfig(**sizes, image_size=size[0], patch_size=16, num_queries=_QUERIES, num_blocks=4)
@@ -174,7 +176,9 @@ def _oneformer(_size: tuple[int, int], tiny: bool) -> tuple[nn.Module, Any]:
 
     sizes: dict[str, Any] = _TINY_DINAT | {"dilations": [[1]] * 4} if tiny else _dinat_large()
     backbone = DinatConfig(**sizes, out_features=_STAGES)
-    layers = {"encoder_layers": 1, "decoder_layers": 3} if tiny else {"encoder_layers": 6, "decoder_layers": 10}
+    layers: dict[str, Any] = (
+        {"encoder_layers": 1, "decoder_layers": 3} if tiny else {"encoder_layers": 6, "decoder_layers": 10}
+    )
     config = OneFormerConfig(backbone_config=backbone, num_queries=150, **layers)
     config.num_labels = _CLASSES
     return OneFormerForUniversalSegmentation(config), OneFormerImageProcessor.__new__(OneFormerImageProcessor)

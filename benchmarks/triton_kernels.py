@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,12 +49,12 @@ class Compiler:
     Attributes:
         capability: Compute capability times ten.
         only: Name of the function of the kernel that is compiled; None means all.
-        kernels: Compiled kernels with the names of their functions, and the seconds of compilation.
+        kernels: Compiled kernels after the names of their functions.
     """
 
     capability: int
     only: str | None = None
-    kernels: list[tuple[str, Any, float]] = field(default_factory=list)
+    kernels: list[tuple[str, Any]] = field(default_factory=list)
 
     def get_current_target(self) -> GPUTarget:
         """The device that code is made for."""
@@ -77,9 +76,7 @@ class Compiler:
         def compile_only(kernel: Any, *args: Any, **options: Any) -> None:
             if self.only not in (None, kernel.__name__):
                 return
-            start = time.perf_counter()
-            compiled = run(kernel, *args, **options | {"warmup": True})
-            self.kernels.append((kernel.__name__, compiled, time.perf_counter() - start))
+            self.kernels.append((kernel.__name__, run(kernel, *args, **options | {"warmup": True})))
 
         driver: Any = triton.runtime.driver
         with mock.patch.object(triton.JITFunction, "run", compile_only), mock.patch.object(driver, "_active", self):
@@ -156,11 +153,10 @@ def assembler() -> str:
 
 def measure(compiler: Compiler, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of the kernels compiled since the last call; equal kernels once."""
-    rows = {}
-    for name, kernel, seconds in compiler.kernels:
-        row = facts | {"kernel": name.removesuffix("_kernel"), **resources(kernel, compiler.capability)}
-        row["compile s"] = max(seconds, rows.get(kernel.hash, row | {"compile s": 0.0})["compile s"])
-        rows[kernel.hash] = row
+    rows = {
+        kernel.hash: facts | {"kernel": name.removesuffix("_kernel"), **resources(kernel, compiler.capability)}
+        for name, kernel in compiler.kernels
+    }
     compiler.kernels.clear()
     return list(rows.values())
 

@@ -71,7 +71,7 @@ def compile_setting(
         with using(kernel, choice, dtype):
             for case in chosen:
                 compile_attention(compiler, case, dtype)
-        spilled = max(resources(compiled, capability)["spilled bytes"] for _, compiled, _ in compiler.kernels)
+        spilled = max(resources(compiled, capability)["spilled bytes"] for _, compiled in compiler.kernels)
     except Exception as error:  # noqa: BLE001 - compilers raise exceptions of any class
         return str(error).strip().splitlines()[-1][:100]
     return f"spills {spilled} bytes" if spilled > _MOST_SPILLED else None

@@ -1,4 +1,4 @@
-"""The script for a machine with a GPU runs all its steps on a CPU, keeps what it has when time is up, and sums it up."""
+"""The script for a machine with a GPU runs all steps on a CPU, keeps what it has when time is up, and sums it up."""
 
 import json
 import subprocess
