@@ -7,8 +7,9 @@
     python tools/reproduce.py --datasets ROOT --weights DIR --settings detection nat_mini coco-panoptic '*dinat_s*'
 
 ROOT holds the data sets (datasets/README.md), DIR the checkpoints under their published names (docs/models.md), as .pth
-or .safetensors. --settings takes models, groups (GROUPS), and patterns of names. A model whose published number may
-belong to either of two sizes is evaluated at both, as MODEL@512 and MODEL@640.
+or .safetensors. --settings takes models, patterns of their names, and groups:
+GROUPS.
+A model whose published number may belong to either of two sizes is evaluated at both, as MODEL@512 and MODEL@640.
 
 train_net.py does each evaluation in its own folder under --output, at several scales where such numbers are published;
 after each, reproduction.md, .json and .png are written there. The same command continues an interrupted run and keeps
@@ -19,7 +20,6 @@ report. Each machine needs data sets and checkpoints; folders may differ.
 """
 
 import argparse
-import difflib
 import hashlib
 import os
 import socket
@@ -55,6 +55,7 @@ from mask2former.evaluation.reproduction import (
     Record,
     lacking_weights,
     make_plan,
+    near,
     read_records,
     read_results,
     select,
@@ -354,7 +355,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output", type=user_path, default=Path("output/reproduction"), metavar="DIR")
     parser.add_argument("--dry-run", action="store_true", help="only show the planned evaluations and what is missing")
     parser.add_argument("--allow-pickle", action="store_true", help="open .pkl files, which can execute arbitrary code")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set in all settings")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to set in all evaluations")
     options = parser.parse_intermixed_args(arguments)
     if under_torchrun():
         # torchrun has set their number, and this command itself is one process of it.
@@ -364,7 +365,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options.opts = [*options.settings[len(words) :], *options.opts]
     for word in words:
         if not select(word):
-            parser.error(f"--settings {word}: no such model or group; {_near(word)}")
+            parser.error(f"--settings {word}: no such model or group; {near(word)}")
     options.settings = list(dict.fromkeys(name for word in words for name in select(word)))
     for name in ("datasets", "weights"):
         if not getattr(options, name).is_dir():
@@ -378,19 +379,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def _is_key(word: str) -> bool:
     """Whether a word is a config key, not a pattern of names."""
     return word.isupper() and word.replace(".", "").replace("_", "").isalnum()
-
-
-def _near(word: str) -> str:
-    """What a wrong word may have meant; everything that there is if nothing is similar."""
-    known = {group: group for group in GROUPS} | {name: name for name in EVALUATIONS}
-    for evaluation in EVALUATIONS.values():
-        model = evaluation.model
-        files = (model.config_file, Path(model.checkpoint), *map(Path, model.other_checkpoints))
-        known |= {model.name: model.name} | {name: model.name for file in files for name in (file.name, file.stem)}
-    if near := difflib.get_close_matches(Path(word).name, known, n=5):
-        return f"similar: {', '.join(dict.fromkeys(known[name] for name in near))}"
-    lists = (f"{group}: {', '.join(names)}" for group, names in GROUPS.items())
-    return "\n  ".join(["there are these groups and models, and patterns such as '*dinat_s*'", *lists])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

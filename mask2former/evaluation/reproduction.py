@@ -7,6 +7,7 @@ called `MODEL@WAY`.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -118,6 +119,18 @@ def select(word: str) -> list[str]:
         for name, evaluation in EVALUATIONS.items()
         if word == evaluation.model.group or fnmatchcase(name, word) or fnmatchcase(evaluation.model.name, word)
     ]
+
+
+def near(word: str) -> str:
+    """What a word may have meant for which `select` finds nothing; all that there is if nothing is similar."""
+    known = {name: name for name in (*GROUPS, *EVALUATIONS)}
+    for model in MODELS.values():
+        files = (model.config_file, *map(Path, (model.checkpoint, *model.other_checkpoints)))
+        known |= {model.name: model.name} | {name: model.name for file in files for name in (file.name, file.stem)}
+    if similar := get_close_matches(Path(word).name, known, n=5):
+        return f"similar: {', '.join(dict.fromkeys(known[name] for name in similar))}"
+    lists = (f"{group}: {', '.join(names)}" for group, names in GROUPS.items())
+    return "\n  ".join(["there are these groups and models, and patterns such as '*dinat_s*'", *lists])
 
 
 def compact(names: Iterable[str]) -> str:

@@ -78,8 +78,8 @@ def as_markdown(records: Sequence[Record]) -> str:
     made_with = grouped((record.setting, (_made_with(record),)) for record in done)
     for title, table, headers in (
         ("Remarks", remarks, ("model", "remark")),
-        ("Without a result", others, ("model", "", "reason")),
         ("Made with", made_with, ("model", "with")),
+        ("Without a result", others, ("model", "", "reason")),
     ):
         if table:
             parts += [f"## {title}", tabulate(table, headers=headers, tablefmt="github", disable_numparse=True)]
