@@ -2,7 +2,7 @@
 
 import torch
 from detectron2.utils import comm
-from fvcore.nn.distributed import differentiable_all_reduce
+from fvcore.nn.distributed import differentiable_all_gather
 from torch import Tensor, nn
 
 
@@ -19,16 +19,22 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         # In autocast, too, statistics are computed in float32.
         x = input.float()
-        count = x.new_tensor([x.numel() / x.shape[1]])
-        total = differentiable_all_reduce(torch.cat([x.sum((0, 2, 3)), count]))
-        # A graph for all processes, also if none of them has an image.
-        number = total[-1].detach().clamp(min=1)
-        mean = total[:-1] / number
-        centred = x - mean[:, None, None]
-        variance = differentiable_all_reduce(centred.square().sum((0, 2, 3))) / number
+        count = x.numel() // x.shape[1]
+        if count:
+            variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        else:
+            # Zeros that keep this process in the graph of the others.
+            mean = variance = x.sum((0, 2, 3))
+        own = torch.cat([mean, variance, x.new_tensor([count])])
+        of_all = torch.stack(differentiable_all_gather(own))
+        counts, (means, variances) = of_all[:, -1:].detach(), of_all[:, :-1].chunk(2, 1)
+        number = counts.sum().clamp(min=1)
+        mean = (counts * means).sum(0) / number
+        variance = (counts * (variances + (means - mean).square())).sum(0) / number
         self._update(mean.detach(), variance.detach(), number)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        shift = self.bias - mean * scale
+        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor, number: Tensor) -> None:

@@ -13,13 +13,38 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from torch import nn
 
 import mask2former.data.datasets  # noqa: F401 - registers the data sets
 from mask2former.engine import Trainer
+from mask2former.engine.batch_norm import replace_sync_batch_norms
 from tests.small_models import MODELS, drawn_data, inputs, step
 
 TRAINED = ("mask-rcnn", "cascade", "upernet", "classifier")
 EVALUATED = ("mask-rcnn", "upernet", "classifier")
+
+
+def normalise(share: int) -> tuple[dict, dict, dict]:
+    """Weights of a batch norm before and after a step on the first or, counted from the end, the last of five images.
+
+    One process takes all five.
+    """
+    processes = comm.get_world_size()
+    norm = replaced(nn.Sequential(nn.SyncBatchNorm(4)))[0]
+    before = {key: value.clone() for key, value in norm.state_dict().items()}
+    images = torch.randn(5, 4, 3, 2, generator=torch.Generator().manual_seed(0)) * 3 + 100
+    mine = images if processes == 1 else images[:share] if share > 0 else images[5 + share :]
+    mine = mine.clone().requires_grad_()
+    (norm(mine) * mine).square().sum().backward()
+    gathered = comm.all_gather(mine.grad)
+    return before, {**norm.state_dict(), "gradients": torch.cat(gathered)}, {}
+
+
+def replaced(model: nn.Module) -> nn.Module:
+    """The model with batch norms that several processes can train without a GPU."""
+    if comm.get_world_size() > 1:
+        replace_sync_batch_norms(model)
+    return model
 
 
 def compute(folder: Path) -> None:
@@ -33,6 +58,7 @@ def compute(folder: Path) -> None:
         if processes > 1 and name != "classifier":
             # The first process alone has something to find.
             found[f"{name} without"] = step(MODELS[name].cfg(), [inputs(name, (2, 1) if rank == 0 else (0, 0), rank)])
+    found |= {f"{count} of 5": normalise(count if rank == 0 or processes == 1 else count - 5) for count in (5, 3)}
     torch.save(found, folder / f"{rank}.pth")
     for name in EVALUATED:
         cfg = MODELS[name].cfg("OUTPUT_DIR", folder / name)
