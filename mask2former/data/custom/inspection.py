@@ -79,6 +79,12 @@ class Inspection:
         return next(iter(self.splits.values())).content.categories
 
     @property
+    def has_things(self) -> bool:
+        """Whether an image for training has an annotated thing that is no crowd."""
+        segments = self.train.total("segments")
+        return any(segments[category.id] for category in self.categories if category.isthing)
+
+    @property
     def train(self) -> InspectedSplit:
         """The split for training."""
         return self.splits["train"]
@@ -277,11 +283,11 @@ def render(inspection: Inspection) -> str:
 
 def _models(inspection: Inspection) -> str:
     """The models that the data are for, with the tasks of their results."""
-    format, segments = inspection.train.content.source.format, inspection.train.total("segments")
+    format = inspection.train.content.source.format
     if format == "class_folders":
         return "an image classifier"
-    things = any(segments[category.id] for category in inspection.categories if category.isthing)
-    return "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in serving(format, things=things).items())
+    models = serving(format, things=inspection.has_things)
+    return "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in models.items())
 
 
 def _summary(split: InspectedSplit) -> str:

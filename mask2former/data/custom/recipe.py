@@ -85,11 +85,11 @@ def make_recipe(
     height, width = (int(median(axis)) for axis in zip(*inspection.train.sizes, strict=True))
     # The batch is as published, but not larger than the data set; each GPU gets the same number of images.
     batch = machine.gpus * max(spec.least_batch, math.ceil(min(_BATCH, images) / machine.gpus))
-    # Images are as large as the data's, rounded to a multiple of 32, unless memory is too small.
-    if task == "instance" and not _annotated_things(inspection):
+    if task == "instance" and not inspection.has_things:
         raise RecipeError(
             f"--model {model}: no image of train has an annotated thing, and {spec.label} finds nothing else"
         )
+    # Images are as large as the data's, rounded to a multiple of 32, unless memory is too small.
     typical = median(min(sides) if task == "semantic" else max(sides) for sides in inspection.train.sizes)
     most = _LARGEST if machine.gpu_memory else _LARGEST_ON_CPU
     side = int(min(most, max(_SMALLEST, 32 * round(typical / 32))))
@@ -109,11 +109,6 @@ def make_recipe(
     if spec.tasks is None:
         _set_void(recipe, inspection, task)
     return recipe
-
-
-def _annotated_things(inspection: Inspection) -> int:
-    segments = inspection.train.total("segments")
-    return sum(segments[category.id] for category in inspection.categories if category.isthing)
 
 
 def _set_classes(recipe: Recipe, inspection: Inspection, spec: TrainableModel, task: Task) -> None:
