@@ -186,8 +186,9 @@ def save(
     summary: Mapping[str, Any],
     bars: Mapping[str, Mapping[str, float]] | None = None,
     axis: str = "",
+    scale: str = "log",
 ) -> None:
-    """Write STEM.json, STEM.md (the table) and STEM.png (one bar per name for each group of `bars`, on a log axis)."""
+    """Write STEM.json, STEM.md (the table) and STEM.png (one bar per name for each group of `bars`)."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     content = {"title": title, "machine": facts, "command": sys.argv, "summary": summary, "rows": rows}
     text = json.dumps(content, indent=1)
@@ -198,7 +199,7 @@ def save(
         parts.append(tabulate(short, headers=("sum", ""), tablefmt="github", disable_numparse=True))
     stem.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     if bars:
-        _draw(stem.with_suffix(".png"), title, facts, bars, axis)
+        _draw(stem.with_suffix(".png"), title, facts, bars, axis, scale)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -208,7 +209,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return tabulate(cells, headers=names, tablefmt="github", floatfmt=".3g")
 
 
-def _draw(path: Path, title: str, facts: Mapping[str, Any], bars: Mapping[str, Mapping[str, float]], axis: str) -> None:
+def _draw(
+    path: Path,
+    title: str,
+    facts: Mapping[str, Any],
+    bars: Mapping[str, Mapping[str, float]],
+    axis: str,
+    scale: str,
+) -> None:
     # Imported here because it is slow and nothing else needs it.
     import matplotlib
 
@@ -223,7 +231,7 @@ def _draw(path: Path, title: str, facts: Mapping[str, Any], bars: Mapping[str, M
         axes.barh(places, [group.get(name, math.nan) for group in bars.values()], 0.8 / len(names), label=name)
     axes.set_yticks([j + 0.4 for j in range(len(bars))], list(bars))
     axes.invert_yaxis()
-    axes.set_xscale("log")
+    axes.set_xscale(scale)
     axes.set_xlabel(axis)
     axes.set_title(f"{title}\n{textwrap.fill(describe(facts), 110)}", fontsize=8)
     axes.legend(fontsize=8)

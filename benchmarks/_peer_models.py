@@ -147,7 +147,7 @@ def _swin(_size: tuple[int, int], tiny: bool) -> tuple[nn.Module, Any]:
     )
 
     sizes = _TINY_SWIN if tiny else _SWIN_L
-    backbone = SwinConfig(**sizes, image_size=384, drop_path_rate=0.3, out_features=_STAGES)
+    backbone = SwinConfig(**sizes | {"out_features": _STAGES}, image_size=384, drop_path_rate=0.3)
     layers: dict[str, Any] = (
         {"encoder_layers": 1, "decoder_layers": 3} if tiny else {"encoder_layers": 6, "decoder_layers": 10}
     )
@@ -175,7 +175,7 @@ def _oneformer(_size: tuple[int, int], tiny: bool) -> tuple[nn.Module, Any]:
     from transformers.models.dinat import DinatConfig
 
     sizes: dict[str, Any] = _TINY_DINAT | {"dilations": [[1]] * 4} if tiny else _dinat_large()
-    backbone = DinatConfig(**sizes, out_features=_STAGES)
+    backbone = DinatConfig(**sizes | {"out_features": _STAGES})
     layers: dict[str, Any] = (
         {"encoder_layers": 1, "decoder_layers": 3} if tiny else {"encoder_layers": 6, "decoder_layers": 10}
     )

@@ -110,7 +110,7 @@ def _save(found: dict[tuple[str, str], dict[str, Any]], options: argparse.Namesp
         for row in rows
         if "inference s" in row or "training step s" in row
     }
-    save(stem, f"Peers: one image of {height} x {width}, random weights", facts, rows, absent, bars, "s")
+    save(stem, f"Peers: one image of {height} x {width}, random weights", facts, rows, absent, bars, "s", "linear")
 
 
 def _transformers() -> str:

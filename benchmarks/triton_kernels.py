@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{describe(facts)}\n{table(rows)}")
     bars = {f"{r['case']} {r['type']} {r['kernel']}": {"registers": r["registers"]} for r in rows}
     stem = options.output or ROOT / "benchmarks" / "results" / "triton-kernels"
-    save(stem, "Triton kernels, compiled", facts, rows, {}, bars, "registers of a thread")
+    save(stem, "Triton kernels, compiled", facts, rows, {}, bars, "registers of a thread", "linear")
     return 0
 
 
