@@ -18,7 +18,6 @@ from mask2former.data import build_train_mapper
 from mask2former.data.dataset_mapper import TestMapper
 from mask2former.data.resizing import build_test_resize
 from mask2former.engine import Trainer
-from mask2former.export import ExportError, export_form
 from mask2former.prediction import InstancePrediction
 
 from .conftest import ROOT
@@ -169,9 +168,3 @@ def test_predictor_and_pictures(head, tmp_path, shrunk):
     plain = replace(found, predicted_boxes=None)
     assert plain.boxes.dtype == np.int64
     assert (found.draw() != plain.draw()).any()
-
-
-def test_a_detector_is_not_exported(shrunk):
-    model, _ = shrunk("mask")
-    with pytest.raises(ExportError, match=r"MaskRCNN: such models can't be exported; MaskFormer.* can"):
-        export_form(model)

@@ -5,12 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 from PIL import Image
 
-from mask2former import Predictor, setup_cfg
+from mask2former import Predictor
 from mask2former.checkpoint import to_openmmlab
-from mask2former.export import ExportError, export_network
 
 from .conftest import ROOT, load_script
 
@@ -88,10 +86,3 @@ def test_predictor_and_demo_give_class_maps(tmp_path, loggers_restored):
     demo = ["--config-file", str(ADE20K), "--input", str(tmp_path / "image.png"), "--output", str(tmp_path / "out")]
     assert load_script("demo/demo.py").main([*demo, "--json", *SMALL]) == 0
     assert json.loads((tmp_path / "out" / "image_semantic.json").read_text())["task"] == "semantic"
-
-
-def test_export_is_refused():
-    """Its input would need one size, while UPerNet sees images at their own sizes, without padding."""
-    cfg = setup_cfg(ADE20K, SMALL)
-    with pytest.raises(ExportError, match="PixelClassifier"):
-        export_network(build_model(cfg), (64, 64))

@@ -10,7 +10,6 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 
-from dinat_backbone.variants import published_names
 from dinat_common.weights import StateDict
 from mask2former.checkpoint.names import build_empty_state, compare
 from mask2former.checkpoint.openmmlab_names import from_openmmlab, own_table
@@ -59,7 +58,7 @@ def _group_of(state: StateDict) -> Group | None:
     table = own_table(state)
     if table is not None:
         return "upernet" if table.kind == "UPerNet" else "detection"
-    return "classification" if "head.weight" in published_names(state) else "mask2former"
+    return "classification" if "head.weight" in state else "mask2former"
 
 
 @dataclass(frozen=True)

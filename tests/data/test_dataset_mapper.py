@@ -258,7 +258,7 @@ def test_every_error_of_data_is_one_line_that_names_the_file(annotation, cause, 
 
 
 def test_errors_of_worker_processes_are_one_line_of_the_same_class(picture):
-    with pytest.raises(AnnotationError, match=r"^\S*annotations of .*picture\.png: expected .* found NoneType$"):
+    with pytest.raises(AnnotationError, match=r"^\S*annotations of .*picture\.png: expected .* found NoneType: .*$"):
         list(loader_of_one(picture, {}, workers=1))
 
 
