@@ -44,8 +44,8 @@ format: setup ## let ruff fix style and layout
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-# Warnings that Detectron2 and fvcore cause at import in every process; users can't avoid them.
-demo: export PYTHONWARNINGS = ignore::FutureWarning:torch.jit._script,ignore::UserWarning:detectron2.model_zoo.model_zoo
+# A warning that Detectron2 causes at import in every process; users can't avoid it.
+demo: export PYTHONWARNINGS = ignore::UserWarning:detectron2.model_zoo.model_zoo
 demo: setup ## train and evaluate a small model on generated images, then run the full-size one on a photograph
 	$(RUN) demo/shapes_demo.py $(ARGS)
 

@@ -208,3 +208,10 @@ def test_importing_everything_opens_no_socket_and_reads_no_data():
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_an_import_shows_no_warnings_of_other_packages():
+    """Detectron2 and fvcore call functions that PyTorch no longer wants."""
+    words = [sys.executable, "-W", "error::FutureWarning", "-c", "import mask2former, dinat_backbone"]
+    result = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -168,9 +168,7 @@ class _First(_Watch):
         if said == _DONE:
             return
         how = said.removeprefix(_FAILED).decode(errors="replace")
-        reason = (
-            f"{name} failed: {how}" if said else f"{name} ended unexpectedly: it was killed, or its machine is gone"
-        )
+        reason = f"{name} failed: {how}" if said else f"{name} {_UNEXPECTED}"
         if not self._noticed.is_set():
             self._tell(_LOST + reason.encode())
         self._notice(reason)
