@@ -32,6 +32,7 @@ class Kind:
     """A kind of model.
 
     Attributes:
+        name: Its key in `KINDS`.
         architecture: Its meta-architecture, a key of `tasks.ARCHITECTURES`.
         config: A published config.
         opts: Config keys that shrink it.
@@ -41,6 +42,7 @@ class Kind:
         augmented: Whether TEST.AUG.ENABLED is possible.
     """
 
+    name: str
     architecture: str
     config: Path
     opts: tuple[str, ...]
@@ -56,8 +58,9 @@ class Kind:
 
 
 _CONFIGS = ROOT / "configs"
-KINDS: Mapping[str, Kind] = {
-    "mask2former": Kind(
+_ALL = (
+    Kind(
+        "mask2former",
         "MaskFormer",
         config_path("coco-panoptic"),
         (*TINY[2:], "TEST.AUG.MIN_SIZES", "[32,64]", "TEST.AUG.MAX_SIZE", "128"),
@@ -66,7 +69,8 @@ KINDS: Mapping[str, Kind] = {
         {"panoptic_seg": "PQ", "segm": "AP", "sem_seg": "mIoU"},
         augmented=True,
     ),
-    "mask-rcnn": Kind(
+    Kind(
+        "mask-rcnn",
         "MaskRCNN",
         _CONFIGS / "coco/detection/nat/nat_mini_maskrcnn.yaml",
         tuple(_DETECTOR.split()),
@@ -74,7 +78,8 @@ KINDS: Mapping[str, Kind] = {
         "coco_2017_val",
         {"bbox": "AP", "segm": "AP"},
     ),
-    "cascade": Kind(
+    Kind(
+        "cascade",
         "MaskRCNN",
         _CONFIGS / "coco/detection/dinat_s/cascadedmaskrcnn_dinat_s_tiny.yaml",
         tuple(_DETECTOR.split()),
@@ -82,7 +87,8 @@ KINDS: Mapping[str, Kind] = {
         "coco_2017_val",
         {"bbox": "AP", "segm": "AP"},
     ),
-    "upernet": Kind(
+    Kind(
+        "upernet",
         "PixelClassifier",
         _CONFIGS / "ade20k/semantic-segmentation/dinat/upernet_dinat_mini.yaml",
         tuple(_UPERNET.split()),
@@ -91,7 +97,8 @@ KINDS: Mapping[str, Kind] = {
         {"sem_seg": "mIoU"},
         augmented=True,
     ),
-    "classifier": Kind(
+    Kind(
+        "classifier",
         "ImageClassifier",
         _CONFIGS / "imagenet/classification/nat/nat_mini.yaml",
         tuple(_CLASSIFIER.split()),
@@ -99,4 +106,5 @@ KINDS: Mapping[str, Kind] = {
         "imagenet_val",
         {"classification": "top1"},
     ),
-}
+)
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _ALL}

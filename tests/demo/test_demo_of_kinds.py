@@ -19,24 +19,27 @@ SIZES = {"plain.png": (48, 80), "grey.jpg": (48, 80), "alpha.png": (48, 80), "de
 SIZES |= {"turned.jpg": (80, 48), "dot.png": (1, 1), "wide.png": (3, 300)}
 
 
-@pytest.fixture(params=KINDS)
-def name(request):
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def kind(request):
     return request.param
 
 
 @pytest.fixture
-def kind(name):
-    return KINDS[name]
-
-
-@pytest.fixture
-def run(kind, name, weights_of, tmp_path):
+def run(kind, weights_of, tmp_path):
     """Exit status of the command, which writes into a folder `out`."""
 
     def run(*arguments, everything=True, out="out", opts=()):
         everything = everything and kind.task in ("panoptic", "instance")
         lowest = ["--confidence-threshold", "0"] if everything else []
-        words = [*map(str, arguments), "--output", str(tmp_path / out), "--json", *lowest, *weights_of(name), *opts]
+        words = [
+            *map(str, arguments),
+            "--output",
+            str(tmp_path / out),
+            "--json",
+            *lowest,
+            *weights_of(kind.name),
+            *opts,
+        ]
         try:
             return demo.main(["--config-file", str(kind.config), *words])
         except SystemExit as end:
@@ -104,7 +107,9 @@ def test_a_folder_of_photographs_of_every_kind(run, kind, photos, tmp_path, caps
         assert (abs(one - of_batch).max(axis=2) > 8).mean() < 0.02
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not TASKS[kind.task].no_threshold])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS.values() if not TASKS[kind.task].no_threshold], ids=lambda kind: kind.name
+)
 def test_nothing_found_is_a_picture_and_an_empty_list(run, kind, photos, tmp_path):
     assert run("--input", photos / "plain.png", "--confidence-threshold", "1", everything=False) == 0
     result = json.loads((tmp_path / "out" / f"plain_{kind.task}.json").read_text())
@@ -150,7 +155,7 @@ def test_what_a_kind_does_not_have_is_one_line_and_status_2(run, kind, photos, c
         assert len(lines) == 1 and len(lines[0]) < 5000
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.augmented])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.augmented], ids=lambda kind: kind.name)
 def test_augmented_pictures(run, kind, photos, tmp_path):
     assert run("--input", photos / "wide.png", photos / "turned.jpg", opts=("TEST.AUG.ENABLED", "True")) == 0
     for file in ("wide.png", "turned.jpg"):

@@ -14,14 +14,9 @@ from mask2former.tasks import ARCHITECTURES
 from tests.kinds import KINDS
 
 
-@pytest.fixture(params=KINDS)
-def name(request):
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def kind(request):
     return request.param
-
-
-@pytest.fixture
-def kind(name):
-    return KINDS[name]
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +32,14 @@ def imagenet(tmp_path_factory):
 
 
 @pytest.fixture
-def run(kind, name, weights_of, tmp_path, trees, imagenet, monkeypatch, loggers_restored):
+def run(kind, weights_of, tmp_path, trees, imagenet, monkeypatch, loggers_restored):
     """The command, whose results go to a folder that is returned."""
 
     def run(*words, flags=("--eval-only",)):
         root = imagenet if kind.task == "classification" else trees
         monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
         small = ["DATALOADER.NUM_WORKERS", "0", "TEST.IMS_PER_BATCH", "25" if root is imagenet else "2"]
-        opts = [*weights_of(name), *small, "OUTPUT_DIR", str(tmp_path / "out")]
+        opts = [*weights_of(kind.name), *small, "OUTPUT_DIR", str(tmp_path / "out")]
         if root is imagenet:
             opts += ["INPUT.CLASSIFICATION.SIZE", "32"]
         train_net.run([*kind.command, "--num-gpus", "1", *flags, *opts, *words])
@@ -73,7 +68,7 @@ def test_metrics_and_predictions(run, kind):
         assert all(entry["segmentation"].keys() == {"size", "counts"} for entry in masks)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.augmented])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if not kind.augmented], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("flags", [("--eval-only",), ()])
 def test_augmentation_is_refused_before_anything_is_predicted_or_trained(run, kind, flags, tmp_path, capsys):
     with pytest.raises(SystemExit):
@@ -83,7 +78,7 @@ def test_augmentation_is_refused_before_anything_is_predicted_or_trained(run, ki
     assert not (tmp_path / "out" / "inference").exists()
 
 
-@pytest.mark.parametrize("name", ["upernet"])
+@pytest.mark.parametrize("kind", [KINDS["upernet"]])
 def test_augmented_results_are_beside_the_plain_ones(run, kind):
     folder = run("TEST.AUG.ENABLED", "True") / "inference"
     found = json.loads((folder / "metrics.json").read_text())[kind.dataset]

@@ -29,14 +29,9 @@ def test_every_architecture_has_a_row():
         assert row.augmentation == kind.augmented and row.boxes == ("bbox" in kind.metrics)
 
 
-@pytest.fixture(params=KINDS)
-def name(request):
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def kind(request):
     return request.param
-
-
-@pytest.fixture
-def kind(name):
-    return KINDS[name]
 
 
 def lowest(kind):
@@ -50,11 +45,11 @@ def predictors():
 
 
 @pytest.fixture
-def predictor(name, kind, weights_of, predictors):
-    if name not in predictors:
-        opts = weights_of(name)
-        predictors[name] = Predictor.from_config(kind.config, opts=opts, confidence_threshold=lowest(kind))
-    return predictors[name]
+def predictor(kind, weights_of, predictors):
+    if kind.name not in predictors:
+        opts = weights_of(kind.name)
+        predictors[kind.name] = Predictor.from_config(kind.config, opts=opts, confidence_threshold=lowest(kind))
+    return predictors[kind.name]
 
 
 def photo(height=48, width=80, seed=0):
@@ -104,10 +99,10 @@ def test_images_of_extreme_shape(predictor, size):
     json.dumps(result.to_json("photo.png"), allow_nan=False)
 
 
-def test_large_images_are_predicted_smaller_and_enlarged(kind, name, weights_of):
+def test_large_images_are_predicted_smaller_and_enlarged(kind, weights_of):
     """As if memory allowed results of at most 1000 pixels: boxes are those of the image all the same."""
-    predictor = Predictor.from_config(kind.config, opts=weights_of(name), confidence_threshold=lowest(kind))
-    small = Predictor.from_config(kind.config, opts=weights_of(name), confidence_threshold=lowest(kind))
+    predictor = Predictor.from_config(kind.config, opts=weights_of(kind.name), confidence_threshold=lowest(kind))
+    small = Predictor.from_config(kind.config, opts=weights_of(kind.name), confidence_threshold=lowest(kind))
     small = pickle.loads(pickle.dumps(small))  # noqa: S301 - our own
     small._max_pixels = 1000
     a, b = predictor(photo(96, 160)), small(photo(96, 160))
@@ -137,23 +132,23 @@ def test_boxes_are_those_that_the_model_predicts(predictor, kind):
     assert abs(nothing.draw()[::8, ::8].astype(int).mean() - photo().mean()) < 3
 
 
-def test_class_names_of_a_file(predictor, kind, name, weights_of, tmp_path):
+def test_class_names_of_a_file(predictor, kind, weights_of, tmp_path):
     known = list(predictor.classes().names)
     file = tmp_path / "names.txt"
     file.write_text("\n".join(f"ñ {name}" for name in known) + "\n", encoding="utf-8")
     renamed = Predictor.from_config(
-        kind.config, opts=weights_of(name), confidence_threshold=lowest(kind), class_names=file
+        kind.config, opts=weights_of(kind.name), confidence_threshold=lowest(kind), class_names=file
     )
     result, expected = renamed(photo()), predictor(photo())
     (new,), (old,) = result.content().values(), expected.content().values()
     assert [f"ñ {entry['category_name']}" for entry in old] == [entry["category_name"] for entry in new] != []
     assert result.classes.color(0) == expected.classes.color(0) and predictor.classes().names == known
     with pytest.raises(ConfigError, match=rf"^1 class names, but {ARCHITECTURES[kind.architecture].classes} is "):
-        Predictor.from_config(kind.config, opts=weights_of(name), class_names=["one"])
+        Predictor.from_config(kind.config, opts=weights_of(kind.name), class_names=["one"])
 
 
-def test_augmentation_at_test_time_is_averaged_or_refused(predictor, kind, name, weights_of, tmp_path):
-    opts = [*weights_of(name), "TEST.AUG.ENABLED", "True"]
+def test_augmentation_at_test_time_is_averaged_or_refused(predictor, kind, weights_of, tmp_path):
+    opts = [*weights_of(kind.name), "TEST.AUG.ENABLED", "True"]
     if not kind.augmented:
         with pytest.raises(ConfigError, match=f"TEST.AUG.ENABLED is True, but {kind.architecture} has no test-time"):
             Predictor.from_config(kind.config, opts=opts)

@@ -16,20 +16,15 @@ from tests.kinds import KINDS
 FRAMES, SIZE = 5, 96
 
 
-@pytest.fixture(params=KINDS)
-def name(request):
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def kind(request):
     return request.param
 
 
 @pytest.fixture
-def kind(name):
-    return KINDS[name]
-
-
-@pytest.fixture
-def predictor(kind, name, weights_of):
+def predictor(kind, weights_of):
     lowest = 0.0 if kind.task in ("panoptic", "instance") else None
-    return Predictor.from_config(kind.config, opts=weights_of(name), confidence_threshold=lowest)
+    return Predictor.from_config(kind.config, opts=weights_of(kind.name), confidence_threshold=lowest)
 
 
 @pytest.fixture
@@ -70,7 +65,9 @@ def test_an_interrupted_video_ends_as_if_it_had_not_been(predictor, kind, video,
         assert boxes and all(isinstance(side, float) for box in boxes for side in box)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.task == "instance"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS.values() if kind.task == "instance"], ids=lambda kind: kind.name
+)
 def test_an_object_of_a_detector_keeps_its_number_and_box(predictor):
     """All that is found moves."""
     tracker, image = Tracker(), next(iter(moving_shapes(1, SIZE)))

@@ -17,20 +17,15 @@ from tests.kinds import KINDS
 ME = SimpleNamespace(session_hash="me")
 
 
-@pytest.fixture(params=KINDS)
-def name(request):
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def kind(request):
     return request.param
 
 
 @pytest.fixture
-def kind(name):
-    return KINDS[name]
-
-
-@pytest.fixture
-def bench(kind, name, weights_of, tmp_path, monkeypatch):
+def bench(kind, weights_of, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    opts = [*weights_of(name), "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0"]
+    opts = [*weights_of(kind.name), "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0"]
     return Workbench(Predictor.from_config(kind.config, opts=opts), Limits(), tmp_path)
 
 
@@ -75,7 +70,9 @@ def test_a_photograph_is_shown_and_downloaded(bench, kind, photo):
     assert {row[0].split(" #")[0] for row in table["value"]} == {chosen}
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if ARCHITECTURES[kind.architecture].boxes])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS.values() if ARCHITECTURES[kind.architecture].boxes], ids=lambda kind: kind.name
+)
 def test_boxes_of_a_detector_are_listed_and_drawn(bench, photo):
     upload = Upload(str(photo()), "photo.png")
     shown = bench.show("me", upload, Choice("instance", 0.0, 0.0), 0.5)
@@ -89,7 +86,7 @@ def test_boxes_of_a_detector_are_listed_and_drawn(bench, photo):
     assert "lower it to see more" in nothing.caption
 
 
-@pytest.mark.parametrize("name", ["upernet", "cascade"])
+@pytest.mark.parametrize("kind", [KINDS["upernet"], KINDS["cascade"]], ids=lambda kind: kind.name)
 def test_the_served_page_has_the_controls(bench, monkeypatch, kind):
     page = build_page(bench, [])
     try:
