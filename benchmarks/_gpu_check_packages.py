@@ -7,6 +7,7 @@ Run it where PyPI can be reached; the Python of $TARGET_PYTHON (default 3.12) on
 are those that pyproject.toml and requirements/ ask for, Detectron2 as tools/setup_env.py installs it.
 """
 
+import argparse
 import os
 import re
 import shutil
@@ -15,11 +16,13 @@ import sys
 import tarfile
 import tempfile
 import venv
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
-import setup_env  # noqa: E402
+setup_env: Any = import_module("setup_env")
 
 # Packages that a machine with a GPU has: large ones, and what comes with them; see gpu_check.sh.
 THERE = {
@@ -101,11 +104,10 @@ def _unneeded(name: str) -> bool:
 
 def main() -> int:
     """Collect, and say where it is."""
-    if len(sys.argv) != 2:
-        print(__doc__)
-        return 2
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where packages.tar.gz is written")
     try:
-        archive = collect(Path(sys.argv[1]))
+        archive = collect(parser.parse_args().folder)
     except (setup_env.SetupError, subprocess.SubprocessError) as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 1

@@ -146,8 +146,8 @@ def _swin(_size: tuple[int, int], tiny: bool) -> tuple[nn.Module, Any]:
         SwinConfig,
     )
 
-    sizes = _TINY_SWIN if tiny else _SWIN_L
-    backbone = SwinConfig(**sizes | {"out_features": _STAGES}, image_size=384, drop_path_rate=0.3)
+    options: dict[str, Any] = (_TINY_SWIN if tiny else _SWIN_L) | {"out_features": _STAGES}
+    backbone = SwinConfig(**options, image_size=384, drop_path_rate=0.3)
     layers: dict[str, Any] = (
         {"encoder_layers": 1, "decoder_layers": 3} if tiny else {"encoder_layers": 6, "decoder_layers": 10}
     )
@@ -175,7 +175,8 @@ def _oneformer(_size: tuple[int, int], tiny: bool) -> tuple[nn.Module, Any]:
     from transformers.models.dinat import DinatConfig
 
     sizes: dict[str, Any] = _TINY_DINAT | {"dilations": [[1]] * 4} if tiny else _dinat_large()
-    backbone = DinatConfig(**sizes | {"out_features": _STAGES})
+    options: dict[str, Any] = sizes | {"out_features": _STAGES}
+    backbone = DinatConfig(**options)
     layers: dict[str, Any] = (
         {"encoder_layers": 1, "decoder_layers": 3} if tiny else {"encoder_layers": 6, "decoder_layers": 10}
     )

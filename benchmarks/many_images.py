@@ -13,10 +13,10 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -43,7 +43,7 @@ class Plain(PanopticPrediction):
 
     def draw(self, *arguments: Any, **options: Any) -> Rgb:
         """Return the photograph."""
-        return self.image
+        return cast(Rgb, self.image)
 
 
 class Nothing:
@@ -77,7 +77,7 @@ def make_folder(folder: Path, images: int) -> None:
             os.link(folder / f"{index - PHOTOGRAPHS:08}.jpg", path)
 
 
-def results_of(folder: Path, output: Path) -> tuple[ImageShare, Iterator[FileDone | FileFailed]]:
+def results_of(folder: Path, output: Path) -> tuple[ImageShare, Generator[FileDone | FileFailed, None, None]]:
     """The share of the images and their results, as in demo/demo.py."""
     images, _ = find_images([str(folder)])
     predictor: Any = Nothing()
@@ -103,7 +103,7 @@ def predict(folder: Path, output: Path, images: int) -> dict[str, float]:
     figures["milliseconds per image"] = (time.perf_counter() - start) / count * 1e3
     gc.collect()
     figures["growth from image 1000 to the end (MB)"] = resident_memory() - warm
-    results.close()  # type: ignore[attr-defined] - a generator
+    results.close()
     del share, results
     start = time.perf_counter()
     share, results = results_of(folder, output)

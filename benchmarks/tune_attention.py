@@ -95,7 +95,8 @@ class Run:
         """Draw inputs, and compute what the backward pass needs."""
         inputs = Inputs(case, dtype, device)
         self.case = case
-        self._call = Call(*inputs.maps, inputs.rpb, case.kernel_size, case.dilation, 32**-0.5)
+        query, key, value = inputs.maps
+        self._call = Call(query, key, value, inputs.rpb, case.kernel_size, case.dilation, 32**-0.5)
         self._output, self._sums = launch.forward(self._call)
         self._gradient = torch.randn(self._output.shape, device=device).to(dtype)
 

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ class ImageShare:
         self.images, self.stems = [images[index] for index in mine], [stems[index] for index in mine]
         self._failed: list[FileFailed] = []
 
-    def keep(self, outcomes: Iterator[FileDone | FileFailed]) -> Iterator[FileDone | FileFailed]:
+    def keep(self, outcomes: Iterator[FileDone | FileFailed]) -> Generator[FileDone | FileFailed, None, None]:
         """Record the outcomes of this process as they come; at the end, wait for the other processes."""
         try:
             with uneven_work():
