@@ -16,6 +16,7 @@ from dinat_common.errors import UserError
 # Bytes of the longest name on common file systems.
 _LONGEST_NAME = 255
 _PROBE = bytes(4096)
+_ATTEMPTS = 20  # of a check, while other processes check the same folder
 # Errors whose reason may be something on the way to the file.
 _IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.ELOOP)
 
@@ -111,6 +112,8 @@ def make_folder(folder: str | Path) -> None:
 def check_folder(folder: str | Path, size: int = 0) -> None:
     """Check before a long computation that its results can be written. Nothing is left behind.
 
+    Several processes may check the same folder at a time; an empty folder may then stay.
+
     Args:
         folder: Folder of the results; it need not exist.
         size: Number of bytes that the results need at least.
@@ -134,14 +137,24 @@ def check_file(path: str | Path, size: int = 0) -> None:
     _check(Path(path), size, Path(path))
 
 
-def _check(path: Path, size: int, named: Path) -> None:
+def _check(path: Path, size: int, named: Path, attempts: int = _ATTEMPTS) -> None:
+    try:
+        _check_once(path, size, named)
+    except WriteError as error:
+        if error.errno not in (errno.ENOENT, errno.EEXIST) or attempts == 1:
+            raise
+        # Another process that checks the same new folder may have removed it again.
+        _check(path, size, named, attempts - 1)
+
+
+def _check_once(path: Path, size: int, named: Path) -> None:
     made = [folder for folder in path.parents if not os.path.lexists(folder)]
     temporary = _temporary(path)
     try:
         make_folder(path.parent)
         _refuse_folder(path)
         try:
-            with _File(temporary, named) as file:
+            with _File(temporary, named) as file, writing(named):
                 file.write(_PROBE)
                 free = shutil.disk_usage(path.parent).free
         finally:

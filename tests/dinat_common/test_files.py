@@ -1,9 +1,11 @@
 import errno
 import io
 import json
+import multiprocessing
 import os
 import pickle
 from collections import namedtuple
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -181,6 +183,19 @@ def test_checks_leave_nothing_behind(tmp_path, monkeypatch):
     with full_disk(monkeypatch), pytest.raises(WriteError, match=f"new: can't be written: {FULL}"):
         check_folder(tmp_path / "new")
     assert content(tmp_path) == {}
+
+
+def _check_often(folder):
+    for _ in range(300):
+        check_folder(folder)
+
+
+def test_several_processes_check_the_same_new_folder(tmp_path):
+    """Each removes what it made, maybe while another one is about to write there. An empty folder may stay."""
+    pool = ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn"))
+    with pool:
+        list(pool.map(_check_often, [tmp_path / "new" / "deep"] * 3))
+    assert content(tmp_path).keys() <= {"new", "new/deep"}
 
 
 @pytest.mark.parametrize(("free", "passes"), [(0, True), (999_999, False), (2_000_000, True)])
