@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,6 +128,25 @@ _UPERNET_COSTS: Mapping[str, Cost] = {
     "mini": Cost(49.8, 2.95, 2.20),
 }
 
+_MASK_RCNN = TrainableModel(
+    label="Mask R-CNN",
+    head="Mask R-CNN",
+    architecture="MaskRCNN",
+    mappers=_WITH_BOXES,
+    needs=_DETECTOR_NEEDS,
+    configs={
+        "dinat": (f"{_COCO}dinat/maskrcnn_dinat_{{}}.yaml",),
+        "dinat_s": (f"{_COCO}dinat_s/maskrcnn_dinat_s_{{}}.yaml",),
+        "nat": (f"{_COCO}nat/nat_{{}}_maskrcnn.yaml",),
+    },
+    small_configs=(f"{_SHAPES}detection/dinat/maskrcnn_dinat_pico_shapes.yaml",),
+    costs=_MASK_RCNN_COSTS,
+    epochs=((2975, 64), (118287, 36)),
+    like="36 times for COCO, as published; 64 for a data set as small as Cityscapes",
+    steps=(0.75, 0.917),
+    warmup=500,
+)
+
 # By value of --model.
 MODELS: Mapping[str, TrainableModel] = {
     "mask2former": TrainableModel(
@@ -144,31 +163,12 @@ MODELS: Mapping[str, TrainableModel] = {
         rate=1.0e-4,
         small_like="`make demo`",
     ),
-    "mask-rcnn": TrainableModel(
-        label="Mask R-CNN",
-        head="Mask R-CNN",
-        architecture="MaskRCNN",
-        mappers=_WITH_BOXES,
-        needs=_DETECTOR_NEEDS,
-        configs={
-            "dinat": (f"{_COCO}dinat/maskrcnn_dinat_{{}}.yaml",),
-            "dinat_s": (f"{_COCO}dinat_s/maskrcnn_dinat_s_{{}}.yaml",),
-            "nat": (f"{_COCO}nat/nat_{{}}_maskrcnn.yaml",),
-        },
-        small_configs=(f"{_SHAPES}detection/dinat/maskrcnn_dinat_pico_shapes.yaml",),
-        costs=_MASK_RCNN_COSTS,
-        epochs=((2975, 64), (118287, 36)),
-        like="36 times for COCO, as published; 64 for a data set as small as Cityscapes",
-        steps=(0.75, 0.917),
-        warmup=500,
-    ),
-    "cascade": TrainableModel(
+    "mask-rcnn": _MASK_RCNN,
+    "cascade": replace(
+        _MASK_RCNN,
         label="Cascade Mask R-CNN",
         head="Cascade Mask R-CNN",
         small_parameters=4,
-        architecture="MaskRCNN",
-        mappers=_WITH_BOXES,
-        needs=_DETECTOR_NEEDS,
         configs={
             "dinat": (f"{_COCO}dinat/cascadedmaskrcnn_dinat_{{}}.yaml",),
             "dinat_s": (f"{_COCO}dinat_s/cascadedmaskrcnn_dinat_s_{{}}.yaml",),
@@ -176,10 +176,6 @@ MODELS: Mapping[str, TrainableModel] = {
         },
         small_configs=(f"{_SHAPES}detection/dinat/cascadedmaskrcnn_dinat_pico_shapes.yaml",),
         costs=_CASCADE_COSTS,
-        epochs=((2975, 64), (118287, 36)),
-        like="36 times for COCO, as published; 64 for a data set as small as Cityscapes",
-        steps=(0.75, 0.917),
-        warmup=500,
     ),
     "upernet": TrainableModel(
         label="UPerNet",

@@ -11,7 +11,7 @@ import numpy as np
 from mask2former.data.custom.inspection import Inspection
 from mask2former.data.custom.model_size import PICO, Choice, Machine, RecipeError, choose_model
 from mask2former.data.custom.models import FAMILY_NAMES, FORMAT_TASKS, MODELS, TrainableModel
-from mask2former.tasks import ARCHITECTURES, SEGMENTATION_SWITCHES, TASKS, Task
+from mask2former.tasks import ARCHITECTURES, SEGMENTATION_SWITCHES, TASKS, WITH_BOXES, Task
 
 # Smallest and largest sides of training images, in pixels.
 _SMALLEST, _LARGEST, _LARGEST_ON_CPU = 64, 1024, 256
@@ -98,7 +98,7 @@ def make_recipe(
     family, small = spec.family_of(weights), choice.size == PICO
     bases = spec.small_configs if small else [name.format(choice.size) for name in spec.configs[family]]
     recipe = Recipe(choice.size, list(bases))
-    _set_classes(recipe, inspection, spec, task)
+    _set_classes(recipe, inspection, spec, task, mapper)
     set_sizes, whole = _SIZES[mapper]
     least = _tested_side(side, height, width) if whole else side
     _set_model(recipe, choice, machine, spec, FAMILY_NAMES[family], backbones[choice.size], least)
@@ -111,7 +111,7 @@ def make_recipe(
     return recipe
 
 
-def _set_classes(recipe: Recipe, inspection: Inspection, spec: TrainableModel, task: Task) -> None:
+def _set_classes(recipe: Recipe, inspection: Inspection, spec: TrainableModel, task: Task, mapper: str) -> None:
     things = sum(category.isthing for category in inspection.categories)
     classes = things if task == "instance" else len(inspection.categories)
     kinds = f" ({things} things, {classes - things} stuff)" if task == "panoptic" else ""
@@ -125,7 +125,7 @@ def _set_classes(recipe: Recipe, inspection: Inspection, spec: TrainableModel, t
     recipe.set(
         f"{classes} classes{kinds}: {described} results",
         **{ARCHITECTURES[spec.architecture].classes.replace(".", "__"): classes},
-        INPUT__DATASET_MAPPER_NAME=spec.mappers[FORMAT_TASKS[inspection.train.content.source.format]],
+        INPUT__DATASET_MAPPER_NAME=mapper,
         **(switches if spec.tasks is None else {}),
     )
     if spec.tasks is None:
@@ -261,7 +261,7 @@ _SIZES: Mapping[str, tuple[Callable[[Recipe, TrainableModel, int, int, int], Non
     "coco_panoptic_lsj": (_set_squares, False),
     "coco_instance_lsj": (_set_squares, False),
     "mask_former_semantic": (_set_crops, False),
-    "mask_rcnn_instance": (_set_whole_images, True),
+    WITH_BOXES: (_set_whole_images, True),
 }
 
 
