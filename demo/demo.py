@@ -179,11 +179,14 @@ def selection(predictor: Predictor, options: argparse.Namespace) -> Refine:
 def run_images(predictor: Predictor, refine: Refine, options: argparse.Namespace) -> int:
     """Predict the images, printing a line for each; return the number of inputs that failed, in all processes."""
     images, empty = find_images(options.input)
-    for text in empty:
+    # Once per machine, since each may have images of its own.
+    for text in empty if comm.get_local_rank() == 0 else ():
         print(f"no image found: {text}", file=sys.stderr)
     start = time.perf_counter()
-    given = {name: getattr(options, name) for name in ("input", "json", "min_area", "nms", "classes", "class_names")}
-    share = ImageShare(images, options.output, predictor, given)
+    given = {name: getattr(options, name) for name in ("json", "min_area", "nms", "classes")}
+    given["names"] = predictor.classes().names
+    with report_errors(status=2):
+        share = ImageShare(images, options.output, predictor, given, options.input)
     if not images:
         return len(empty)
     if share.kept and comm.is_main_process():

@@ -281,6 +281,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for text in empty:
         print(f"skipped {text}: no such file", file=sys.stderr)
     stems = input_files.output_stems(images, options.output, options.task, ("", "_ids"))
+    written = (stem.with_name(f"{stem.name}{part}.png") for stem in stems for part in ("", "_ids"))
+    if again := input_files.first_found_again(options.images, written):
+        parser.error(f"the result {again} would be an image of the next run: choose another --output")
     done = [try_to_process(model, path, stem, options) for path, stem in zip(images, stems, strict=True)]
     return 0 if all(done) and not empty else 1
 

@@ -17,7 +17,7 @@ from dinat_common.errors import UserError
 from mask2former.evaluation import peak_memory
 from mask2former.prediction.files import FileDone, FileFailed
 from mask2former.prediction.predictor import Predictor
-from mask2former.utils.input_files import output_stems
+from mask2former.utils.input_files import first_found_again, output_stems
 from mask2former.utils.journal import Journal
 from mask2former.utils.parallel import uneven_work
 
@@ -26,7 +26,7 @@ _DIGITS = 12  # of the checksum in the name of a folder
 
 
 class SharingError(UserError):
-    """The processes of a command do not have the same list of images."""
+    """A list of images that the processes of a command, or its next run, would not have in common."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,14 @@ class ImageShare:
             ...
     """
 
-    def __init__(self, images: Sequence[Path], output: Path, predictor: Predictor, settings: Mapping[str, Any]):
+    def __init__(
+        self,
+        images: Sequence[Path],
+        output: Path,
+        predictor: Predictor,
+        settings: Mapping[str, Any],
+        inputs: Sequence[str] = (),
+    ):
         """Divide a list of images. All processes call this together.
 
         Args:
@@ -75,11 +82,18 @@ class ImageShare:
             output: Folder of the results.
             predictor: Predictor of the results.
             settings: Everything else that the results depend on; serializable as JSON.
+            inputs: Names from which the list was made. Commands with different inputs may write to one folder at a
+                time. They may differ between machines, those of the first process count.
 
         Raises:
-            SharingError: The processes found different images.
+            SharingError: The processes found different images, or a later run would find results among its inputs.
         """
         stems = output_stems(images, output, predictor.task)
+        if again := first_found_again(inputs, (stem.with_name(f"{stem.name}.png") for stem in stems)):
+            raise SharingError(
+                f"the result {again} would be an image of the next run of this command: expected an output folder "
+                "whose files the inputs do not name"
+            )
         _require_equal_lists([path.name for path in images])
         self.total = len(images)
         self._folder: Path | None = None
@@ -90,7 +104,7 @@ class ImageShare:
             others = [rank for rank, fingerprint in enumerate(fingerprints) if fingerprint != fingerprints[0]]
             if others and comm.is_main_process():
                 _LOG.warning("Weights or settings of process %s are not those of the first process", others)
-            fingerprint = fingerprints[0]
+            fingerprint = {**fingerprints[0], "input": comm.all_gather(list(inputs))[0]}
             digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:_DIGITS]
             self._folder = output / f".unfinished_{digest}"
             # Each machine reads its records, and no process writes before all have read them.

@@ -7,7 +7,7 @@ import fnmatch
 import glob
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -54,6 +54,26 @@ def _named_by(path: Path) -> list[Path] | str:
         return sorted(match for match in _glob(path) if match.is_file())
     except OSError as error:
         return error.strerror or str(error)
+
+
+def first_found_again(inputs: Sequence[str], files: Iterable[Path]) -> Path | None:
+    """Find the first of several image files that `find_images` would also find once it exists.
+
+    A later run with the same inputs would take such a result of the first run for an image.
+
+    Args:
+        inputs: Paths as for `find_images`. Those of files that exist stand for these files only.
+        files: Image files; they need not exist.
+    """
+    named = [Path(os.path.expanduser(text)) for text in inputs]
+    folders = {os.path.realpath(path) for path in named if path.is_dir()}
+    globs = [Path(os.path.abspath(path)).parts for path in named if not path.exists()]
+    real = lru_cache(os.path.realpath)
+    for file in files:
+        parts = Path(os.path.abspath(file)).parts if globs else ()
+        if real(file.parent) in folders or any(_matches(parts, pattern) for pattern in globs):
+            return file
+    return None
 
 
 def _images_in(folder: Path) -> list[Path]:

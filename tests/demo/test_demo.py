@@ -46,6 +46,9 @@ class Stub:
     def fingerprint(self):
         return {}
 
+    def classes(self):
+        return ClassTable()
+
     def __call__(self, images, batch_size=None):
         nothing = np.zeros(images[0].shape[:2], np.int32)
         return [
@@ -238,6 +241,15 @@ def test_an_interrupted_video_is_status_130_and_goes_on(weights, tmp_path, capsy
 def test_a_camera_that_is_not_there_is_status_1(tmp_path, capsys):
     assert run("--webcam", "97", "--output", tmp_path / "out") == 1
     assert "error: camera 97 can't be opened" in capsys.readouterr().err
+
+
+def test_a_folder_of_inputs_as_output_is_status_2(tmp_path, capsys):
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "a.png")
+    inputs = ["--config-file", "F", "--output", str(tmp_path), "--input", f"{tmp_path}/*.png"]
+    with pytest.raises(SystemExit) as end:
+        demo.run_images(Stub(), lambda p: p, demo.parse_arguments(inputs))
+    assert end.value.code == 2 and "a_panoptic.png would be an image of the next run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_nothing_found_is_status_1(tmp_path, capsys):

@@ -212,6 +212,14 @@ def test_onnx_infer_finds_what_the_predictor_finds(onnx_file, photo, cfg, task, 
     assert np.array(Image.open(tmp_path / f"photo_{task}.png")).shape == (*SIZE, 3)
 
 
+def test_onnx_infer_refuses_an_output_folder_whose_files_are_inputs_of_the_next_run(onnx_file, photo, capsys):
+    script, folder = load_script("tools/onnx_infer.py"), photo.parent
+    before = sorted(folder.iterdir())
+    with pytest.raises(SystemExit):
+        script.main([str(onnx_file), str(folder), "--output", str(folder)])
+    assert "would be an image of the next run" in capsys.readouterr().err and sorted(folder.iterdir()) == before
+
+
 def test_onnx_infer_keeps_all_results_and_survives_bad_images(onnx_file, photo, tmp_path, monkeypatch, capsys):
     script, out = load_script("tools/onnx_infer.py"), tmp_path / "out"
     picture = Image.open(photo)

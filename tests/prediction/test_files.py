@@ -1,6 +1,7 @@
 """Many files: what one of them causes is reported with its name, and the others are done."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from mask2former.prediction.files import FileDone, FileFailed, find_images, predict_files
 from mask2former.prediction.results import SemanticPrediction
+from mask2former.utils.input_files import first_found_again, output_stems
 from tests.prediction.test_predictor import Recorder, predictor
 
 
@@ -69,3 +71,37 @@ def test_inputs_that_the_system_refuses_are_named_and_the_others_found(files):
     images, empty = find_images([str(files[0]), "x" * 5000, str(folder / "nothing*"), str(files[4])])
     assert images == [files[0], files[4]]
     assert empty == [f"{'x' * 5000} (File name too long)", str(folder / "nothing*")]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "found"),
+    [
+        (["photos"], "out", False),
+        (["photos"], "photos/out", False),
+        (["photos"], "photos", True),
+        (["photos/"], "link", True),
+        (["photos/*.jpg"], "photos", False),
+        (["photos/*.png"], "photos", True),
+        (["photos/../photos/[ab]*"], "photos", True),
+        (["photos/c*"], "photos", False),
+        (["photos/**/*.png"], "photos/out", True),
+        (["photos/**/*.png"], "photos/.out", False),
+        (["photos/a.png", "other"], "photos", False),
+        (["photos/a.png", "photos"], "photos", True),
+    ],
+)
+def test_results_that_a_later_run_would_take_for_images_are_known_before(inputs, output, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("photos/out", "photos/.out", "other", "out"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("photos/a.png", "photos/a.jpg", "other/b.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("photos")
+    images, _ = find_images(inputs)
+    results = [stem.with_name(f"{stem.name}.png") for stem in output_stems(images, Path(output), "panoptic")]
+    again = first_found_again(inputs, results)
+    assert (again is not None) == found
+    # The same is seen once the results are there.
+    for result in results:
+        result.touch()
+    assert bool({path.resolve() for path in find_images(inputs)[0]} & {path.resolve() for path in results}) == found

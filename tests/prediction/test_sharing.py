@@ -112,6 +112,36 @@ def test_a_process_that_finds_other_images_is_named(images, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_machines_may_have_their_images_in_different_folders(images, tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr("mask2former.prediction.sharing._LOG.warning", lambda *message: warned.append(message))
+
+    def share(rank, **settings):
+        folder = tmp_path / f"images{rank}"
+        folder.mkdir(exist_ok=True)
+        copies = [folder / image.name for image in images]
+        for copy in copies:
+            copy.touch()
+        return ImageShare(copies, tmp_path / f"out{rank}", PREDICTOR, settings, [str(folder)]).images, len(warned)
+
+    for settings, warnings in ((lambda rank: {}, [0, 0]), (lambda rank: {"weights": rank}, [1, 0])):
+        shares = together(tmp_path, lambda rank, settings=settings: share(rank, **settings(rank)), 2, 1)
+        assert [[int(image.stem) for image in mine] for mine, _ in shares] == [[0, 2, 4, 6], [1, 3, 5]]
+        assert [count for _, count in shares] == warnings
+
+
+def test_commands_with_other_inputs_have_other_records(images, tmp_path):
+    interrupted(images, tmp_path / "out", stop="3.jpg")
+    share = ImageShare(images, tmp_path / "out", PREDICTOR, {}, ["other"])
+    assert share.kept == 0
+
+
+def test_a_folder_of_inputs_is_no_folder_for_results(images, tmp_path):
+    with pytest.raises(SharingError, match=r"0_semantic\.png would be an image of the next run"):
+        ImageShare(images, images[0].parent, PREDICTOR, {}, [str(images[0].parent)])
+    assert ImageShare(images, images[0].parent, PREDICTOR, {}, list(map(str, images))).total == 7
+
+
 def test_records_are_json(images, tmp_path):
     interrupted(images, tmp_path / "out", stop="1.jpg")
     (lines,) = (tmp_path / "out").glob(".unfinished_*/rank0.jsonl")
