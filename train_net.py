@@ -32,6 +32,7 @@ from mask2former.config import setup_cfg
 from mask2former.data import check_agreement
 from mask2former.data.datasets import register_custom_datasets
 from mask2former.engine import Trainer, available_device, default_processes, launch, set_up_run
+from mask2former.modeling.meta_arch.base import round_weights
 
 __all__ = ["Trainer", "get_config"]
 
@@ -101,6 +102,7 @@ def _main(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, prefer_average=cfg.SOLVER.EMA.ENABLED, **loading)
         # MODEL.WEIGHTS on the command line takes precedence over the checkpoints of a training in OUTPUT_DIR.
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume and "MODEL.WEIGHTS" not in args.opts)
+        round_weights(model)
         return Trainer.test(cfg, model, resume=args.resume)
     trainer = Trainer(cfg, **loading)
     trainer.resume_or_load(resume=args.resume)

@@ -39,6 +39,7 @@ from mask2former.engine import available_device
 from mask2former.evaluation import config_digest, weights_digest
 from mask2former.modeling import inference
 from mask2former.modeling.inference import InferenceSettings, RawOutput
+from mask2former.modeling.meta_arch.base import round_weights
 from mask2former.prediction.base import Prediction
 from mask2former.prediction.classification import ClassificationPrediction
 from mask2former.prediction.drawing import Rgb
@@ -265,6 +266,7 @@ class Predictor:
             checked_task(task, confidence_threshold, metadata)
         model = build_model(cfg.clone())
         content = Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        round_weights(model)
         if class_names is None and (classes := FileClasses.of(content)) is not None:
             metadata = classes.describe(metadata, cfg)
         network = ModelWithTTA(cfg, model) if cfg.TEST.AUG.ENABLED else None

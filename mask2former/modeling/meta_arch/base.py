@@ -10,6 +10,11 @@ from torch import Tensor, nn
 
 from .. import inference
 from ..inference import InferenceSettings, RawOutput
+from ..pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder
+
+# Layers whose weights and biases autocast rounds to bfloat16 in every prediction, and modules that turn autocast off.
+_ROUNDED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention)
+_COMPUTED_IN_FLOAT32 = (MSDeformAttnPixelDecoder,)
 
 
 class LossesOrResults(nn.Module):
@@ -20,9 +25,11 @@ class LossesOrResults(nn.Module):
 
     Attributes:
         inference_settings: Settings of calls that give no others; absent from a model without settings.
+        bfloat16_inference: Whether predictions are made in bfloat16 autocast.
     """
 
     inference_settings: InferenceSettings
+    bfloat16_inference: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -80,6 +87,31 @@ class LossesOrResults(nn.Module):
     def count_targets(self, batched_inputs: list[dict[str, Any]]) -> list[int]:
         """Weight of each training input in the losses of a batch; here, all images count the same."""
         return [1] * len(batched_inputs)
+
+
+def round_weights(model: nn.Module) -> None:
+    """Keep in bfloat16 the weights that predictions in bfloat16 would round each time, and that nothing else needs.
+
+    Autocast rounds all weights of linear layers and convolutions in each prediction. Rounded once, they give the same
+    results and take half the memory. Other weights stay in float32, as in autocast, and so does a model that predicts
+    in float32.
+
+    Args:
+        model: A model with its final weights, which is not trained afterwards.
+    """
+    if isinstance(model, LossesOrResults) and model.bfloat16_inference:
+        _round_layers(model)
+
+
+def _round_layers(module: nn.Module) -> None:
+    if isinstance(module, _COMPUTED_IN_FLOAT32):
+        return
+    if isinstance(module, _ROUNDED):
+        # Children can be norms, so that `module.to` would change too much.
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.bfloat16()
+    for child in module.children():
+        _round_layers(child)
 
 
 class MetaArchitecture(LossesOrResults):
