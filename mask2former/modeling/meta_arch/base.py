@@ -108,8 +108,9 @@ def _round_layers(module: nn.Module) -> None:
         return
     if isinstance(module, _ROUNDED):
         # Children can be norms, so that `module.to` would change too much.
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.bfloat16()
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            rounded = nn.Parameter(parameter.detach().bfloat16(), parameter.requires_grad)
+            module.register_parameter(name, rounded)
     for child in module.children():
         _round_layers(child)
 
