@@ -12,6 +12,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
+from dinat_common.cpu import channels_first
+
 from .config import BackboneConfigError, build_settings
 from .hierarchy import Hierarchy
 from .one_level import OneLevel
@@ -91,7 +93,7 @@ class HierarchicalBackbone(Hierarchy, FreezableBackbone):
         for level, (name, output) in enumerate(zip(self.FEATURES, self.level_maps(image), strict=False)):
             if name in self._out_features:
                 norm = self.get_submodule(f"norm{level}")
-                outputs[name] = norm(output).permute(0, 3, 1, 2).contiguous()
+                outputs[name] = channels_first(norm(output))
         return outputs
 
 
@@ -120,7 +122,7 @@ class OneLevelBackbone(OneLevel, FreezableBackbone):
     def forward(self, image: Tensor) -> dict[str, Tensor]:  # ty: ignore[incompatible-method-override]
         """Map a normalized image [B, 3, H, W] to {"res4": [B, C, H/16, W/16]}, sides rounded up."""
         (output,) = self.level_maps(image)
-        return {self._out_features[0]: self.norm(output).permute(0, 3, 1, 2).contiguous()}
+        return {self._out_features[0]: channels_first(self.norm(output))}
 
 
 class FromConfig(Backbone):

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
+from dinat_common.cpu import map_tokens
+
 from .config import BackboneConfigError
 from .ops import check_settings, neighborhood_attention_2d
 from .ops.exportable import crop_map, pad_map
@@ -95,7 +97,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., dim] to the same shape."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return map_tokens(lambda tokens: self.drop(self.fc2(self.drop(self.act(self.fc1(tokens))))), x)
 
 
 class Block(nn.Module):

@@ -4,6 +4,7 @@ NAT is Hassani et al., "Neighborhood Attention Transformer" (arXiv 2204.07143); 
 Neighborhood Attention Transformer" (arXiv 2209.15001), is NAT with dilation in every second block.
 """
 
+import torch
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ class ConvTokenizer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map [B, 3, H, W] to [B, H/4, W/4, dim], sides rounded up."""
+        image = image.contiguous(memory_format=torch.channels_last)
         return self.norm(self.proj(image).permute(0, 2, 3, 1))
 
 

@@ -134,3 +134,14 @@ def test_drop_path_rises_linearly_and_acts_in_training_only():
 def test_contradictory_settings_are_named(settings, message):
     with pytest.raises(BackboneConfigError, match=message):
         small_backbone(**settings)
+
+
+def test_parts_of_a_large_map_give_what_the_whole_gives():
+    torch.manual_seed(0)
+    backbone = small_backbone().eval()
+    image = torch.randn(1, 3, 300, 290)
+    whole = backbone(image)
+    with torch.no_grad():
+        parts = backbone(image)
+    for name, x in whole.items():
+        torch.testing.assert_close(parts[name], x.detach())

@@ -57,6 +57,14 @@ def test_every_map_and_prediction(index, make_model, images, published):
     assert {name: value for name, value in differences.items() if not value < TOLERANCE} == {}
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_masks_that_limit_attention_are_the_same_at_the_size_of_a_level(index, make_model, images, published):
+    """A prediction, which needs no masks of earlier layers, resizes embeddings of pixels instead of masks."""
+    (prediction,) = make_model().predict([{"image": images[index]}])
+    for name, x in (("pred_logits", prediction.logits), ("pred_masks", prediction.masks)):
+        assert relative_difference(x.detach()[None], published[f"{index}.{name}"]) < TOLERANCE
+
+
 MODES = {
     "panoptic": {},
     "instance": {"SEMANTIC_ON": False, "PANOPTIC_ON": False},

@@ -19,6 +19,8 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
+from dinat_common.cpu import map_tokens
+
 from ...config import ConfigError
 from ..transformer_decoder import PositionEmbeddingSine
 from .ops import check_backend, ms_deform_attn
@@ -70,7 +72,9 @@ class MSDeformAttn(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(-1, (*shape, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1).unflatten(-1, shape[1:])
         cells = torch.tensor([(width, height) for height, width in spatial_shapes], device=query.device)
-        locations = reference_points[:, None, None, None, :] + offsets / cells[:, None, :]
+        # Broadcasting over inner dimensions is slow, therefore one divisor for each offset of a query.
+        locations = offsets / cells[:, None, :].expand(*shape, 2).contiguous()
+        locations = locations + reference_points[:, None, None, None, :]
         return self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights, self.backend))
 
 
@@ -103,6 +107,9 @@ class MSDeformAttnEncoderLayer(nn.Module):
         """Map tokens [B, S, E] to the same shape."""
         attended = self.self_attn(source + position, reference_points, source, shapes)
         source = self.norm1(source + self.dropout(attended))
+        return map_tokens(self._feed_forward, source)
+
+    def _feed_forward(self, source: Tensor) -> Tensor:
         hidden = self.dropout(F.relu(self.linear1(source), inplace=True))
         return self.norm2(source + self.dropout(self.linear2(hidden)))
 

@@ -245,8 +245,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         ]
         queries = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)
         query_position = self.query_embed.weight
+        # Products and bilinear resizing can be exchanged. Without auxiliary outputs, the masks that limit attention are
+        # computed at the size of a level, from embeddings that are resized once.
+        level_features = [] if aux_outputs else [_resize(mask_features, shape) for shape in shapes]
         predictions: list[dict[str, Tensor]] = []
-        prediction = self._predict(queries, mask_features)
         layers = zip(
             self.transformer_cross_attention_layers,
             self.transformer_self_attention_layers,
@@ -255,23 +257,29 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         )
         for index, (cross_attention, self_attention, feed_forward) in enumerate(layers):
             level = index % self.NUM_FEATURE_LEVELS
-            blocked = _blocked(prediction["pred_masks"], shapes[level])
-            queries = cross_attention(queries, memories[level], blocked, positions[level], query_position)
+            if aux_outputs:
+                predictions.append(self._predict(queries, mask_features))
+                logits = _resize(predictions[-1]["pred_masks"].detach().float(), shapes[level])
+            else:
+                logits = self._masks(self.decoder_norm(queries), level_features[level]).detach().float()
+            queries = cross_attention(queries, memories[level], _blocked(logits), positions[level], query_position)
             queries = self_attention(queries, query_position)
             queries = feed_forward(queries)
-            if aux_outputs:
-                predictions.append(prediction)
-            prediction = self._predict(queries, mask_features)
-        return {**prediction, "aux_outputs": predictions}
+        return {**self._predict(queries, mask_features), "aux_outputs": predictions}
 
     def _predict(self, queries: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
         queries = self.decoder_norm(queries)
-        masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(queries), mask_features)
-        return {"pred_logits": self.class_embed(queries), "pred_masks": masks}
+        return {"pred_logits": self.class_embed(queries), "pred_masks": self._masks(queries, mask_features)}
+
+    def _masks(self, queries: Tensor, mask_features: Tensor) -> Tensor:
+        return torch.einsum("bqc,bchw->bqhw", self.mask_embed(queries), mask_features)
 
 
-def _blocked(mask_logits: Tensor, shape: Sequence[int]) -> Tensor:
-    """Keys outside the mask of each query at the resolution of a level, bool [B, Q, S]; none if all are outside."""
-    logits = F.interpolate(mask_logits.detach().float(), size=tuple(shape), mode="bilinear", align_corners=False)
+def _resize(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=tuple(shape), mode="bilinear", align_corners=False)
+
+
+def _blocked(logits: Tensor) -> Tensor:
+    """Keys outside the mask of each query, bool [B, Q, S]; none if all are outside."""
     blocked = logits.flatten(2).sigmoid() < 0.5
     return blocked & ~blocked.all(dim=-1, keepdim=True)
