@@ -13,14 +13,14 @@ class Backward : Worker<G> {
  public:
   Backward(const Problem& problem, int64_t widest)
       : Worker<G>(problem, widest),
-        depth(round_up(p.channels, std::max(LANES, 8))),
+        depth(round_up(p.channels, VECTORS * LANES)),
         plane(widest * G * depth),
         query_stride(row_stride(widest * G + LANES)) {
     for (Buffer* buffer : {&keys, &values}) *buffer = zeros(SLOTS * channels * stride);
     for (Buffer* buffer : {&key_gradients, &value_gradients}) *buffer = zeros(SLOTS * plane);
     for (Buffer* buffer : {&queries, &gradients}) *buffer = zeros(ROWS * channels * query_stride);
     for (Buffer* buffer : {&flat_queries, &flat_gradients}) *buffer = zeros(ROWS * plane);
-    for (Buffer* buffer : {&probabilities, &score_gradients}) *buffer = zeros(ROWS * KEYS * query_stride);
+    for (Buffer* buffer : {&probabilities, &score_gradients}) *buffer = zeros((widest * G / LANES + 1) * TILE);
     logsumexp = zeros(ROWS * query_stride);
     for (Buffer* buffer : {&bias, &bias_gradient}) *buffer = zeros((widest * G / LANES + 1) * TABLE * K * LANES);
     sums = zeros(ROWS * channels * LANES + 8);  // `unpack` reads groups of eight
@@ -37,6 +37,7 @@ class Backward : Worker<G> {
     following.item = nullptr;
     if (next) set(following, *next);
     cells = current.width * G;
+    columns.set(current.width, G, G * depth, TILE);
     // For lanes without a query: makes their probabilities zero.
     std::fill_n(logsumexp.get(), ROWS * query_stride, 1e30f);
     const float* tables = p.bias ? p.bias + item.head * TABLE * TABLE : nullptr;
@@ -114,7 +115,7 @@ class Backward : Worker<G> {
     for_key_rows(y, rows, current.height, [&](int64_t m, int64_t n0, int64_t n1) {
       for (int64_t n = n0; n < n1; ++n) {
         const int64_t from = n * channels * query_stride + x;
-        const int64_t to = score_offset(n, m - window_start(y + n, current.height)) + x;
+        const int64_t to = score_offset(x, n, m - window_start(y + n, current.height));
         query[n - n0] = queries.get() + from;
         gradient[n - n0] = gradients.get() + from;
         initial[n - n0] = bias.get() + x * TABLE * K + (m - y - n + K - 1) * K * W;
@@ -122,11 +123,13 @@ class Backward : Worker<G> {
         score[n - n0] = score_gradients.get() + to;
       }
       prefetcher.some();
-      dispatch<ROWS>(n1 - n0, [&](auto n) {
-        multiply_channels<W, n, G>(query, query_stride, slot(keys, m) + x, stride, p.channels, initial, probability,
-                                   query_stride, nullptr);
-        multiply_channels<W, n, G>(gradient, query_stride, slot(values, m) + x, stride, p.channels, nullptr, score,
-                                   query_stride, nullptr);
+      for_blocks(n1 - n0, [&](auto n, int64_t from) {
+        multiply_channels<W, n, G>(query + from, query_stride, slot(keys, m) + x, stride, p.channels, initial + from,
+                                   probability + from, LANES, nullptr);
+      });
+      for_blocks(n1 - n0, [&](auto n, int64_t from) {
+        multiply_channels<W, n, G>(gradient + from, query_stride, slot(values, m) + x, stride, p.channels, nullptr,
+                                   score + from, LANES, nullptr);
       });
     });
     for (int64_t n = 0; n < rows; ++n) {
@@ -138,12 +141,12 @@ class Backward : Worker<G> {
     std::memset(sums.get(), 0, rows * channels * W * 4);
     for_key_rows(y, rows, current.height, [&](int64_t m, int64_t n0, int64_t n1) {
       for (int64_t n = n0; n < n1; ++n) {
-        score[n - n0] = score_gradients.get() + score_offset(n, m - window_start(y + n, current.height)) + x;
+        score[n - n0] = score_gradients.get() + score_offset(x, n, m - window_start(y + n, current.height));
         sum[n - n0] = sums.get() + n * channels * W;
       }
       prefetcher.some();
-      dispatch<ROWS>(n1 - n0, [&](auto n) {
-        multiply_places<W, n, G>(sum, W, score, query_stride, slot(keys, m) + x, stride, p.channels);
+      for_blocks(n1 - n0, [&](auto n, int64_t from) {
+        multiply_places<W, n, G>(sum + from, W, score + from, LANES, slot(keys, m) + x, stride, p.channels);
       });
     });
     for (int64_t n = std::max<int64_t>(0, item.y0 - y); n < std::min(rows, item.y1 - y); ++n) {
@@ -156,42 +159,38 @@ class Backward : Worker<G> {
   template <int W>
   void differentiate_softmax(int64_t n, int64_t x, float* sums_of_bias) {
     const Float<W> shift = load<W>(logsumexp.get() + n * query_stride + x);
-    float* probability = probabilities.get() + score_offset(n, 0) + x;
-    float* score = score_gradients.get() + score_offset(n, 0) + x;
+    float* probability = probabilities.get() + score_offset(x, n, 0);
+    float* score = score_gradients.get() + score_offset(x, n, 0);
     Float<W> mean{};
     for (int64_t i = 0; i < KEYS; ++i) {
-      const Float<W> e = exp2<W>(load<W>(probability + i * query_stride) - shift);
-      store<W>(probability + i * query_stride, e);
-      mean += e * load<W>(score + i * query_stride);
+      const Float<W> e = exp2<W>(load<W>(probability + i * LANES) - shift);
+      store<W>(probability + i * LANES, e);
+      mean += e * load<W>(score + i * LANES);
     }
     for (int64_t i = 0; i < KEYS; ++i) {
-      const Float<W> difference = load<W>(score + i * query_stride) - mean;
-      const Float<W> gradient = load<W>(probability + i * query_stride) * difference;
-      store<W>(score + i * query_stride, gradient);
+      const Float<W> difference = load<W>(score + i * LANES) - mean;
+      const Float<W> gradient = load<W>(probability + i * LANES) * difference;
+      store<W>(score + i * LANES, gradient);
       if (sums_of_bias) store<W>(sums_of_bias + i * W, load<W>(sums_of_bias + i * W) + gradient);
     }
   }
 
   // Adds sums over the queries of weight * source to the rows of keys to which rows of queries attend.
   void add_to_keys(int64_t y, int64_t rows, const Buffer& results, const Buffer& weights, const Buffer& sources) {
-    constexpr int V = REGISTERS == 32 && K <= 13 ? 2 : 1;
     for_key_rows(y, rows, current.height, [&](int64_t m, int64_t n0, int64_t n1) {
       for (int64_t head = 0; head < G; ++head) {
         prefetcher.some();
-        auto add = [&](auto vectors, int64_t c) {
-          const float *weight[ROWS], *source[ROWS];
+        const float *weight[ROWS], *source[ROWS];
+        for (int64_t c = 0; c < depth; c += VECTORS * LANES) {
           for (int64_t n = n0; n < n1; ++n) {
-            weight[n - n0] = weights.get() + score_offset(n, m - window_start(y + n, current.height)) + head;
+            weight[n - n0] = weights.get() + score_offset(0, n, m - window_start(y + n, current.height)) + head;
             source[n - n0] = sources.get() + n * plane + head * depth + c;
           }
+          float* sums = sums_of(results, m) + head * depth + c;
           dispatch<ROWS>(n1 - n0, [&](auto n) {
-            multiply_queries<vectors, n, G>(sums_of(results, m) + head * depth + c, weight, query_stride, source,
-                                            depth, current.width);
+            multiply_queries<VECTORS, n>(sums, weight, source, G * depth, columns);
           });
-        };
-        int64_t c = 0;
-        for (; c + V * LANES <= depth; c += V * LANES) add(std::integral_constant<int, V>{}, c);
-        for (; c < depth; c += LANES) add(std::integral_constant<int, 1>{}, c);
+        }
       }
     });
   }
@@ -223,17 +222,24 @@ class Backward : Worker<G> {
     }
   }
 
-  int64_t score_offset(int64_t n, int64_t t) const { return (n * K + t) * K * query_stride; }
+  static constexpr int VECTORS = 2;                      // of channels, for which `multiply_queries` loads a weight once
+  static constexpr int64_t TILE = ROWS * KEYS * LANES;  // scores of a tile
 
-  const int64_t depth;  // channels, a multiple of LANES and of 8
+  // Offset of the scores of row n of the queries of the tile that starts at cell x, for row t of their windows.
+  int64_t score_offset(int64_t x, int64_t n, int64_t t) const {
+    return x / LANES * TILE + (n * K + t) * K * LANES;
+  }
+
+  const int64_t depth;  // channels, a multiple of VECTORS * LANES and of 8
   const int64_t plane;  // numbers of a row, channels last
   const int64_t query_stride;
   int64_t cells;
+  Columns columns;
   Buffer keys, values;                    // [SLOTS, channels, stride], row m in slot m mod SLOTS
   Buffer key_gradients, value_gradients;  // [SLOTS, cells, depth]
   Buffer queries, gradients;              // [ROWS, channels, query_stride]
   Buffer flat_queries, flat_gradients;    // [ROWS, cells, depth]
-  Buffer probabilities, score_gradients;  // [ROWS, K, K, query_stride]
+  Buffer probabilities, score_gradients;  // [tiles, ROWS, K, K, LANES]
   Buffer logsumexp;                       // [ROWS, query_stride]
   Buffer bias, bias_gradient;             // for each tile [TABLE, K, W]
   Buffer sums;                            // [ROWS, channels, W]

@@ -23,11 +23,18 @@ constexpr int TABLE = 2 * K - 1;
 constexpr int KEYS = K * K;
 constexpr float LOG2_E = 1.44269504f;
 
-// Number of keys of a row that are computed at a time, and of rows of queries that share a load, chosen so that all
-// sums stay in registers.
-constexpr int PARTS = (K + 12) / 13;
-constexpr int PART = (K + PARTS - 1) / PARTS;
-constexpr int ROWS = std::clamp((REGISTERS == 32 ? 26 : 12) / PART, 1, 4);
+// Number of places of a row of keys that are computed at a time for N operands, such that N sums per place, the
+// operands and one more vector stay in registers.
+template <int N>
+constexpr int part() {
+  const int most = (REGISTERS - 1 - N) / N, parts = (K + most - 1) / most;
+  return (K + parts - 1) / parts;
+}
+
+// Number of rows of queries that are computed at a time and share the rows of keys in the first-level cache, and of
+// rows that share a load into a register.
+constexpr int ROWS = 4;
+constexpr int BLOCK = REGISTERS == 32 ? 4 : 2;
 
 struct Map {  // [B, H, W, heads, D] with strides in elements, channels contiguous
   void* data;
@@ -141,6 +148,14 @@ inline void dispatch(int64_t n, Function&& function) {
     if (n < N) return dispatch<N - 1>(n, function);
   }
   function(std::integral_constant<int, N>{});
+}
+
+// Calls `function(n, first)` for rows first .. first + n - 1 of `count` rows, with `n` as an integral constant.
+template <class Function>
+inline void for_blocks(int64_t count, Function&& function) {
+  for (int64_t first = 0; first < count; first += BLOCK) {
+    dispatch<BLOCK>(std::min<int64_t>(BLOCK, count - first), [&](auto n) { function(n, first); });
+  }
 }
 
 // Calls `function` for tiles of LANES cells; the last tile has half as many if they are enough.

@@ -79,8 +79,9 @@ class Forward : Worker<G> {
         initial[n - n0] = bias.get() + x * TABLE * K + (m - y - n + K - 1) * K * W;
       }
       prefetcher.some();
-      dispatch<ROWS>(n1 - n0, [&](auto n) {
-        multiply_channels<W, n, G>(query, stride, slot(keys, m) + x, stride, p.channels, initial, score, W, most + n0);
+      for_blocks(n1 - n0, [&](auto n, int64_t from) {
+        multiply_channels<W, n, G>(query + from, stride, slot(keys, m) + x, stride, p.channels, initial + from,
+                                   score + from, W, most + n0 + from);
       });
     });
     float factors[ROWS][std::max(W, 8)] = {};  // `unpack` reads groups of eight
@@ -92,8 +93,8 @@ class Forward : Worker<G> {
       set_scores(m, n0, n1);
       for (int64_t n = n0; n < n1; ++n) sum[n - n0] = sums.get() + n * channels * W;
       prefetcher.some();
-      dispatch<ROWS>(n1 - n0, [&](auto n) {
-        multiply_places<W, n, G>(sum, W, score, W, slot(values, m) + x, stride, p.channels);
+      for_blocks(n1 - n0, [&](auto n, int64_t from) {
+        multiply_places<W, n, G>(sum + from, W, score + from, W, slot(values, m) + x, stride, p.channels);
       });
     });
     for (int64_t n = 0; n < rows; ++n) {
