@@ -40,6 +40,8 @@ def number(value: Any) -> float | None:
 
 def whole_number(value: Any) -> int | None:
     """A whole number, also as text or as a floating-point number without a fraction."""
+    if type(value) is int:  # nearly all: files of annotations have millions
+        return value if abs(value) <= _LARGEST_EXACT else None
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,15}\s*", value):
         return int(value)
     found = number(value)

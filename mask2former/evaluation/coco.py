@@ -156,13 +156,17 @@ class InstanceAP(Metric):
         return kept
 
     def _write_detections(self, records: Records, path: Path) -> None:
-        """Write a list of all detections; only those of one image are in memory."""
+        """Write a list of all detections, those of an image in a line; only one image is in memory."""
         with atomic_write(path) as file:
             before = "["
             for key, record in records:
-                for category, score, encoded in record["detections"]:
-                    detection = {"image_id": key, "category_id": category, "score": score}
-                    file.write(before + json.dumps(detection | self._submitted(encoded, record["size"])))
+                size = record["size"]
+                detections = [
+                    {"image_id": key, "category_id": category, "score": score, **self._submitted(encoded, size)}
+                    for category, score, encoded in record["detections"]
+                ]
+                if detections:
+                    file.write(before + json.dumps(detections)[1:-1])
                     before = ",\n"
             file.write("[]" if before == "[" else "]")
 
@@ -328,9 +332,17 @@ class SemanticIoU(Metric):
             raise EvaluationError(f"{self._dataset_name}: {len(labels)} submission_labels for {classes} classes")
         return labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
 
+    @cached_property
+    def _labels_are_classes(self) -> bool:
+        return np.array_equal(self._submission_labels, range(len(self._submission_labels)))
+
     def record(self, image: Image, prediction: Any, folder: Path) -> tuple[Any, list[Path]]:
         """Write the PNG. See `Metric.record`."""
-        return None, [write_png(self._file(image, folder), self._submission_labels[class_ids(prediction)])]
+        classes, labels = class_ids(prediction), self._submission_labels
+        _known(dict(enumerate(labels)), int(classes.max(initial=0)), image, "class")
+        # Most data sets have the classes themselves as labels: looking them up would take longer than the PNG.
+        of_pixels = classes.astype(labels.dtype) if self._labels_are_classes else np.take(labels, classes)
+        return None, [write_png(self._file(image, folder), of_pixels)]
 
     def _file(self, image: Image, folder: Path) -> Path:
         return folder / self.results_folder / f"{result_name(image)}.png"

@@ -143,6 +143,26 @@ def test_classes_are_as_good_as_scores(dataset):
     assert json.dumps(run(SemanticIoU, dataset)) == json.dumps(from_scores)
 
 
+@pytest.mark.parametrize("labels", [None, [1, 2, 3, 4, 1000]])
+def test_a_class_that_the_data_set_lacks_is_named(dataset, labels):
+    if labels:
+        MetadataCatalog.get(dataset.name).submission_labels = labels
+    dataset.outputs[1]["sem_seg"] = torch.full_like(dataset.outputs[1]["sem_seg"][0], 5).long()
+    with pytest.raises(EvaluationError, match=r"image1\.jpg: the model predicted class 5, which is no class here"):
+        run(SemanticIoU, dataset)
+
+
+def test_detections_are_one_list_with_images_in_lines(dataset, tmp_path):
+    for number in (0, 2, 4):
+        dataset.outputs[number]["instances"] = dataset.outputs[number]["instances"][:0]
+    run(InstanceAP, dataset, tmp_path)
+    text = (tmp_path / "coco_instances_results.json").read_text()
+    found = [detection["image_id"] for detection in json.loads(text)]
+    expected = [(image["image_id"], len(dataset.outputs[i]["instances"])) for i, image in enumerate(dataset.inputs)]
+    assert found == [key for key, count in sorted(expected) for _ in range(count)]
+    assert len(text.splitlines()) == sum(count > 0 for _, count in expected) == 2
+
+
 def test_class_maps_are_written_in_the_owners_labels(dataset, tmp_path):
     run(SemanticIoU, dataset, tmp_path)
     predicted = dataset.outputs[2]["sem_seg"].argmax(dim=0).numpy()

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_util
 
+from mask2former.utils import label_images
 from mask2former.utils.label_images import encode_masks
 
 
@@ -46,6 +47,23 @@ def test_masks_of_all_kinds_are_encoded_as_pycocotools_does(size):
 def test_random_masks_are_encoded_as_pycocotools_does(shape, density, seed):
     masks = np.random.default_rng(seed).random(shape) < density
     assert encode_masks(torch.from_numpy(masks)) == official(masks)
+
+
+def test_thousands_of_small_masks_are_encoded_as_pycocotools_does():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        height, width = rng.choice([1, 2, 3, 8, 31, 32, 33], 2)
+        masks = rng.random((15, height, width)) < rng.choice([0, 0.02, 0.3, 0.7, 0.98, 1])
+        assert encode_masks(torch.from_numpy(masks)) == official(masks)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_order_of_masks_is_kept_by_any_number_of_threads(threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(label_images, "_PIXELS_AT_ONCE", 3 * 48 * 64)
+    masks = special(48, 64)
+    assert encode_masks(torch.from_numpy(masks)) == official(masks)
+    assert encode_masks(torch.zeros(0, 48, 64)) == []
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int64, torch.float32])
