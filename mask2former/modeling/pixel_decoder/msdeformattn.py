@@ -146,7 +146,8 @@ class MSDeformAttnTransformer(nn.Module):
         position = torch.cat([_tokens(x) + embed for x, embed in levels], dim=1)
         output = self.encoder(source, position, shapes)
         parts = output.split([height * width for height, width in shapes], dim=1)
-        return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
+        # Not `transpose` and then `unflatten`: strides of a single image would look like channels first.
+        return [part.unflatten(1, shape).permute(0, 3, 1, 2) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -206,10 +207,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.position_embedding = PositionEmbeddingSine(conv_dim)
         self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
         c2_xavier_fill(self.mask_features)
+        relu = partial(F.relu, inplace=True)
         convolution = partial(Conv2d, out_channels=conv_dim, bias=norm == "")
         for index, name in enumerate(self.lateral_features, start=1):
             lateral = convolution(channels[name], kernel_size=1, norm=get_norm(norm, conv_dim))
-            output = convolution(conv_dim, kernel_size=3, padding=1, norm=get_norm(norm, conv_dim), activation=F.relu)
+            output = convolution(conv_dim, kernel_size=3, padding=1, norm=get_norm(norm, conv_dim), activation=relu)
             c2_xavier_fill(lateral)
             c2_xavier_fill(output)
             self.add_module(f"adapter_{index}", lateral)
