@@ -32,6 +32,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def clock() -> float:
+    """Seconds of the clock that is in use: the time of day, or processor seconds after `use_cpu_time`."""
+    return _clock()
+
+
 def use_cpu_time() -> None:
     """Measure processor seconds of this process from now on, for one thread on a busy machine."""
     global _clock

@@ -42,6 +42,7 @@ from mask2former.evaluation.metric import (
 from mask2former.tasks import Architecture
 from mask2former.utils.journal import Key
 from mask2former.utils.label_images import encode_masks, ids_to_colors, write_png
+from mask2former.utils.parallel import available_cores
 
 # Positions along the axes of COCO's table of precisions: IoU thresholds 0.50, 0.55, ... 0.95; areas; detections.
 _ALL_IOUS, _IOU_50, _IOU_75 = slice(None), slice(0, 1), slice(5, 6)
@@ -58,6 +59,8 @@ _AVERAGE_PRECISIONS = {
 _SUFFIXES = {"All": "", "Things": "_th", "Stuff": "_st"}
 # Segment ids of a panoptic PNG are below it.
 _END_OF_IDS = 1 << 24
+# Pairs of label images that a thread counts before it adds to the table, which is large if there are many classes.
+_PAIRS_AT_ONCE = 16
 # A label that no class has, in place of a negative void label.
 _UNUSED = 65535
 
@@ -402,10 +405,9 @@ def count_pixels(
     """
     total = np.zeros((classes, labels), dtype=np.int64)
     lock = Lock()
+    void_label = _UNUSED if void is not None and void < 0 else void
 
-    def count(pair: tuple[str | Path, str | Path]) -> None:
-        void_label = _UNUSED if void is not None and void < 0 else void
-        evaluation = SemanticEval(max(classes, labels), ignore_index=void_label)
+    def add(pair: tuple[str | Path, str | Path], evaluation: SemanticEval) -> None:
         try:
             if Path(pair[0]).suffix.lower() == ".png" and not values and void_label == void:
                 evaluation.update_png(*pair)
@@ -418,15 +420,24 @@ def count_pixels(
             raise EvaluationError(str(error)) from error
         except (OSError, ValueError) as error:
             raise EvaluationError(str(error) if str(pair[0]) in str(error) else f"{pair[0]}: {error}") from error
+
+    def count(pairs: Sequence[tuple[str | Path, str | Path]]) -> None:
+        evaluation = SemanticEval(max(classes, labels), ignore_index=void_label)
+        for pair in pairs:
+            add(pair, evaluation)
         counts = evaluation.confusion().astype(np.int64)
         if counts[classes:].any():
+            for pair in pairs if len(pairs) > 1 else ():  # which one is it?
+                count([pair])
             label = np.flatnonzero(counts.any(axis=1))[-1]
-            raise EvaluationError(f"{pair[0]}: label {label}; expected 0 to {classes - 1}, or {void} for void")
+            raise EvaluationError(f"{pairs[0][0]}: label {label}; expected 0 to {classes - 1}, or {void} for void")
         with lock:
             np.add(total, counts[:classes, :labels], out=total)
 
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(count, files):
+    listed, threads = list(files), available_cores()
+    at_once = max(1, min(_PAIRS_AT_ONCE, len(listed) // (4 * threads)))
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(count, [listed[i : i + at_once] for i in range(0, len(listed), at_once)]):
             pass
     return total
 

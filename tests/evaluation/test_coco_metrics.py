@@ -15,7 +15,14 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mask2former.evaluation import EvaluationError, InstanceAP, PanopticQuality, SemanticIoU, StreamingEvaluator
+from mask2former.evaluation import (
+    EvaluationError,
+    InstanceAP,
+    PanopticQuality,
+    SemanticIoU,
+    StreamingEvaluator,
+    coco,
+)
 
 from .conftest import CAT, DOG, SEA, SKY
 
@@ -237,6 +244,23 @@ def test_bad_label_files_are_named(dataset, labels, message):
         Image.fromarray(labels).save(path)
     with pytest.raises(EvaluationError, match=rf"labels/image1\.png.*{message}"):
         run(SemanticIoU, dataset)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+@pytest.mark.parametrize("labels", [2, 6])
+def test_of_many_label_files_the_bad_one_is_named(cores, labels, tmp_path, monkeypatch):
+    monkeypatch.setattr(coco, "available_cores", lambda: cores)
+    rng, pairs, expected = np.random.default_rng(0), [], np.zeros((2, labels), np.int64)
+    for number in range(50):
+        truth, predicted = (rng.integers(0, most, (4, 6)).astype(np.uint8) for most in (2, labels))
+        pairs.append((tmp_path / f"truth{number}.png", tmp_path / f"predicted{number}.png"))
+        for path, pixels in zip(pairs[-1], (truth, predicted), strict=True):
+            Image.fromarray(pixels).save(path)
+        np.add.at(expected, (truth, predicted), 1)
+    assert np.array_equal(coco.count_pixels(pairs, 2, labels, void=None), expected)
+    Image.fromarray(np.full((4, 6), 5, np.uint8)).save(pairs[37][0])
+    with pytest.raises(EvaluationError, match=r"truth37\.png.*5"):
+        coco.count_pixels(pairs, 2, labels, void=None)
 
 
 def test_segments_that_are_not_listed_and_unknown_categories_are_named(dataset):
