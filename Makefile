@@ -62,6 +62,8 @@ bench: setup ## compare speed and memory with other implementations (three quart
 	$(RUN) benchmarks/compile.py
 	$(RUN) benchmarks/peers.py
 	$(RUN) benchmarks/triton_kernels.py
+	$(RUN) benchmarks/many_images.py --images 20000
+	$(RUN) benchmarks/scaling.py --results benchmarks/results/scaling
 
 clean: ## remove what the demo wrote (output/shapes, datasets/shapes) and caches; other runs in output/ stay
 	rm -rf output/shapes datasets/shapes datasets/shapes.* build *.egg-info .pytest_cache .ruff_cache .hypothesis

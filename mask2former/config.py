@@ -6,8 +6,10 @@ Universal Image Segmentation", CVPR 2022, sections 3 and 4.1). Settings of data 
 
 import difflib
 import importlib.metadata
+import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,29 @@ __all__ = ["ENTRY_POINTS", "ConfigError", "add_maskformer2_config", "flatten", "
 
 # Group of entry points that are functions which add a backbone's keys to a config.
 ENTRY_POINTS = "mask2former.config"
+_LOG = logging.getLogger(__name__)
+_UPERNET = ("PixelClassifier",)
+_SEGMENTERS = ("MaskFormer", "PixelClassifier")
+_MASK_HEAD = (
+    *("MASK_DIM", "PIXEL_DECODER_NAME", "TRANSFORMER_ENC_LAYERS", "DEFORMABLE_ATTENTION_BACKEND"),
+    *(f"DEFORMABLE_TRANSFORMER_ENCODER_{name}" for name in ("IN_FEATURES", "N_HEADS", "N_POINTS")),
+)
+_DETECTOR = (
+    *("RPN", "ANCHOR_GENERATOR", "PROPOSAL_GENERATOR"),
+    *("ROI_HEADS", "ROI_BOX_HEAD", "ROI_BOX_CASCADE_HEAD", "ROI_MASK_HEAD"),
+)
+# The only meta-architectures that read a section or key. Of several beginnings of a key, the longest counts.
+READ_BY: Mapping[str, tuple[str, ...]] = {
+    "INPUT.CLASSIFICATION": ("ImageClassifier",),
+    "MODEL.CLASSIFIER": ("ImageClassifier",),
+    "MODEL.MASK_FORMER": ("MaskFormer",),
+    "MODEL.PIXEL_CLASSIFIER": _UPERNET,
+    "MODEL.AUXILIARY_HEAD": _UPERNET,
+    "MODEL.SEM_SEG_HEAD": _SEGMENTERS,
+    **{f"MODEL.SEM_SEG_HEAD.{key}": ("MaskFormer",) for key in _MASK_HEAD},
+    **{f"MODEL.SEM_SEG_HEAD.{key}": _UPERNET for key in ("POOL_SIZES", "DROPOUT")},
+    **{f"MODEL.{section}": ("MaskRCNN",) for section in _DETECTOR},
+}
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
@@ -238,6 +263,8 @@ def setup_cfg(
 ) -> CfgNode:
     """Read a config file and its `_BASE_` files (safe YAML), then apply `KEY VALUE` overrides.
 
+    Keys of the file itself and of `opts` that the model does not read are named in a warning.
+
     Args:
         config_file: YAML file with the keys that differ from the defaults.
         opts: Alternating keys and values, which are texts as on a command line, or have the type of the key.
@@ -262,6 +289,7 @@ def setup_cfg(
     _check_known(loaded, cfg)
     _merge_file(cfg, loaded.values, loaded.origins)
     _merge_opts(cfg, known, list(opts))
+    _warn_of_other_models(cfg, known, loaded, Path(config_file), opts)
     # No shell has expanded these if they are in a file or follow an equals sign.
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = (os.path.expanduser(path) for path in (cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR))
     return cfg
@@ -378,6 +406,28 @@ def _merge_opts(cfg: CfgNode, defaults: CfgNode, opts: list[Any]) -> None:
             node[name] = fit_value(value, known[key])
         except ValueError as error:
             raise ConfigError(f"command line: {key} {_short(value)}: {error}") from error
+
+
+def _warn_of_other_models(
+    cfg: CfgNode, defaults: CfgNode, loaded: ConfigFile, config_file: Path, opts: Sequence[str]
+) -> None:
+    model, values, before = cfg.MODEL.META_ARCHITECTURE, flatten(cfg), flatten(defaults)
+    if not any(model in readers for readers in READ_BY.values()):
+        return
+    written = flatten(loaded.values)
+    # A file with all keys is the record of a run, not what a user wrote.
+    own = () if before.keys() <= written.keys() else (key for key in written if loaded.origins[key] == config_file)
+    for key in dict.fromkeys([*own, *opts[::2]]):
+        section = max((each for each in READ_BY if f"{key}.".startswith(f"{each}.")), key=len, default="")
+        if section and model not in READ_BY[section] and values.get(key) != before.get(key):
+            _warn_once(f"{key} has no effect: MODEL.META_ARCHITECTURE is {model}, which does not read it")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    # Of the processes of a launcher, the first one speaks.
+    if os.environ.get("RANK", "0") == "0":
+        _LOG.warning("%s", message)
 
 
 def _short(value: Any) -> str:

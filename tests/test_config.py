@@ -6,8 +6,9 @@ import pytest
 from detectron2.config import CfgNode
 
 from dinat_backbone import add_dinat_config
-from mask2former.config import ConfigError, setup_cfg
+from mask2former.config import READ_BY, ConfigError, flatten, setup_cfg
 from mask2former.model_zoo import SETTINGS
+from mask2former.tasks import ARCHITECTURES
 
 from .conftest import ROOT, config_path, golden
 
@@ -348,3 +349,50 @@ def test_readme_has_the_published_numbers():
         folder = f"`{setting.dataset}/{setting.task}-segmentation` (`{setting.schedule}`)"
         scales = " (ms)" if setting.multi_scale else ""
         assert f"| {folder} | {numbers}{scales} | `{setting.checkpoint}` |" in readme
+
+
+def test_architectures_of_keys_exist_and_their_keys_too():
+    known = flatten(setup_cfg(config_path("coco-panoptic")))
+    assert {name for readers in READ_BY.values() for name in readers} <= set(ARCHITECTURES)
+    assert all(any(f"{key}.".startswith(f"{section}.") for key in known) for section in READ_BY)
+
+
+def warnings_of(monkeypatch, config_file, *opts):
+    found = []
+    monkeypatch.setattr("mask2former.config._warn_once", found.append)
+    setup_cfg(config_file, opts)
+    return [message.split(" has no effect")[0] for message in found]
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value", "read"),
+    [
+        ("coco/detection/nat/nat_mini_maskrcnn.yaml", "MODEL.PIXEL_CLASSIFIER.WINDOW_SIZE", "[512,512]", False),
+        ("coco/detection/nat/nat_mini_maskrcnn.yaml", "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", "0.5", False),
+        ("coco/detection/nat/nat_mini_maskrcnn.yaml", "MODEL.RPN.NMS_THRESH", "0.5", True),
+        ("ade20k/semantic-segmentation/dinat/upernet_dinat_mini.yaml", "MODEL.SEM_SEG_HEAD.MASK_DIM", "7", False),
+        ("ade20k/semantic-segmentation/dinat/upernet_dinat_mini.yaml", "MODEL.SEM_SEG_HEAD.POOL_SIZES", "[1]", True),
+        ("ade20k/semantic-segmentation/dinat/upernet_dinat_mini.yaml", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "7", True),
+        ("imagenet/classification/nat/nat_mini.yaml", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.5", False),
+        ("imagenet/classification/nat/nat_mini.yaml", "INPUT.CLASSIFICATION.SIZE", "64", True),
+        ("shapes/panoptic-segmentation/dinat/maskformer2_dinat_pico_shapes.yaml", "MODEL.CLASSIFIER.LABEL_SMOOTHING",
+         "0.5", False),
+    ],
+)  # fmt: skip
+def test_a_key_that_the_model_does_not_read_is_named(config, key, value, read, tmp_path, monkeypatch):
+    file = ROOT / "configs" / config
+    assert warnings_of(monkeypatch, file, key, value) == ([] if read else [key])
+    # The same in a file of one's own; what a run records is not the user's choice.
+    *sections, name = key.split(".")
+    text = f"_BASE_: {file}\n" + "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(sections))
+    own, record = tmp_path / "own.yaml", tmp_path / "config.yaml"
+    own.write_text(f"{text}{'  ' * len(sections)}{name}: {value}\n")
+    assert warnings_of(monkeypatch, own) == ([] if read else [key])
+    record.write_text(setup_cfg(own).dump())
+    assert warnings_of(monkeypatch, record) == []
+
+
+def test_no_config_of_the_project_has_such_keys(monkeypatch):
+    # One of each folder; they differ in the backbone.
+    files = {file.parent: file for file in (ROOT / "configs").rglob("*.yaml") if "_base_" not in file.parts}
+    assert not [key for file in files.values() for key in warnings_of(monkeypatch, file)]

@@ -109,10 +109,10 @@ class PixelScores(NamedTuple):
 
     def results(self, size: Size, settings: "InferenceSettings") -> dict[str, Any]:
         """Compute `sem_seg` at a size: class probabilities, or the most probable class; see `run`."""
-        strips = self.class_strips(size, settings)
         if settings.semantic_scores:
-            return {"sem_seg": torch.cat(list(strips), 1)}
-        return {"sem_seg": torch.cat([first_largest(strip) for strip in strips])}
+            return {"sem_seg": torch.cat(list(self.class_strips(size, settings)), 1)}
+        # The softmax does not change which class is the most probable.
+        return {"sem_seg": class_map(self.resized(size))}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from mask2former.modeling.inference import (
     InferenceSettings,
     InstanceResult,
     PanopticResult,
+    PixelScores,
     Queries,
     make_results,
     mask_boxes,
@@ -239,3 +240,14 @@ def test_run_makes_every_task_at_the_requested_size_and_changes_nothing(masks_fi
     assert torch.equal(queries.logits, logits) and torch.equal(queries.masks, masks)
     with pytest.raises(FrozenInstanceError):
         settings.tasks = ()
+
+
+def test_classes_of_pixels_are_the_most_probable_ones_without_probabilities(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    output = PixelScores(torch.randn(30, 9, 12, generator=generator) * 5, (36, 48))
+    for size in ((36, 48), (61, 90), (20, 30)):
+        expected = run(output, size, InferenceSettings())["sem_seg"].argmax(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "softmax", None)
+            classes = run(output, size, InferenceSettings(semantic_scores=False))["sem_seg"]
+        assert classes.dtype == torch.int64 and torch.equal(classes, expected)
