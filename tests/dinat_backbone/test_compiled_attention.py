@@ -75,13 +75,45 @@ def test_the_same_call_gives_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def assert_same_bits(got, expected):
+    """Compare bfloat16 tensors bit by bit, except that any NaN equals any other."""
+    assert got.dtype == expected.dtype == torch.bfloat16
+    numbers = ~expected.isnan()
+    assert torch.equal(~got.isnan(), numbers)
+    assert torch.equal(got.view(torch.int16)[numbers], expected.view(torch.int16)[numbers])
+
+
 @needs_compiler
-def test_bfloat16_is_computed_in_float32():
-    inputs = inputs_of((1, 24, 23, 2, 32), 7, torch.bfloat16)
-    output = neighborhood_attention_2d(*inputs, 7, 3, backend="compiled")
-    exact = neighborhood_attention_2d(*(x.float() for x in inputs), 7, 3, backend="compiled")
-    assert output.dtype == torch.bfloat16
-    torch.testing.assert_close(output, exact.bfloat16(), rtol=0, atol=0)
+@pytest.mark.parametrize("channels", [32, 13])
+def test_bfloat16_is_computed_in_float32(channels):
+    inputs = inputs_of((1, 24, 23, 2, channels), 7, torch.bfloat16)
+    *got, of_bias = results(inputs, 7, 3, "compiled")
+    *exact, exact_of_bias = results(inputs, 7, 3, "compiled", torch.float32)
+    for result, expected in zip(got, exact, strict=True):
+        assert_same_bits(result, expected.bfloat16())
+    assert torch.equal(of_bias, exact_of_bias)
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [32, 13])
+def test_bfloat16_is_rounded_as_by_torch(channels):
+    """Each query gets the mean of two neighbouring numbers: ties, subnormal numbers, infinity and NaN."""
+    shape, generator = (1, 12, 40, 2, channels), torch.Generator().manual_seed(0)
+    # Bits of both signs, of exponents from 0 to 255, that grow by one per column.
+    first = torch.arange(2 * channels).view(2, channels) * 0x8000 // (2 * channels)
+    first -= torch.randint(0, 2, first.shape, generator=generator) * 0x8000
+    bits = first + torch.arange(shape[2])[:, None, None]
+    bits[-1, :, ::2], bits[0, :, 1] = 0x7F80, 0x7F81
+    value = bits.to(torch.int16).view(torch.bfloat16).expand(shape)
+    rpb = torch.full((2, 5, 5), -1000.0)
+    rpb[:, 2, 2:4] = 0
+    zeros = torch.zeros(shape, dtype=torch.bfloat16)
+    got = neighborhood_attention_2d(zeros, zeros, value, rpb, 3, 1, backend="compiled")
+    exact = neighborhood_attention_2d(zeros.float(), zeros.float(), value.float(), rpb, 3, 1, backend="compiled")
+    ties = (exact.view(torch.int32) & 0xFFFF) == 0x8000
+    assert ties.float().mean() > 0.8
+    assert exact.isnan().any() and exact.isinf().any() and (ties & (exact.abs() < 2.0**-126)).any()
+    assert_same_bits(got, exact.bfloat16())
 
 
 @needs_compiler

@@ -85,41 +85,40 @@ inline Float<W> exp2(Float<W> x) {
   return reinterpret_cast<Float<W>>(reinterpret_cast<Int>(power) + (reinterpret_cast<Int>(rounded) << 23));
 }
 
-// Rounds to nearest even, as PyTorch does; NaN stays NaN.
-inline uint16_t to_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if (x != x) return 0x7fc0;
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+// Eight numbers in memory, in float32 or bfloat16. Numbers are rounded to nearest even, as PyTorch does; NaN stays NaN.
+// (The instruction vcvtneps2bf16 of AVX-512 is not used, because it replaces subnormal numbers by zero.)
+typedef uint16_t Shorts __attribute__((vector_size(16)));
+typedef uint32_t Bits __attribute__((vector_size(32)));
+
+inline Float8 widened(const float* from) { return load<8>(from); }
+inline Float8 widened(const uint16_t* from) {
+  Shorts x;
+  std::memcpy(&x, from, sizeof(x));
+  return reinterpret_cast<Float8>(__builtin_convertvector(x, Bits) << 16);
 }
 
-inline float read(const float* from) { return *from; }
-inline float read(const uint16_t* from) {
-  const uint32_t bits = static_cast<uint32_t>(*from) << 16;
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
+inline void narrowed(float* to, Float8 x) { store<8>(to, x); }
+inline void narrowed(uint16_t* to, Float8 x) {
+  const Bits bits = reinterpret_cast<Bits>(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const Shorts result = __builtin_convertvector(x == x ? rounded : Bits{} + 0x7fc0, Shorts);
+  std::memcpy(to, &result, sizeof(result));
 }
-inline void write(float* to, float x) { *to = x; }
-inline void write(uint16_t* to, float x) { *to = to_bfloat16(x); }
 
 // Read or write up to 8 numbers; missing numbers are read as zero and not written.
 template <class T>
 inline Float8 read8(const T* from, int64_t count) {
-  if constexpr (sizeof(T) == 4) {
-    if (count >= 8) return load<8>(from);
-  }
-  Float8 x{};
-  for (int i = 0; i < std::min<int64_t>(count, 8); ++i) x[i] = read(from + i);
-  return x;
+  if (count >= 8) return widened(from);
+  T numbers[8] = {};
+  for (int64_t i = 0; i < count; ++i) numbers[i] = from[i];
+  return widened(numbers);
 }
 
 template <class T>
 inline void write8(T* to, Float8 x, int64_t count) {
-  if constexpr (sizeof(T) == 4) {
-    if (count >= 8) return store<8>(to, x);
-  }
-  for (int i = 0; i < std::min<int64_t>(count, 8); ++i) write(to + i, x[i]);
+  if (count >= 8) return narrowed(to, x);
+  T numbers[8];
+  narrowed(numbers, x);
+  for (int64_t i = 0; i < count; ++i) to[i] = numbers[i];
 }
 
 #if defined(__clang__)
