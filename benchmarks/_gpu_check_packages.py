@@ -76,6 +76,8 @@ def collect(folder: Path) -> Path:
                 shutil.copytree(path, site / path.name, dirs_exist_ok=True)
             else:
                 shutil.copy(path, site)
+        # Read by gpu_check.sh.
+        (site / "target-python").write_text(f"{target}\n")
         folder.mkdir(parents=True, exist_ok=True)
         return _pack(site, folder / "packages.tar.gz")
 

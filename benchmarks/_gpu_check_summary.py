@@ -9,10 +9,14 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+_MODELS = ("step", "images a second", "peak GiB")
+_ATTENTION = ("attention of all layers", "")
 _BEGIN, _END = "<!-- gpu-check: begin -->", "<!-- gpu-check: end -->"
 
 
@@ -27,10 +31,28 @@ def summary(folder: Path) -> str:
     tests = re.findall(r"^.*\d+ (?:passed|failed|skipped).*$", _read(folder / "tests.log"), re.MULTILINE)
     if tests:
         parts.append(f"Tests: {tests[-1].strip('= ')}")
-    found = [f"| {name} | {target} | {result:.3g} |" for name, target, result in targets(folder)]
+    found = [_target_row(*target) for target in targets(folder)]
     if found:
-        parts.append("\n".join(["| target | asked | measured |", "|---|---|---|", *found]))
+        parts.append("\n".join(["| target | asked | measured | reached |", "|---|---|---|---|", *found]))
+    for heads, rows in ((_MODELS, models(folder, steps)), (_ATTENTION, attention(folder, steps))):
+        if rows:
+            cells = ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
+            parts.append("\n".join(cells))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def models(folder: Path, steps: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Rows of the steps that measure a whole model or a training step."""
+    lasts = ((step[0], _load(folder / f"{step[0]}.json").get("rows", [])[-1:]) for step in steps)
+    keys = ("images a second", "peak GiB")
+    return [[name, *(f"{row[key]:.3g}" for key in keys)] for name, rows in lasts for row in rows if keys[0] in row]
+
+
+def attention(folder: Path, steps: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Rows of the sums over the layers of a model, with their ratios."""
+    names = [step[0] for step in steps if step[0].startswith("attention")]
+    sums = ((name, _load(folder / f"{name}.json").get("summary", {})) for name in names)
+    return [[text, f"{v:.3g}"] for _, values in sums for text, v in values.items() if isinstance(v, float)]
 
 
 def tables(folder: Path) -> str:
@@ -54,27 +76,33 @@ def insert(text: str, page: Path) -> None:
     page.write_text(f"{before}{_BEGIN}\n{text.strip()}\n{_END}{after}", encoding="utf-8")
 
 
-def targets(folder: Path) -> Iterator[tuple[str, str, float]]:
-    """Targets with what was asked and what was measured, as far as it was measured."""
+def targets(folder: Path) -> Iterator[tuple[str, float, float | None]]:
+    """Targets with the least value that was asked and the measured one, None if there is none yet."""
     attention, model = (_load(folder / f"{name}.json") for name in ("attention-bfloat16-forward", "model-bfloat16"))
     # A dry run measures nothing of interest.
-    sums = {} if "dry-run" in attention.get("command", ()) else attention.get("summary", {})
-    for peer, asked in (("flex-tiles", "at least 3"), ("natten", "at least 0.67")):
-        for name, value in sums.items():
-            if f": {peer} / ours" in name:
-                yield f"attention, bfloat16, forward, {name.rpartition(': ')[2]}", asked, value
-    for row in model.get("rows", []) if "1333" in model.get("command", ()) else []:
-        yield "model at 800 x 1333, bfloat16, images a second", "at least 25", row["images a second"]
+    if "dry-run" in attention.get("command", ()):
+        return
+    for peer, asked in (("flex-tiles", 3.0), ("natten", 1 / 1.5)):
+        sums = attention.get("summary", {})
+        found = {n.rpartition(": ")[2]: v for n, v in sums.items() if f": {peer} / ours" in n}
+        for name, value in (found or {f"{peer} / ours": None}).items():
+            yield f"attention, bfloat16, forward, {name}", asked, value
+    for row in model.get("rows", []) or [{}]:
+        yield "model at 800 x 1333, bfloat16, images a second", 25.0, row.get("images a second")
+
+
+def _target_row(name: str, asked: float, measured: float | None) -> str:
+    known = ("not measured", "") if measured is None else (f"{measured:.3g}", "yes" if measured >= asked else "no")
+    return f"| {name} | at least {asked:.3g} | {known[0]} | {known[1]} |"
 
 
 def machine_facts(device: str) -> str:
     """The device and the versions that the numbers depend on, in one line."""
     import torch
-    import triton
     from _measure import describe, machine
 
     where = torch.device(device)
-    facts = machine(where) | {"triton": triton.__version__}
+    facts = machine(where) | {"triton": version("triton") if find_spec("triton") else "absent"}
     if where.type == "cuda":
         facts["capability"] = "{}.{}".format(*torch.cuda.get_device_capability(where))
         facts["memory GiB"] = round(torch.cuda.mem_get_info(where)[1] / 2**30)
@@ -86,7 +114,10 @@ def _read(path: Path) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    return json.loads(_read(path) or "{}")
+    try:
+        return json.loads(_read(path) or "{}")
+    except json.JSONDecodeError:  # the step was ended while it wrote
+        return {}
 
 
 def main() -> int:

@@ -11,9 +11,10 @@
 # SciPy, OpenCV, Pillow, Matplotlib, tensorboard, safetensors, tabulate, packaging and pytest. --packages adds the rest:
 # Detectron2 and the small packages of pyproject.toml, for the Python of $TARGET_PYTHON (default 3.12) on x86-64.
 #
-# Most important first. Each step has a limit of its own, and after each step DIR has what there is so far, in two
-# files: gpu-check.md (a summary) and gpu-check.tar.gz (tables, JSON files, charts and logs). The status is 1 if a step
-# failed; a step that ran out of time is not a failure.
+# Most important first. Each step has a limit of its own. DIR/gpu-check gets tables, JSON files, charts and logs while
+# they are made; after each step there are also gpu-check.md (a summary) and gpu-check.tar.gz (all in one file). Caches of
+# compilers go to $TMPDIR or /tmp, and nothing to the folder of the sources. The status is 1 if a step failed; a step
+# that ran out of time is not a failure.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 root=$PWD
@@ -35,16 +36,18 @@ begin=$(date +%s)
 deadline=$((begin + seconds))
 mkdir -p "$output" || exit 1
 output=$(cd "$output" && pwd)
-work=$(mktemp -d)
-results=$work/gpu-check
-mkdir -p "$results"
+work=$(mktemp -d || mktemp -d -p "$output") || exit 1
+results=$output/gpu-check
+rm -rf "$results"
+mkdir "$results" || exit 1
 trap 'publish; rm -rf "$work"' EXIT
 trap 'exit 143' TERM INT
 
-# Written beside and renamed, so that a cut leaves the last whole version.
+# Written beside and renamed, in one folder, so that a cut leaves the last whole version.
 publish() {
-    "$python" benchmarks/_gpu_check_summary.py "$results" >"$work/summary.md" && mv "$work/summary.md" "$output/gpu-check.md"
-    tar -czf "$work/results.tar.gz" -C "$work" gpu-check && mv "$work/results.tar.gz" "$output/gpu-check.tar.gz"
+    local page=$output/.gpu-check.md archive=$output/.gpu-check.tar.gz
+    "$python" benchmarks/_gpu_check_summary.py "$results" >"$page" && mv "$page" "$output/gpu-check.md"
+    tar -czf "$archive" -C "$output" gpu-check && mv "$archive" "$output/gpu-check.tar.gz"
 }
 
 failed=0
@@ -76,11 +79,19 @@ step() {
 
 if [ -n "$packages" ]; then
     mkdir "$work/packages" && tar -xzf "$packages" -C "$work/packages" || exit 1
+    # Their compiled code would take the place of what this machine has.
+    target=$(cat "$work/packages/target-python")
+    here=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || exit 1
+    if [ "$target" != "$here" ]; then
+        echo "$packages is for Python $target, $python is $here: set PYTHON, or TARGET_PYTHON=$here with --prepare" >&2
+        exit 1
+    fi
     PYTHONPATH=$work/packages${PYTHONPATH:+:$PYTHONPATH}
 fi
 # This checkout comes first; what it installs (entry points) is among the packages.
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor
+export TORCH_EXTENSIONS_DIR=$work/extensions MPLCONFIGDIR=$work/matplotlib
 bench() { echo "$python -W ignore benchmarks/$1"; }
 
 size="800 1333" image="800 1344" training="1024 1024" device=cuda model=large network="" ours=auto repeats=10

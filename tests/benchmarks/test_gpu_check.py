@@ -1,9 +1,12 @@
 """The script for a machine with a GPU runs all steps on a CPU, keeps what it has when time is up, and sums it up."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 
 import pytest
 
@@ -44,9 +47,12 @@ def test_no_time_left(tmp_path):
 
 def test_summary_has_targets_and_is_inserted_between_markers(load_benchmark, tmp_path):
     script = load_benchmark("_gpu_check_summary")
-    (tmp_path / "steps.tsv").write_text("tests\tdone\t60\tpytest\nmodel-bfloat16\tout of time\t60\tpython\n")
+    (tmp_path / "steps.tsv").write_text(
+        "tests\tdone\t60\tpytest\nattention-bfloat16-forward\tdone\t60\tpython\n"
+        "model-bfloat16\tout of time\t60\tpython\n"
+    )
     (tmp_path / "tests.log").write_text("...\n======= 49 passed, 9 deselected in 55.00s =======\n")
-    content = {"command": ["model.py", "--size", "800", "1333"], "rows": [{"part": "model", "images a second": 31.4}]}
+    content = {"command": ["model.py", "--size", "800", "1333"], "rows": [{"images a second": 31.4, "peak GiB": 70.0}]}
     (tmp_path / "model-bfloat16.json").write_text(json.dumps(content))
     sums = {
         "large 800x1344 bfloat16, forward: flex-tiles / ours": 4.0,
@@ -60,11 +66,50 @@ def test_summary_has_targets_and_is_inserted_between_markers(load_benchmark, tmp
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "Tests: 49 passed, 9 deselected in 55.00s" in text and "| model-bfloat16 | out of time | 60 |" in text
-    measured = [line.split("|")[-2].strip() for line in text.splitlines() if "at least" in line]
-    assert measured == ["4", "5", "31.4"]
+    measured = [[cell.strip() for cell in line.split("|")[3:5]] for line in text.splitlines() if "at least" in line]
+    assert measured == [["4", "yes"], ["5", "yes"], ["not measured", ""], ["31.4", "yes"]]
+    assert "| model-bfloat16 | 31.4 | 70 |" in text and "flex-tiles / ours, kernels | 5 |" in text
     page.write_text("no markers")
     with pytest.raises(ValueError, match="has no lines <!-- gpu-check: begin -->"):
         script.insert("text", page)
+
+
+def test_a_file_that_was_cut_while_it_was_written_does_not_stop_the_summary(load_benchmark, tmp_path):
+    script = load_benchmark("_gpu_check_summary")
+    (tmp_path / "steps.tsv").write_text("model-bfloat16\tout of time\t60\tpython\n")
+    (tmp_path / "model-bfloat16.json").write_text('{"rows": [')
+    assert "| model-bfloat16 | out of time | 60 |" in script.summary(tmp_path)
+
+
+def test_the_machine_is_described_without_triton(load_benchmark, monkeypatch):
+    script = load_benchmark("_gpu_check_summary")
+    monkeypatch.setattr(script, "find_spec", lambda name: None)
+    assert "triton absent" in script.machine_facts("cpu")
+
+
+def test_packages_for_another_python_are_refused_at_once(tmp_path):
+    (tmp_path / "target-python").write_text("2.7\n")
+    with tarfile.open(tmp_path / "packages.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "target-python", "target-python")
+    command = [str(SCRIPT), "--output", str(tmp_path / "out"), "--packages", str(tmp_path / "packages.tar.gz")]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
+    assert result.returncode == 1 and "is for Python 2.7" in result.stderr and "== machine" not in result.stdout
+
+
+def test_what_is_written_survives_a_kill_in_the_middle_of_a_step(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/bash\ncase "$*" in *--machine*) echo a machine; sleep 5;; esac\n')
+    fake.chmod(0o755)
+    command = [str(SCRIPT), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHON": str(fake)}, start_new_session=True)
+    log = tmp_path / "out/gpu-check/machine.log"
+    for _ in range(200):
+        if log.is_file() and log.read_text():
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert log.read_text() == "a machine\n"
 
 
 def test_the_page_has_the_markers(load_benchmark):
