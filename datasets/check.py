@@ -1,6 +1,9 @@
-"""Check for each of the eight settings whether its data sets are complete, for training and for evaluation.
+"""Check whether the data sets of the published models are complete, for training and for evaluation.
 
-    python datasets/check.py [--dataset coco ade20k cityscapes] [--full]
+    python datasets/check.py [--dataset coco ade20k cityscapes imagenet imagenet_22k] [--full]
+
+There is a row for each of the eight settings of Mask2Former, and one for each data set of classifiers that --dataset
+names. Detectors need the data of coco-instance, UPerNets those of ade20k-semantic.
 
 The exit status is 0 if all selected settings can be trained and evaluated, otherwise 1. A number of images that differs
 from the published one is only a note: a subset can be used.
@@ -20,9 +23,16 @@ from mask2former.utils.parallel import default_workers
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
+    classified = ["imagenet", "imagenet_22k"]
     datasets = sorted({setting.dataset for setting in SETTINGS.values()})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", nargs="+", choices=datasets, default=datasets, help="default: all")
+    parser.add_argument(
+        "--dataset",
+        nargs="+",
+        choices=[*datasets, *classified],
+        default=datasets,
+        help=f"default: {' '.join(datasets)}",
+    )
     parser.add_argument("--split", nargs="+", choices=("train", "val"), default=("train", "val"), help="default: both")
     parser.add_argument(
         "--full", action="store_true", help="open every file, to find unreadable images and wrong labels"
@@ -40,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ["DETECTRON2_DATASETS"] = str(options.root)
     selected = [name for name, setting in SETTINGS.items() if setting.dataset in options.dataset]
+    selected += [name for name in classified if name in options.dataset]
     with report_interrupt("the check is incomplete"):
         checks = check_settings(selected, full=options.full, workers=options.workers, splits=options.split)
     print(render(checks))

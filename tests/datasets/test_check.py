@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask2former.config import setup_cfg
 from mask2former.data.published import check_datasets, check_settings
 from mask2former.data.published.check import dataset_name
+from mask2former.evaluation.reproduction import EVALUATIONS
 from mask2former.model_zoo import SETTINGS
 
-from ..conftest import golden, load_script
+from ..conftest import ROOT, golden, load_script
 
 FOLDERS = {"coco": "coco", "ade20k": "ADEChallengeData2016", "cityscapes": "cityscapes"}
 
@@ -45,6 +47,36 @@ def test_names_are_those_of_the_configs(setting):
     config = golden("config", setting)
     assert [dataset_name(setting, "train")] == config["DATASETS.TRAIN"]
     assert [dataset_name(setting, "val")] == config["DATASETS.TEST"]
+
+
+@pytest.mark.parametrize("fault", ["", "missing class", "damaged"])
+def test_classifiers(fault, script, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "restored after the test")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.JPEG", "JPEG")
+    for folder in (
+        tmp_path / "imagenet" / split / f"n{number:08}" for split in ("train", "val") for number in range(1000)
+    ):
+        folder.mkdir(parents=True)
+        (folder / "a.JPEG").hardlink_to(tmp_path / "a.JPEG")
+    images = sorted((tmp_path / "imagenet" / "val").glob("*/*"))
+    if fault == "damaged":
+        images[0].unlink()
+        images[0].write_bytes(b"damaged")
+    elif fault:
+        shutil.rmtree(images[0].parent)
+    status = script.main(["--root", str(tmp_path), "--dataset", "imagenet", "--full", "--workers", "1"])
+    out = capsys.readouterr().out
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("imagenet")]
+    assert (row[1], row[3]) == ("yes", "NO" if fault else "yes")
+    assert status == bool(fault) and (fault != "damaged" or str(images[0]) in out)
+
+
+def test_every_published_model_has_a_row():
+    rows = {dataset_name(name, "val") for name in (*SETTINGS, "imagenet", "imagenet_22k")}
+    # One of each folder; they differ in the backbone, and in that of classifiers also in the data.
+    files = [ROOT / evaluation.model.config_file for evaluation in EVALUATIONS.values()]
+    configs = {(file.parent, "22k" in file.stem): file for file in files}
+    assert {name for config in configs.values() for name in setup_cfg(config).DATASETS.TEST} <= rows
 
 
 @pytest.mark.parametrize("full", [[], ["--full", "--workers", "2"]])

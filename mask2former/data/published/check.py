@@ -23,7 +23,6 @@ from mask2former.data.datasets.registry import DatasetDict
 from mask2former.data.image_io import ImageReadError, read_image, read_label_map, read_panoptic_ids
 from mask2former.data.problems import Findings, Found, Problem, compare_segments, few, segment_areas, size_text
 from mask2former.data.published.preparation import SPLITS
-from mask2former.model_zoo import SETTINGS
 from mask2former.utils.input_files import files_below
 from mask2former.utils.parallel import processes, report_interval
 
@@ -46,6 +45,9 @@ _NAMES = {
     "cityscapes-panoptic": "cityscapes_fine_panoptic_{}",
     "cityscapes-instance": "cityscapes_fine_instance_seg_{}",
     "cityscapes-semantic": "cityscapes_fine_sem_seg_{}",
+    # Of the classifiers. Detectors have the data of coco-instance, UPerNets those of ade20k-semantic.
+    "imagenet": "imagenet_{}",
+    "imagenet_22k": "imagenet_22k_{}",
 }
 # Ids of Cityscapes that pixels can have. Ids from the divisor on are this times the class, plus a number.
 _CITYSCAPES_IDS = frozenset(range(34))
@@ -60,10 +62,10 @@ UNANNOTATED = Problem("images without an entry in the annotations", "nothing: th
 
 @dataclass(frozen=True)
 class SettingCheck:
-    """Result of the check of one of the settings of `mask2former.model_zoo`.
+    """Result of the check of one of the settings of `mask2former.model_zoo`, or of the classifiers' data.
 
     Attributes:
-        setting: Name of the setting, such as coco-panoptic.
+        setting: Name of the setting, such as coco-panoptic, "imagenet" or "imagenet_22k".
         images: Number of images by split, for the splits that were checked.
         findings: Problems by split.
     """
@@ -125,7 +127,7 @@ def check_settings(
     The annotations are loaded as for training and evaluation, and every file that they name must exist.
 
     Args:
-        settings: Names in `mask2former.model_zoo.SETTINGS`.
+        settings: Names in `mask2former.model_zoo.SETTINGS`, "imagenet" or "imagenet_22k".
         full: Also open every file once, and compare labels with the images, with each other, and with the classes.
         workers: Number of processes for `full`.
         splits: Any of "train" and "val".
@@ -133,7 +135,7 @@ def check_settings(
     Raises:
         ValueError: A setting or split is unknown.
     """
-    for kind, names, known in (("setting", settings, SETTINGS), ("split", splits, SPLITS)):
+    for kind, names, known in (("setting", settings, _NAMES), ("split", splits, SPLITS)):
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"unknown {kind} {unknown[0]!r}, expected one of {', '.join(known)}")
     loaded = {(setting, split): _load(dataset_name(setting, split)) for setting in settings for split in splits}
