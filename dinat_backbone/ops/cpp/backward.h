@@ -86,7 +86,7 @@ class Backward : Worker<G> {
         ask(p.key_gradient, &Layout::result, &Layout::keys, group_x, finished + n, true);
         ask(p.value_gradient, &Layout::result, &Layout::keys, group_x, finished + n, true);
       }
-      prefetcher.spread((round_up(cells, LANES) / LANES + G) * 2 * K);
+      prefetcher.spread((round_up(cells, LANES) / LANES * ROWS / BLOCK + G) * 2 * K);
       for_tiles(cells, [&](auto lanes, int64_t x) { run_tile<lanes>(item, group_x, y, rows, x); });
       add_to_keys(y, rows, key_gradients, score_gradients, flat_queries);
       add_to_keys(y, rows, value_gradients, probabilities, flat_gradients);
@@ -122,8 +122,8 @@ class Backward : Worker<G> {
         probability[n - n0] = probabilities.get() + to;
         score[n - n0] = score_gradients.get() + to;
       }
-      prefetcher.some();
       for_blocks(n1 - n0, [&](auto n, int64_t from) {
+        prefetcher.some();
         multiply_channels<W, n, G>(query + from, query_stride, slot(keys, m) + x, stride, p.channels, initial + from,
                                    probability + from, LANES, nullptr);
       });
@@ -144,8 +144,8 @@ class Backward : Worker<G> {
         score[n - n0] = score_gradients.get() + score_offset(x, n, m - window_start(y + n, current.height));
         sum[n - n0] = sums.get() + n * channels * W;
       }
-      prefetcher.some();
       for_blocks(n1 - n0, [&](auto n, int64_t from) {
+        prefetcher.some();
         multiply_places<W, n, G>(sum + from, W, score + from, LANES, slot(keys, m) + x, stride, p.channels);
       });
     });
@@ -222,7 +222,7 @@ class Backward : Worker<G> {
     }
   }
 
-  static constexpr int VECTORS = 2;                      // of channels, for which `multiply_queries` loads a weight once
+  static constexpr int VECTORS = 2;  // vectors of channels that share a load of a weight
   static constexpr int64_t TILE = ROWS * KEYS * LANES;  // scores of a tile
 
   // Offset of the scores of row n of the queries of the tile that starts at cell x, for row t of their windows.

@@ -54,7 +54,7 @@ class Forward : Worker<G> {
         ask(p.query, &Layout::query, &Layout::queries, group_x, y + ROWS + n, false);
         ask(p.output, &Layout::result, &Layout::queries, group_x, y + ROWS + n, true);
       }
-      prefetcher.spread(round_up(cells, LANES) / LANES * 2 * K);
+      prefetcher.spread(round_up(cells, LANES) / LANES * 2 * K * ROWS / BLOCK);
       for_tiles(cells, [&](auto lanes, int64_t x) { run_tile<lanes>(item, group_x, y, rows, x); });
     }
   }
@@ -78,8 +78,8 @@ class Forward : Worker<G> {
         query[n - n0] = queries.get() + n * channels * stride + x;
         initial[n - n0] = bias.get() + x * TABLE * K + (m - y - n + K - 1) * K * W;
       }
-      prefetcher.some();
       for_blocks(n1 - n0, [&](auto n, int64_t from) {
+        prefetcher.some();
         multiply_channels<W, n, G>(query + from, stride, slot(keys, m) + x, stride, p.channels, initial + from,
                                    score + from, W, most + n0 + from);
       });
@@ -92,8 +92,8 @@ class Forward : Worker<G> {
     for_key_rows(y, rows, current.height, [&](int64_t m, int64_t n0, int64_t n1) {
       set_scores(m, n0, n1);
       for (int64_t n = n0; n < n1; ++n) sum[n - n0] = sums.get() + n * channels * W;
-      prefetcher.some();
       for_blocks(n1 - n0, [&](auto n, int64_t from) {
+        prefetcher.some();
         multiply_places<W, n, G>(sum + from, W, score + from, W, slot(values, m) + x, stride, p.channels);
       });
     });

@@ -8,9 +8,10 @@
 // that processors do not prefetch them by themselves, and many requests at once would stall the processor.
 class Prefetcher {
  public:
-  void add(Place row, const Cells& cells, int64_t channels, bool to_write) {
-    rows.push_back({row, &cells, channels, to_write});
-    left += cells.size();
+  // Adds cells `first` .. `end` - 1 of a row.
+  void add(Place row, const Cells& cells, int64_t first, int64_t end, int64_t channels, bool to_write) {
+    rows.push_back({row, cells.data() + first, cells.data() + end, channels, to_write});
+    left += end - first;
   }
 
   // Distributes the requests over this many calls of `some`.
@@ -18,9 +19,9 @@ class Prefetcher {
 
   void some() {
     for (int64_t i = 0; i < rate && current < rows.size(); ++i) {
-      const Row& row = rows[current];
+      Row& row = rows[current];
       const int64_t size = row.place.bfloat16 ? 2 : 4;
-      const char* data = row.place.data + (*row.cells)[cell] * size;
+      const char* data = row.place.data + *row.next * size;
       for (int64_t byte = 0; byte < row.channels * size; byte += 64) {
         if (row.to_write) {
           __builtin_prefetch(data + byte, 1, 2);
@@ -28,25 +29,25 @@ class Prefetcher {
           __builtin_prefetch(data + byte, 0, 2);
         }
       }
-      if (++cell == row.cells->size()) ++current, cell = 0;
+      if (++row.next == row.end) ++current;
     }
   }
 
   void clear() {
     rows.clear();
-    current = cell = 0;
+    current = 0;
     left = 0;
   }
 
  private:
   struct Row {
     Place place;
-    const Cells* cells;
+    const int64_t *next, *end;
     int64_t channels;
     bool to_write;
   };
   std::vector<Row> rows;
-  size_t current = 0, cell = 0;
+  size_t current = 0;
   int64_t left = 0, rate = 0;
 };
 
@@ -102,7 +103,13 @@ class Worker {
       y = (layout->*range).first + beyond;
       if (y >= (layout->*range).end) return;
     }
-    prefetcher.add(row(map, *layout, group_x, y), layout->*cells, p.channels, to_write);
+    // Cells of keys beyond a border repeat others.
+    const bool with_neighbors = range == &Layout::keys && !to_write;
+    const Item& item = *layout->item;
+    const int64_t before = with_neighbors ? std::max<int64_t>(0, HALF - item.x0) * G : 0;
+    const int64_t after = with_neighbors ? std::max<int64_t>(0, item.x1 + HALF - layout->width) * G : 0;
+    const Cells& all = layout->*cells;
+    prefetcher.add(row(map, *layout, group_x, y), all, before, all.size() - after, p.channels, to_write);
   }
 
   float* slot(const Buffer& buffer, int64_t row) const { return buffer.get() + row % SLOTS * channels * stride; }
