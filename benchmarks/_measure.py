@@ -234,7 +234,7 @@ def _draw(
     for i, name in enumerate(names):
         places = [j + 0.8 * i / len(names) for j in range(len(bars))]
         axes.barh(places, [group.get(name, math.nan) for group in bars.values()], 0.8 / len(names), label=name)
-    axes.set_yticks([j + 0.4 for j in range(len(bars))], list(bars))
+    axes.set_yticks([j + 0.4 * (1 - 1 / len(names)) for j in range(len(bars))], list(bars))
     axes.invert_yaxis()
     axes.set_xscale(scale)
     axes.set_xlabel(axis)

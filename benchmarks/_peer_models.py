@@ -201,7 +201,7 @@ _OF_TRANSFORMERS: dict[str, tuple[Callable[..., tuple[nn.Module, Any]], type[OfT
     "transformers' Mask2Former, Swin-L": (_swin, OfTransformers),
     "transformers' EoMT, ViT-L": (_eomt, OfTransformers),
     "transformers' OneFormer, DiNAT-L": (_oneformer, OneFormer),
-    "the same on our backbone": (_oneformer_on_our_backbone, OneFormer),
+    "transformers' OneFormer, our DiNAT-L": (_oneformer_on_our_backbone, OneFormer),
 }
 NAMES = (OURS, *_OF_TRANSFORMERS)
 

@@ -88,8 +88,9 @@ def measure_if_possible(
     """Measure a program, or return the reason why it can't serve this case."""
     try:
         return measure(inputs, name, backward, repeats, budget)
-    except ValueError as error:
-        return str(error)
+    # A RuntimeError is what compilers and libraries raise.
+    except (ValueError, RuntimeError) as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def compare(

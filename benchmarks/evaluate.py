@@ -16,7 +16,7 @@ import contextlib
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def compare(scenes: Sequence[Scene], root: Path, repeats: int) -> Iterator[dict[
 
 
 @contextlib.contextmanager
-def _new_folder(root: Path) -> Iterator[Path]:
+def _new_folder(root: Path) -> Generator[Path]:
     # Some file systems wait for the disk when a file replaces another one.
     with tempfile.TemporaryDirectory(dir=root) as folder:
         yield Path(folder)

@@ -17,6 +17,7 @@ with the reason.
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -59,7 +60,9 @@ def measure(name: str, kind: str, options: argparse.Namespace) -> dict[str, Any]
     try:
         found["peak MB"] = peak_memory(run, device)
     except _ABSENT as error:
-        return {"absent": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
+        # Without the path of a file, which messages of imports end with.
+        reason = re.sub(r" \([^()]*[/\\][^()]*\)$", "", str(error).strip().splitlines()[0])
+        return {"absent": f"{type(error).__name__}: {reason}"}
     return found
 
 

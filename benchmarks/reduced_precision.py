@@ -74,12 +74,12 @@ def quantize_with_torchao(model: MaskFormer, chosen: set[str]) -> None:
 def quantize_with_torch(model: MaskFormer, chosen: set[str]) -> None:
     """Quantize linear layers with `torch.ao.quantization`."""
     try:
-        from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+        from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic  # ty: ignore[deprecated]
     except ImportError as error:
         raise AbsentError(f"torch.ao.quantization: {error}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is deprecated
-        quantize_dynamic(model, dict.fromkeys(chosen, per_channel_dynamic_qconfig), inplace=True)
+        quantize_dynamic(model, dict.fromkeys(chosen, per_channel_dynamic_qconfig), inplace=True)  # ty: ignore[deprecated]
 
 
 _QUANTIZE: dict[str, Callable[[MaskFormer, set[str]], None]] = {

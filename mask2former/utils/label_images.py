@@ -3,7 +3,6 @@
 import struct
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ except ImportError:  # systems that isal has no wheel for: files take longer to 
 
 # Masks that are brought to the CPU at once.
 _PIXELS_AT_ONCE = 1 << 22
+# Masks that are encoded at once.
+_MASKS_AT_ONCE = 4
 # Bits and colour type of the header, by type and channels.
 _PNG_KINDS = {("bool", ()): (1, 0), ("uint8", ()): (8, 0), ("uint8", (3,)): (8, 2), ("uint16", ()): (16, 0)}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -106,26 +107,30 @@ def color_to_id(color: Sequence[int]) -> int:
 
 def encode_mask(mask: NDArray[np.bool_]) -> str:
     """The `counts` of COCO's compressed run-length encoding of a mask [H, W], equal to pycocotools'."""
-    # The encoding goes down the columns: OpenCV transposes faster than the encoder strides over rows.
-    columns: Any = cv2.transpose(mask.view(np.uint8)).T
-    return mask_util.encode(columns)["counts"].decode("ascii")
+    return _encode_group(mask[None], np.empty((1, *mask.shape[::-1]), np.uint8))[0]
 
 
 def encode_masks(masks: torch.Tensor) -> list[str]:
     """The `counts` of COCO's compressed run-length encoding of each mask, equal to pycocotools'.
 
     Args:
-        masks: [N, H, W] on any device; non-zero pixels belong to the mask. A few masks at a time are copied to the CPU,
-            by as many threads as PyTorch uses.
+        masks: [N, H, W] on any device; non-zero pixels belong to the mask. A few masks at a time are copied to the CPU.
     """
-    at_once = max(1, _PIXELS_AT_ONCE // max(1, masks[:1].numel()))
-    groups = masks.split(at_once)
-    threads = min(torch.get_num_threads(), len(groups))
-    if threads <= 1:
-        return [counts for group in groups for counts in _encode_group(group)]
-    with ThreadPoolExecutor(threads) as pool:
-        return [counts for encoded in pool.map(_encode_group, groups) for counts in encoded]
+    count, height, width = masks.shape
+    # New memory for each mask would take longer than its encoding.
+    columns = np.empty((min(count, _MASKS_AT_ONCE), width, height), np.uint8)
+    found = []
+    for group in masks.split(max(1, _PIXELS_AT_ONCE // max(1, height * width))):
+        pixels = group.to(torch.bool).cpu().numpy()
+        for start in range(0, len(pixels), _MASKS_AT_ONCE):
+            found += _encode_group(pixels[start : start + _MASKS_AT_ONCE], columns)
+    return found
 
 
-def _encode_group(masks: torch.Tensor) -> list[str]:
-    return [encode_mask(mask) for mask in masks.to(torch.bool).cpu().numpy()]
+def _encode_group(masks: NDArray[np.bool_], columns: NDArray[np.uint8]) -> list[str]:
+    """Encode masks [N, H, W], with memory for at least N masks as columns [..., W, H]."""
+    # The encoding goes down the columns: OpenCV transposes faster than the encoder strides over rows.
+    for mask, transposed in zip(masks.view(np.uint8), columns, strict=False):
+        cv2.transpose(mask, dst=transposed)
+    stack: Any = columns[: len(masks)].transpose(2, 1, 0)  # [H, W, N]
+    return [one["counts"].decode("ascii") for one in mask_util.encode(stack)]
