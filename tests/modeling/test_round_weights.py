@@ -104,6 +104,36 @@ def test_a_norm_of_a_convolution_stays_in_float32():
     assert model.conv.weight.dtype == torch.bfloat16 and model.conv.norm.weight.dtype == torch.float32
 
 
+class Foreign(nn.Module):
+    """A part of somebody else's, which computes in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return self.layer(x.float())
+
+
+def test_parts_from_other_packages_may_compute_in_float32():
+    class Model(LossesOrResults):
+        bfloat16_inference = True
+
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.head = Foreign(), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.head(self.backbone(x))
+
+    model = Model()
+    round_weights(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.ones(1, 4)).dtype == torch.bfloat16
+    assert model.head.weight.dtype == torch.bfloat16 and model.backbone.layer.weight.dtype == torch.float32
+
+
 def test_a_model_that_predicts_in_float32_is_left_alone():
     model = build(KINDS["classifier"], amp=False)
     round_weights(model)

@@ -15,6 +15,8 @@ from ..pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder
 # Layers whose weights and biases autocast rounds to bfloat16 in every prediction, and modules that turn autocast off.
 _ROUNDED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention)
 _COMPUTED_IN_FLOAT32 = (MSDeformAttnPixelDecoder,)
+# Modules of other packages, such as a backbone of one's own, may turn autocast off anywhere: they are left alone.
+_KNOWN_PACKAGES = ("torch", "torchvision", "detectron2", "dinat_backbone", "mask2former")
 
 
 class LossesOrResults(nn.Module):
@@ -93,8 +95,8 @@ def round_weights(model: nn.Module) -> None:
     """Keep in bfloat16 the weights that predictions in bfloat16 would round each time, and that nothing else needs.
 
     Autocast rounds all weights of linear layers and convolutions in each prediction. Rounded once, they give the same
-    results and take half the memory. Other weights stay in float32, as in autocast, and so does a model that predicts
-    in float32.
+    results and take half the memory. Other weights stay in float32, as in autocast, and so do parts from other packages
+    and a model that predicts in float32.
 
     Args:
         model: A model with its final weights, which is not trained afterwards.
@@ -112,7 +114,8 @@ def _round_layers(module: nn.Module) -> None:
             rounded = nn.Parameter(parameter.detach().bfloat16(), parameter.requires_grad)
             module.register_parameter(name, rounded)
     for child in module.children():
-        _round_layers(child)
+        if type(child).__module__.partition(".")[0] in _KNOWN_PACKAGES:
+            _round_layers(child)
 
 
 class MetaArchitecture(LossesOrResults):
