@@ -38,7 +38,8 @@ mkdir -p "$output" || exit 1
 output=$(cd "$output" && pwd)
 work=$(mktemp -d || mktemp -d -p "$output") || exit 1
 results=$output/gpu-check
-rm -rf "$results"
+# Results of an earlier run stay, under another name.
+[ ! -e "$results" ] || mv "$results" "$results.$(date -r "$results" +%Y%m%d-%H%M%S)" || exit 1
 mkdir "$results" || exit 1
 trap 'publish; rm -rf "$work"' EXIT
 trap 'exit 143' TERM INT

@@ -45,6 +45,14 @@ def test_no_time_left(tmp_path):
     assert "| model-bfloat16 | not started, no time left | 0 |" in (tmp_path / "gpu-check.md").read_text()
 
 
+def test_results_of_an_earlier_run_stay(tmp_path):
+    earlier = tmp_path / "gpu-check" / "model-bfloat16.json"
+    earlier.parent.mkdir()
+    earlier.write_text("{}")
+    run(tmp_path, "--seconds", "1")
+    assert not earlier.exists() and [path.name for path in tmp_path.glob("gpu-check.2*/*")] == [earlier.name]
+
+
 def test_summary_has_targets_and_is_inserted_between_markers(load_benchmark, tmp_path):
     script = load_benchmark("_gpu_check_summary")
     (tmp_path / "steps.tsv").write_text(
