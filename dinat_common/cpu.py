@@ -21,9 +21,11 @@ def map_tokens(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     Returns:
         Tokens [..., C].
     """
+    # A compiler can't trace the number of threads, and plans its memory itself.
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
+        return function(x)
     at_once = _TOKENS_AT_ONCE * torch.get_num_threads()
-    in_parts = x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if not in_parts or x[..., 0].numel() <= 4 * at_once:
+    if x[..., 0].numel() <= 4 * at_once:
         return function(x)
     tokens = x.flatten(0, -2)
     first, *rest = tokens.split(at_once)
