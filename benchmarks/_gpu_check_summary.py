@@ -51,8 +51,8 @@ def models(folder: Path, steps: Iterable[Sequence[str]]) -> list[list[str]]:
 def attention(folder: Path, steps: Iterable[Sequence[str]]) -> list[list[str]]:
     """Rows of the sums over the layers of a model, with their ratios."""
     names = [step[0] for step in steps if step[0].startswith("attention")]
-    sums = ((name, _load(folder / f"{name}.json").get("summary", {})) for name in names)
-    return [[text, f"{v:.3g}"] for _, values in sums for text, v in values.items() if isinstance(v, float)]
+    sums = (_load(folder / f"{name}.json").get("summary", {}) for name in names)
+    return [[text, f"{v:.3g}"] for values in sums for text, v in values.items() if isinstance(v, float)]
 
 
 def tables(folder: Path) -> str:

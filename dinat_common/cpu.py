@@ -1,6 +1,7 @@
 """How maps and tokens are kept in memory, so that a CPU reads and writes as little of it as possible."""
 
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -27,14 +28,12 @@ def map_tokens(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     at_once = _TOKENS_AT_ONCE * torch.get_num_threads()
     if x[..., 0].numel() <= 4 * at_once:
         return function(x)
-    tokens = x.flatten(0, -2)
-    first, *rest = tokens.split(at_once)
-    part = function(first)
-    result = part.new_empty(tokens.shape)
-    result[: len(part)] = part
-    for start, tokens_of_part in zip(range(at_once, len(tokens), at_once), rest, strict=True):
-        result[start : start + len(tokens_of_part)] = function(tokens_of_part)
-    return result.view(x.shape)
+    parts = map(function, x.flatten(0, -2).split(at_once))
+    first = next(parts)
+    result = first.new_empty(x.shape)
+    for place, part in zip(result.view(-1, x.shape[-1]).split(at_once), chain([first], parts), strict=True):
+        place.copy_(part)
+    return result
 
 
 def channels_first(x: Tensor) -> Tensor:
